@@ -1,0 +1,1 @@
+"""bct: the shared library of backward-compatible training. Flat modules, plain functions."""
