@@ -1,0 +1,62 @@
+"""Every key there is, with its default. A config states only what differs.
+
+Names and meanings are insightface's where insightface has them. Relative paths in a config start
+at the repository's root; relative paths on the command line start where you are.
+"""
+
+from easydict import EasyDict as edict
+
+config = edict()
+
+# network
+config.network = "r50"
+config.embedding_size = 512
+config.amp = None  # "bf16", "fp16" or "off"; None: bf16 where the hardware has it
+config.fp16 = None  # insightface's switch: True is amp="fp16" (on a GPU), False is amp="off"
+
+# classification head
+config.head = "margin"  # "margin": PartialFC with margin_list; "softmax": a linear layer with bias
+config.margin_list = (1.0, 0.5, 0.0)  # target logit cos(m1 * theta + m2) - m3
+config.scale = 64.0
+config.sample_rate = 1.0  # share of the negative classes that PartialFC uses per step
+config.interclass_filtering_threshold = 0.0  # drop negatives with a larger cosine; 0: keep all
+
+# data
+config.rec = (
+    None  # folder with train.rec, a .rec file (suffix optional), an image folder, "synthetic"
+)
+config.shard = None  # part of the set made by tools/split_dataset.py: "class30", "data70", ...
+config.num_classes = None  # read from the data; checked when given
+config.num_image = None  # likewise
+config.rec_backend = "native"  # or "mxnet"
+config.num_workers = 2
+
+# the old model, for compatible training
+config.scenario = None  # "OPclass", "OPdata", "EXclass", "EXdata"
+config.old_config = None  # name of the old model's config, e.g. "f128_r18_softmax_class30"
+config.feature_save = "feature_save"  # where the tools keep the old model's artefacts
+config.parity = "corrected"  # or "published": the references' arithmetic, defects included
+
+# optimisation
+config.batch_size = 128  # per process
+config.gradient_acc = 1  # micro-batches per step, averaged
+config.num_epoch = None
+config.warmup_epoch = 0
+config.optimizer = "sgd"  # or "adamw"
+config.lr = 0.1
+config.lr_power = (
+    2.0  # lr * (1 - progress) ** lr_power after the warm-up; insightface has 1, MixBCT 2
+)
+config.momentum = 0.9
+config.weight_decay = 5e-4
+config.clip_norm = 5.0  # of the backbone's gradient
+
+# the run
+config.seed = 666
+config.output = None  # None: work_dirs/<config name>
+config.resume = False  # continue this config's run in `output`, or keep it if it is finished
+config.overwrite = False  # replace a run that does not match
+config.frequent = 20  # steps between log lines
+config.verbose = 2000  # steps between verifications
+config.val_targets = []  # names of verification sets, <rec_val>/<name>.bin
+config.rec_val = None  # their folder; None: the folder of `rec`
