@@ -1,0 +1,103 @@
+"""Loading a trained network: our model.pt, insightface's and the MixBCT reference's files."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from backbones import get_model
+from bct.errors import BctError
+from bct.files import read_json
+
+_WRAPPERS = ("state_dict_backbone", "state_dict", "model", "backbone")  # keys of whole checkpoints
+_PREFIXES = ("module.", "backbone.")
+_HEADS = ("cls_fc.", "BCT_FC.", "NormFace.", "discriminator.", "eboundary.")  # not the network's
+
+
+def load_backbone(
+    weights: str | Path,
+    network: str | None = None,
+    amp_dtype: torch.dtype | None = None,
+) -> nn.Module:
+    """Builds a network and loads its weights.
+
+    Args:
+        weights: a state_dict, or a checkpoint that holds one; old classifiers in it are ignored.
+        network: a name of backbones.NETWORKS; may be left out when the file has a model.json of
+            ours beside it. The embedding size is read from the weights.
+        amp_dtype: see get_model.
+
+    Returns:
+        The network in eval mode, on the CPU.
+
+    Raises:
+        BctError: no such file, not a state_dict, or weights of another network.
+    """
+    weights = Path(weights)
+    if not weights.is_file():
+        raise BctError(
+            f"weights {weights} do not exist", "check the path, or train the model first"
+        )
+    sidecar = weights.with_suffix(".json")
+    if network is None:
+        if not sidecar.is_file():
+            raise BctError(
+                f"{weights} does not say which network it is", "name the network, e.g. -net r50"
+            )
+        network = read_json(sidecar)["network"]
+    state = _state_dict(weights)
+    size = _embedding_size(weights, state)
+    model = get_model(network, size, amp_dtype)
+    own = model.state_dict()
+    counters = {k: v for k, v in own.items() if k.endswith("num_batches_tracked")}
+    state = {**{k: v for k, v in counters.items() if k not in state}, **state}
+    differing = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
+    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+    if missing or extra or differing:
+        kinds = (("missing", missing), ("unexpected", extra), ("of another shape", differing))
+        found = "; ".join(f"{len(k)} {name}, e.g. {k[0]}" for name, k in kinds if k)
+        raise BctError(
+            f"{weights} does not fit network {network} ({found})",
+            "name the network it was trained with" + _guess(sidecar, network),
+        )
+    model.load_state_dict(state)
+    return model.eval()
+
+
+def _state_dict(weights: Path) -> dict[str, torch.Tensor]:
+    try:
+        saved: Any = torch.load(weights, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for a damaged or foreign file
+        reason = str(error).splitlines()[0][:120]
+        raise BctError(
+            f"{weights} can't be read as weights ({type(error).__name__}: {reason})",
+            "give a file with a state_dict saved by torch.save",
+        ) from None
+    for key in _WRAPPERS:
+        if isinstance(saved, dict) and isinstance(saved.get(key), dict):
+            saved = saved[key]
+    tensors = isinstance(saved, dict) and saved and all(map(torch.is_tensor, saved.values()))
+    if not tensors:
+        raise BctError(f"{weights} holds no state_dict", "give the network's own weights, model.pt")
+    state = {}
+    for key, value in saved.items():
+        for prefix in _PREFIXES:
+            key = key.removeprefix(prefix)
+        if not key.startswith(_HEADS):
+            state[key] = value
+    return state
+
+
+def _embedding_size(weights: Path, state: dict[str, torch.Tensor]) -> int:
+    """Every backbone ends in a batch norm over the embedding."""
+    means = [value for key, value in state.items() if key.endswith("running_mean")]
+    if not means:
+        raise BctError(f"{weights} is no backbone of ours (no batch norm)", "check the path")
+    return len(means[-1])
+
+
+def _guess(sidecar: Path, network: str) -> str:
+    if sidecar.is_file() and (name := read_json(sidecar).get("network")) != network:
+        return f": {name}, says {sidecar.name}"
+    return ""
