@@ -1,0 +1,245 @@
+"""Classification heads: PartialFC with an angular margin, and a plain linear layer with bias.
+
+A head is called as head(embeddings, labels, rng) and returns the mean cross-entropy of the global
+batch. Both keep working with one process and without a process group.
+"""
+
+import math
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import nn
+
+from bct.distributed import (
+    all_gather,
+    all_reduce,
+    contiguous_share,
+    gather_rows,
+    generator,
+    rank,
+    world_size,
+)
+from bct.errors import BctError
+
+_INIT_BLOCK = 4096  # classes per random stream when centres are initialised
+_COS_MAX = 1 - 1e-7  # keeps the slope of arccos finite
+
+
+def margin_logit(
+    cos: torch.Tensor, m1: float, m2: float, m3: float
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """The target's logit under a combined margin, and its derivative.
+
+        psi(theta) = cos(m1 theta + m2) - m3,   theta = arccos(cos)
+
+    (1, m, 0) is ArcFace, (1, 0, m) CosFace, (m, 0, 0) SphereFace. Where m1 theta + m2 exceeds pi
+    the cosine would rise again; there psi continues as cos(theta) - m2 sin(m2) - m3 when m1 = 1
+    (ArcFace's own rule) and as -2 - cos(m1 theta + m2) - m3 otherwise (SphereFace's), so that it
+    always falls.
+    Sources: Deng et al., CVPR 2019, eq. 4; Liu et al., CVPR 2017, eq. 7.
+
+    Args:
+        cos: (K,) float32, cosines of the targets; clamped to +-(1 - 1e-7).
+
+    Returns:
+        psi (K,) and d psi / d cos (K,).
+    """
+    cos = cos.clamp(-_COS_MAX, _COS_MAX)
+    theta = torch.acos(cos)
+    angle = m1 * theta + m2
+    psi, slope = torch.cos(angle), m1 * torch.sin(angle) / torch.sin(theta)
+    beyond = angle > math.pi
+    if m1 == 1:
+        tail, tail_slope = cos - m2 * math.sin(m2), torch.ones_like(cos)
+    else:
+        tail, tail_slope = -2 - psi, -slope
+    return torch.where(beyond, tail, psi) - m3, torch.where(beyond, tail_slope, slope)
+
+
+class _ShardedMarginSoftmax(torch.autograd.Function):
+    """Mean over N gathered rows of -log softmax over all ranks' classes, with its exact gradient.
+
+    Normalising the centres, scaling, margin and cross-entropy are one function, so that the only
+    (N, n) block alive is the one that holds cosines, then logits, then probabilities, and the
+    normalised centres never exist: cos = (e w^T) / |w|, and with g the gradient by the cosines,
+
+        dL/de = (g / |w|) w          dL/dw = (g / |w|)^T e - w (w . (g / |w|)^T e) / |w|^2
+    """
+
+    @staticmethod
+    def forward(ctx, e, w, target, margin, scale, filter_above):
+        # e (N, D) unit rows; w (n, D); target (N,) column of the row's class, or -1: other rank
+        inverse_norm = torch.linalg.vector_norm(w, dim=1).clamp_min_(1e-12).reciprocal_()
+        logits = torch.mm(e, w.t()).mul_(inverse_norm)  # (N, n), cosines
+        rows = torch.nonzero(target >= 0).squeeze(1)
+        columns = target[rows]
+        psi, slope = margin_logit(logits[rows, columns], *margin)
+        dropped = None
+        if filter_above > 0:
+            dropped = logits > filter_above
+            dropped[rows, columns] = False
+            logits.masked_fill_(dropped, 0.0)
+        logits[rows, columns] = psi
+        logits.mul_(scale)
+        target_logit = logits.new_zeros(len(e)).index_copy_(0, rows, logits[rows, columns])
+
+        top = all_reduce(logits.amax(1), dist.ReduceOp.MAX)  # (N,)
+        logits.sub_(top[:, None]).exp_()
+        sums = all_reduce(torch.stack((logits.sum(1), target_logit)))  # one collective for both
+        ctx.save_for_backward(e, w, logits, sums[0], inverse_norm, rows, columns, slope, dropped)
+        ctx.scale = scale
+        return (sums[0].log() + top - sums[1]).mean()  # log-sum-exp: exact at any depth
+
+    @staticmethod
+    def backward(ctx, grad):
+        e, w, g, total, inverse_norm, rows, columns, slope, dropped = ctx.saved_tensors
+        weight = ctx.scale * grad / len(e)
+        g.mul_((weight / total)[:, None])  # in place: a second backward would need the block again
+        g[rows, columns] = (g[rows, columns] - weight) * slope
+        if dropped is not None:
+            g.masked_fill_(dropped, 0.0)
+        g.mul_(inverse_norm)
+        grad_e = torch.mm(g, w) if ctx.needs_input_grad[0] else None
+        grad_w = None
+        if ctx.needs_input_grad[1]:
+            grad_w = torch.mm(g.t(), e)
+            radial = torch.linalg.vecdot(w, grad_w).mul_(inverse_norm.square())
+            grad_w.addcmul_(w, radial[:, None], value=-1)
+        return grad_e, grad_w, None, None, None, None
+
+
+class PartialFC(nn.Module):
+    """Margin softmax whose class centres are cut over the ranks.
+
+    Rank r holds a contiguous run of classes. Embeddings and labels are gathered, every rank scores
+    all of them against its own centres, and two small collectives join the softmax.
+    Source: An et al., Killing Two Birds with One Stone, CVPR 2022.
+
+    Args:
+        embedding_size: D.
+        num_classes: C, over all ranks.
+        margin: (m1, m2, m3), see margin_logit.
+        scale: s, the logits are s * cosine.
+        sample_rate: share of a rank's centres used per step. The centres of the batch's classes are
+            always among them, the rest is drawn anew in every step.
+        filter_above: negatives with a larger cosine count as cosine 0 without gradient (0: off).
+        seed: of the centres, N(0, 0.01^2). They depend on the class alone, not on the ranks.
+
+    Attributes:
+        weight: Parameter (n, D), this rank's centres.
+        start: first class of this rank.
+        sampled: the classes used in the last step (global, ascending), when sample_rate < 1.
+
+    Deviations from insightface's PartialFC v2: the gradient of the margin is exact, centres differ
+    between ranks, the loss is not capped at 69.08, and |cos| = 1 has a finite gradient.
+    """
+
+    def __init__(
+        self,
+        embedding_size: int,
+        num_classes: int,
+        *,
+        margin: tuple[float, float, float] = (1.0, 0.5, 0.0),
+        scale: float = 64.0,
+        sample_rate: float = 1.0,
+        filter_above: float = 0.0,
+        seed: int = 0,
+    ):
+        super().__init__()
+        if not 0 < sample_rate <= 1:
+            raise BctError(f"sample_rate = {sample_rate}", "give a value above 0, at most 1")
+        if num_classes < world_size():
+            raise BctError(
+                f"{num_classes} classes can't be cut over {world_size()} ranks", "use fewer ranks"
+            )
+        self.num_classes, self.margin, self.scale = num_classes, tuple(margin), scale
+        self.sample_rate, self.filter_above = sample_rate, filter_above
+        self.start, count = contiguous_share(num_classes, rank(), world_size())
+        self.weight = nn.Parameter(torch.empty(count, embedding_size))
+        self.sampled = None
+        stop = self.start + count
+        for block in range(self.start // _INIT_BLOCK, -(-stop // _INIT_BLOCK)):
+            rng = generator("cpu", seed, "centres", block)
+            first = block * _INIT_BLOCK
+            centres = torch.empty(_INIT_BLOCK, embedding_size).normal_(0, 0.01, generator=rng)
+            lo, hi = max(first, self.start), min(first + _INIT_BLOCK, stop)
+            self.weight.data[lo - self.start : hi - self.start] = centres[lo - first : hi - first]
+
+    def forward(
+        self, embeddings: torch.Tensor, labels: torch.Tensor, rng: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """Mean loss over the global batch, the same on all ranks.
+
+        Args:
+            embeddings: (B, D), this rank's; B is the same on all ranks.
+            labels: (B,) int64, global classes.
+            rng: this rank's stream for the negatives, needed when sample_rate < 1.
+        """
+        e = gather_rows(F.normalize(embeddings.float()))  # (N, D)
+        target = all_gather(labels) - self.start  # (N,)
+        mine = (target >= 0) & (target < len(self.weight))
+        target = target.where(mine, -1)
+        weight = self.weight
+        if self.sample_rate < 1:
+            used = self._sample(target[mine], rng)
+            self.sampled = used + self.start
+            weight = weight.index_select(0, used)
+            target = torch.searchsorted(used, target).where(mine, -1)
+        return _ShardedMarginSoftmax.apply(
+            e, weight, target, self.margin, self.scale, self.filter_above
+        )
+
+    def to_global(self, rows: torch.Tensor) -> torch.Tensor | None:
+        """This rank's rows (n, ...) -> all classes' (C, ...), in class order, on rank 0's CPU.
+
+        Every rank has to call it; the others get None.
+        """
+        out = None
+        if rank() == 0:
+            out = torch.empty(self.num_classes, *rows.shape[1:], dtype=rows.dtype)
+            out[: len(rows)] = rows
+        for source in range(1, world_size()):
+            start, count = contiguous_share(self.num_classes, source, world_size())
+            if rank() == source:
+                dist.send(rows.contiguous(), 0)
+            elif rank() == 0:
+                piece = rows.new_empty(count, *rows.shape[1:])
+                dist.recv(piece, source)
+                out[start : start + count] = piece
+        return out
+
+    def to_local(self, rows: torch.Tensor) -> torch.Tensor:
+        """All classes' rows (C, ...) -> this rank's (n, ...)."""
+        if len(rows) != self.num_classes:
+            raise BctError(
+                f"the checkpoint has {len(rows)} centres, the data {self.num_classes} classes",
+                "resume with the data set the run was started with",
+            )
+        return rows[self.start : self.start + len(self.weight)]
+
+    def _sample(self, positives: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
+        """Ascending local indices: all positives, filled up with random negatives."""
+        priority = torch.rand(len(self.weight), generator=rng, device=self.weight.device)
+        priority[positives] = 2.0
+        count = max(int(self.sample_rate * len(self.weight)), int((priority == 2).sum()), 1)
+        return priority.topk(count).indices.sort().values
+
+
+class SoftmaxHead(nn.Linear):
+    """Cross-entropy of a linear layer with bias, without normalisation or margin.
+
+    The head of "softmax" old models (MixBCT reference): logits = W f + b on the raw embedding.
+    Returns the mean over this rank's batch; DDP averages over ranks, each of which holds all rows.
+    """
+
+    def to_global(self, rows: torch.Tensor) -> torch.Tensor | None:
+        return rows.cpu() if rank() == 0 else None
+
+    def to_local(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows
+
+    def forward(
+        self, embeddings: torch.Tensor, labels: torch.Tensor, rng: torch.Generator | None = None
+    ) -> torch.Tensor:
+        return F.cross_entropy(super().forward(embeddings.float()), labels)
