@@ -1,0 +1,242 @@
+"""What the old model leaves for the new one: arrays on disk, each with a small JSON manifest.
+
+    feature_save/<scenario>/<SD>_feature.npy    float32 (n, D), raw embeddings, row i = data index i
+                            <SD>_label.npy      int64 (n,)
+                            <SD>_avg_feature.npy                float32 (C, D), unit class means
+                            <SD>_credible_ratio_90_feature.npy  bool (n,)
+
+Names and contents are the MixBCT reference's; see bct/scenarios.py for scenario and SD. The
+manifest has the same name with .json: what the array was computed from, so that nothing stale is
+ever used.
+"""
+
+import datetime
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from easydict import EasyDict
+
+from bct import distributed
+from bct.datasets import Faces
+from bct.errors import BctError
+from bct.files import atomic, read_json, sha256, sha256_file, write_json
+from bct.scenarios import artefact_name, scenario_of
+
+# kind: (end of the file name, command that makes it)
+KINDS = {
+    "old_embedding": ("feature", "python tools/extract_features.py {old_config} --SD {sd}"),
+    "old_embedding_label": ("label", "python tools/extract_features.py {old_config} --SD {sd}"),
+    "old_prototype": ("avg_feature", "python tools/average_features.py --SD {sd}"),
+    "credible_old_feature": (
+        "credible_ratio_{percent}_feature",
+        "python tools/denoise.py --T {T} --SD {sd}",
+    ),
+}
+
+
+def artefact_path(
+    kind: str, feature_save: str | Path, scenario: str, sd: str, T: float = 0.9
+) -> Path:
+    """Where an artefact lives. T is the kept share of the credible mask."""
+    suffix = KINDS[kind][0].format(percent=round(100 * T))
+    return Path(feature_save) / scenario / f"{sd}_{suffix}.npy"
+
+
+def manifest_path(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+@contextmanager
+def write_artefact(
+    path: Path, shape: tuple[int, ...], dtype: str, **manifest: Any
+) -> Iterator[np.ndarray]:
+    """Yields a memory-mapped array to fill. File and manifest appear when the block ends well.
+
+    Args:
+        manifest: what the array is and was made from; rows, dim, dtype and date are added.
+    """
+    with atomic(path) as temporary:
+        array = np.lib.format.open_memmap(temporary, "w+", np.dtype(dtype), shape)
+        yield array
+        array.flush()
+        manifest_path(path).unlink(missing_ok=True)  # never a new array beside an old manifest
+    write_json(
+        manifest_path(path),
+        {
+            **manifest,
+            "rows": shape[0],
+            "dim": shape[1] if len(shape) > 1 else None,
+            "dtype": str(np.dtype(dtype)),
+            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        },
+    )
+
+
+@contextmanager
+def shared_artefact(
+    path: Path, shape: tuple[int, ...], dtype: str, **manifest: Any
+) -> Iterator[np.ndarray]:
+    """write_artefact for all ranks: rank 0 creates the file, the others fill the same one."""
+    name: list[str | None] = [None]
+    with ExitStack() as stack:
+        if distributed.is_main():
+            array = stack.enter_context(write_artefact(path, shape, dtype, **manifest))
+            name[0] = str(array.filename)
+        if distributed.world_size() > 1:
+            dist.broadcast_object_list(name, src=0)
+        if not distributed.is_main():
+            array = np.load(name[0], mmap_mode="r+")
+        yield array
+        array.flush()
+        distributed.barrier()  # rank 0 renames the file once all have written
+
+
+def is_valid(path: Path, **expected: Any) -> bool:
+    """Whether an artefact exists whose manifest has these entries."""
+    if not (path.is_file() and manifest_path(path).is_file()):
+        return False
+    manifest = read_json(manifest_path(path))
+    return all(manifest.get(key) == value for key, value in expected.items())
+
+
+def open_artefact(path: Path, how: str = "") -> tuple[np.ndarray, dict[str, Any]]:
+    """Memory-maps an artefact and reads its manifest.
+
+    Args:
+        how: the command that makes it, for the error message.
+
+    Raises:
+        BctError: missing file or manifest, array and manifest disagree, damaged file.
+    """
+    make = f"make it with: {how}" if how else "make it again with the tool that wrote it"
+    if not path.is_file():
+        raise BctError(f"artefact {path} does not exist", make)
+    if not manifest_path(path).is_file():
+        raise BctError(f"{path} has no manifest, so it can't be checked against the data", make)
+    manifest = read_json(manifest_path(path))
+    try:
+        array = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise BctError(f"{path} is damaged ({error})", make) from None
+    shape = (manifest["rows"],) if manifest["dim"] is None else (manifest["rows"], manifest["dim"])
+    if array.shape != shape or str(array.dtype) != manifest["dtype"]:
+        raise BctError(
+            f"{path} holds {array.dtype} {array.shape}, its manifest says "
+            f"{manifest['dtype']} {shape}",
+            make,
+        )
+    return array, manifest
+
+
+def open_features(
+    feature_save: str | Path, sd: str
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Embeddings (n, D), labels (n,) and what a further artefact inherits from their manifest.
+
+    Raises BctError when one is missing or damaged, or when they do not belong together.
+    """
+    how = f"python tools/extract_features.py <the old model's config> --SD {sd}"
+    scenario = scenario_of(sd)
+    features, manifest = open_artefact(
+        artefact_path("old_embedding", feature_save, scenario, sd), how
+    )
+    labels, of_labels = open_artefact(
+        artefact_path("old_embedding_label", feature_save, scenario, sd), how
+    )
+    keys = ("model", "data", "parity", "amp", "weights", "data_path")
+    made_from = {key: manifest[key] for key in keys}
+    if made_from != {key: of_labels[key] for key in keys}:
+        raise BctError(
+            f"embeddings and labels of {sd} come from different runs", f"make both: {how}"
+        )
+    return features, np.array(labels), made_from
+
+
+class OldModel:
+    """The artefacts of the old model that a method needs, opened and checked against the data.
+
+    Args:
+        cfg: a resolved config. A key named like the artefact (e.g. old_embedding) overrides the
+            path that follows from scenario and old_config.
+        faces: the new model's training data.
+        needs: kinds, keys of KINDS.
+
+    Raises:
+        BctError: an artefact that is missing, stale, of another data set, length or dimension, or
+            that was made from another old model than its companions.
+    """
+
+    def __init__(self, cfg: EasyDict, faces: Faces, needs: tuple[str, ...] = ()):
+        self._arrays: dict[str, np.ndarray] = {}
+        self.manifests: dict[str, dict] = {}
+        for kind in needs:
+            path, how = self._locate(cfg, kind)
+            array, manifest = open_artefact(path, how)
+            self._check(cfg, faces, path, manifest, how)
+            self._arrays[kind], self.manifests[kind] = array, manifest
+        models = {manifest["model"] for manifest in self.manifests.values()}
+        if len(models) > 1:
+            raise BctError(
+                f"the artefacts {', '.join(needs)} come from different old models",
+                "make all of them again from the same one (tools/, in the README's order)",
+            )
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes when any of the artefacts does."""
+        keys = ("kind", "model", "data", "parity", "T", "rows", "dim")
+        parts = [repr([m.get(key) for key in keys]) for m in self.manifests.values()]
+        return sha256(*parts)
+
+    def rows(self, kind: str, index: torch.Tensor) -> torch.Tensor:
+        """These rows of an artefact, on the index's device; only they are read from disk."""
+        return torch.from_numpy(self._arrays[kind][index.cpu().numpy()]).to(index.device)
+
+    def whole(self, kind: str) -> torch.Tensor:
+        """A whole artefact in memory (masks, class means)."""
+        return torch.from_numpy(np.array(self._arrays[kind]))
+
+    @staticmethod
+    def _locate(cfg: EasyDict, kind: str) -> tuple[Path, str]:
+        if cfg.scenario is None or cfg.old_config is None:
+            missing = "scenario" if cfg.scenario is None else "old_config"
+            raise BctError(
+                f"config {cfg.name} does not set {missing}, so there is no old model to follow",
+                'set scenario ("OPclass", ...) and old_config ("f128_r18_softmax_class30", ...)',
+            )
+        T = cfg.get("T", 0.9)
+        sd = artefact_name(cfg.old_config, cfg.shard)
+        how = KINDS[kind][1].format(old_config=f"configs/{cfg.old_config}.py", sd=sd, T=T)
+        if cfg.get(kind):
+            return Path(cfg[kind]), how
+        return artefact_path(kind, cfg.feature_save, cfg.scenario, sd, T), how
+
+    @staticmethod
+    def _check(cfg: EasyDict, faces: Faces, path: Path, manifest: dict, how: str) -> None:
+        if manifest["data"] != faces.fingerprint:
+            raise BctError(
+                f"{path} was made from {manifest['data_path']}, which is not the data in {cfg.rec}",
+                f"make it again from this data: {how}",
+            )
+        per_image = manifest["kind"] != "old_prototype"
+        if per_image and manifest["rows"] != len(faces):
+            raise BctError(
+                f"{path} has {manifest['rows']} rows, the data set {len(faces)} images",
+                f"make it again: {how}",
+            )
+        if manifest["dim"] is not None and manifest["dim"] != cfg.embedding_size:
+            raise BctError(
+                f"{path} holds {manifest['dim']}-d old embeddings, the new model has "
+                f"embedding_size = {cfg.embedding_size}",
+                f"set embedding_size={manifest['dim']}, or use an old model of the same size",
+            )
+        weights = Path(manifest["weights"])
+        if weights.is_file() and sha256_file(weights) != manifest["model"]:
+            raise BctError(
+                f"{path} is stale: {weights} has been trained anew since", f"make it again: {how}"
+            )

@@ -1,0 +1,232 @@
+"""Artefacts of the old model: the tools that make them, their manifests, and what is refused."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from faces import write_faces
+
+from backbones import get_model
+from bct.artefacts import OldModel, artefact_path, open_artefact, write_artefact
+from bct.config import load_config
+from bct.datasets import RecordFaces
+from bct.errors import BctError
+from bct.files import ROOT
+from bct.images import decode, to_network
+from bct.statistics import class_means, credible_mask
+
+NEEDS = ("old_embedding", "credible_old_feature")
+SD = "old_class70"
+
+
+def run(tool, *arguments, ranks=1):
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
+    return subprocess.run(
+        [*launcher, str(ROOT / "tools" / tool), *map(str, arguments)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    """A folder with shards, an old model (random weights), configs and all artefacts."""
+    folder = tmp_path_factory.mktemp("house")
+    write_faces(folder / "train_part_30_class.rec", [3, 3])
+    write_faces(folder / "train_part_70_class.rec", [4, 3, 5, 12])
+    torch.manual_seed(0)
+    (folder / "old").mkdir()
+    model = get_model("demo_w16", 16)
+    model.train()(torch.randn(8, 3, 112, 112))  # batch statistics that are not the defaults
+    torch.save(model.state_dict(), folder / "old" / "model.pt")
+    common = (
+        "from easydict import EasyDict\nconfig = EasyDict()\nconfig.embedding_size = 16\n"
+        f"config.rec = {str(folder)!r}\nconfig.network = 'demo_w16'\nconfig.amp = 'off'\n"
+        f"config.feature_save = {str(folder / 'features')!r}\n"
+    )
+    (folder / "old_class30.py").write_text(common + f"config.output = {str(folder / 'old')!r}\n")
+    (folder / "new.py").write_text(
+        common + "config.scenario = 'OPclass'\nconfig.old_config = 'old_class30'\n"
+        f"config.num_epoch = 1\nconfig.output = {str(folder / 'new')!r}\n"
+    )
+    done = run("extract_features.py", folder / "old_class30.py", "--SD", SD, "--batch-size", 5)
+    assert done.returncode == 0, done.stderr
+    for tool in ("denoise.py", "average_features.py"):
+        done = run(tool, "--SD", SD, "--feature-save", folder / "features")
+        assert done.returncode == 0, done.stderr
+    return folder
+
+
+@pytest.fixture
+def own(house, tmp_path):
+    """A private copy, for tests that do damage."""
+    shutil.copytree(house, tmp_path / "house")
+    for name in ("old_class30.py", "new.py"):
+        path = tmp_path / "house" / name
+        path.write_text(path.read_text().replace(str(house), str(tmp_path / "house")))
+    for path in (tmp_path / "house" / "features" / "OPclass").glob("*.json"):
+        path.write_text(path.read_text().replace(str(house), str(tmp_path / "house")))
+    return tmp_path / "house"
+
+
+def path_of(folder, kind):
+    return artefact_path(kind, folder / "features", "OPclass", SD)
+
+
+def old_model(folder, *overrides, needs=NEEDS):
+    cfg = load_config(folder / "new.py", overrides)
+    return OldModel(cfg, RecordFaces(cfg.rec), needs)
+
+
+def direct(folder):
+    """Embeddings of the new shard, one image at a time."""
+    model = get_model("demo_w16", 16).eval()
+    model.load_state_dict(torch.load(folder / "old/model.pt", weights_only=True))
+    faces = RecordFaces(folder / "train_part_70_class.rec")
+    images = np.stack([decode(faces.payload(i)[0]) for i in range(len(faces))])
+    with torch.inference_mode():
+        plain = model(to_network(torch.from_numpy(images)))
+        mirrored = model(
+            to_network(torch.from_numpy(images), torch.ones(len(images), dtype=torch.bool))
+        )
+    return plain.numpy(), mirrored.numpy(), faces.labels
+
+
+def test_names_and_contents(house):
+    plain, _, labels = direct(house)
+    names = {p.name for p in (house / "features/OPclass").iterdir()}
+    assert names == {
+        f"{SD}_{kind}.{suffix}"
+        for kind in ("feature", "label", "avg_feature", "credible_ratio_90_feature")
+        for suffix in ("npy", "json")
+    }
+    features, manifest = open_artefact(path_of(house, "old_embedding"))
+    np.testing.assert_allclose(features, plain, atol=1e-4)
+    assert features.dtype == np.float32 and manifest["rows"] == 24 and manifest["dim"] == 16
+    stored, _ = open_artefact(path_of(house, "old_embedding_label"))
+    assert stored.dtype == np.int64 and stored.tolist() == labels.tolist()
+    mask, _ = open_artefact(path_of(house, "credible_old_feature"))
+    assert mask.dtype == bool
+    np.testing.assert_array_equal(mask, credible_mask(features, labels, 0.9))
+    assert not mask.all()  # the class of 12 loses one
+    np.testing.assert_allclose(
+        open_artefact(path_of(house, "old_prototype"))[0], class_means(features, labels), atol=1e-6
+    )
+    assert {"model", "data", "date", "dtype", "weights", "parity"} <= manifest.keys()
+
+
+def test_a_second_run_reuses_and_new_weights_do_not(own):
+    arguments = (own / "old_class30.py", "--SD", SD)
+    assert "reusing" in run("extract_features.py", *arguments).stdout
+    assert "reusing" in run("denoise.py", "--SD", SD, "--feature-save", own / "features").stdout
+    weights = torch.load(own / "old/model.pt", weights_only=True)
+    torch.save(
+        {k: v * 1.01 if v.is_floating_point() else v for k, v in weights.items()},
+        own / "old/model.pt",
+    )
+    with pytest.raises(BctError, match="stale"):
+        old_model(own)
+    assert "images/s" in run("extract_features.py", *arguments).stdout
+    with pytest.raises(BctError, match=r"stale|different old models"):
+        old_model(own)  # the mask is still of the first model
+    assert run("denoise.py", "--SD", SD, "--feature-save", own / "features").returncode == 0
+    old_model(own)
+
+
+def test_ranks_write_one_file(own):
+    want = np.load(path_of(own, "old_embedding"))
+    done = run("extract_features.py", own / "old_class30.py", "--SD", SD, "--force", ranks=2)
+    assert done.returncode == 0, done.stderr
+    np.testing.assert_allclose(np.load(path_of(own, "old_embedding")), want, atol=1e-4)
+    assert not list((own / "features/OPclass").glob("*.tmp"))
+
+
+def test_published_parity_mirrors_some_images(own):
+    done = run("extract_features.py", own / "old_class30.py", "parity=published", "--SD", SD)
+    assert done.returncode == 0, done.stderr
+    plain, mirrored, _ = direct(own)
+    features = np.load(path_of(own, "old_embedding"))
+    as_is = np.isclose(features, plain, atol=1e-4).all(1)
+    flipped = np.isclose(features, mirrored, atol=1e-4).all(1)
+    assert (as_is ^ flipped).all() and as_is.any() and flipped.any()
+
+
+def test_rows_come_from_the_file(house):
+    old = old_model(house)
+    index = torch.tensor([5, 0, 23])
+    np.testing.assert_array_equal(
+        old.rows("old_embedding", index), np.load(path_of(house, "old_embedding"))[[5, 0, 23]]
+    )
+    assert old.whole("credible_old_feature").dtype == torch.bool
+
+
+def refused(word, folder, *overrides, **kwargs):
+    with pytest.raises(BctError) as info:
+        old_model(folder, *overrides, **kwargs)
+    assert word in str(info.value), str(info.value)
+    assert len(str(info.value).splitlines()) == 2
+
+
+def test_missing_artefact_names_the_command(own):
+    path_of(own, "credible_old_feature").unlink()
+    refused(f"python tools/denoise.py --T 0.9 --SD {SD}", own)
+
+
+def test_missing_manifest(own):
+    path_of(own, "old_embedding").with_suffix(".json").unlink()
+    refused("no manifest", own)
+
+
+def test_another_data_set(own):
+    write_faces(own / "train_part_70_class.rec", [4, 3, 5, 11])
+    refused("which is not the data in", own)
+
+
+def test_another_dimension(own):
+    refused("16-d old embeddings", own, "embedding_size=32")
+
+
+def test_another_length(own):
+    path = path_of(own, "old_embedding")
+    np.save(path, np.load(path)[:-1])
+    refused("holds float32 (23, 16)", own)
+    manifest = json.loads(path.with_suffix(".json").read_text())
+    path.with_suffix(".json").write_text(json.dumps({**manifest, "rows": 23}))
+    refused("23 rows, the data set 24 images", own)
+
+
+def test_damaged_file(own):
+    path = path_of(own, "old_embedding")
+    path.write_bytes(path.read_bytes()[:100])
+    refused("is damaged", own)
+
+
+def test_no_scenario(own):
+    refused("does not set scenario", own, "scenario=none", "shard=class70")
+
+
+def test_a_name_that_does_not_belong(own):
+    done = run("extract_features.py", own / "old_class30.py", "--SD", "other_class70")
+    assert done.returncode == 1 and "call it old_class70" in done.stderr
+    done = run("denoise.py", "--SD", SD, "--T", "1.5", "--feature-save", own / "features")
+    assert done.returncode == 1 and "not a share" in done.stderr
+    done = run("denoise.py", "--SD", "old_class99", "--feature-save", own / "features")
+    assert done.returncode == 1 and "extract_features.py" in done.stderr
+
+
+def test_a_failed_write_leaves_nothing(tmp_path):
+    path = tmp_path / "a.npy"
+
+    def broken():
+        with write_artefact(path, (3, 2), "float32", kind="x") as out:
+            out[:] = 1
+            raise KeyError("stop")
+
+    with pytest.raises(KeyError):
+        broken()
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,44 @@
+"""Marks the old embeddings that MixBCT may trust: the T * 100 % of each class nearest to its mean.
+
+    python tools/denoise.py --T 0.9 --SD f128_r18_softmax_class70
+
+Reads feature_save/<scenario>/<SD>_feature.npy and _label.npy, writes
+<SD>_credible_ratio_90_feature.npy, bool (n,).
+"""
+
+import argparse
+from pathlib import Path
+
+from bct.artefacts import artefact_path, is_valid, open_features, write_artefact
+from bct.errors import BctError, run_cli
+from bct.files import ROOT
+from bct.scenarios import scenario_of
+from bct.statistics import credible_mask
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "--SD", required=True, help="name of the artefact, e.g. f128_r18_..._class70"
+    )
+    parser.add_argument("--T", type=float, default=0.9, help="kept share of each class")
+    parser.add_argument("--feature-save", type=Path, default=ROOT / "feature_save")
+    args = parser.parse_args()
+    if not 0 < args.T <= 1:
+        raise BctError(
+            f"--T {args.T} is not a share", "give a value above 0, at most 1, such as 0.9"
+        )
+    kind, scenario = "credible_old_feature", scenario_of(args.SD)
+    path = artefact_path(kind, args.feature_save, scenario, args.SD, args.T)
+    features, labels, made_from = open_features(args.feature_save, args.SD)
+    made_from |= {"kind": kind, "T": args.T}
+    if is_valid(path, **made_from):
+        return print(f"{path} is up to date: reusing it")
+    mask = credible_mask(features, labels, args.T)
+    with write_artefact(path, mask.shape, "bool", **made_from) as out:
+        out[:] = mask
+    print(f"{path}: {mask.sum()} of {len(mask)} embeddings are credible ({mask.mean():.1%})")
+
+
+if __name__ == "__main__":
+    run_cli(main)

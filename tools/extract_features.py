@@ -1,0 +1,118 @@
+"""Extracts the old model's embeddings of the new model's training images.
+
+    python tools/extract_features.py configs/f128_r18_softmax_class30.py \\
+        --SD f128_r18_softmax_class70
+    torchrun --nproc_per_node=8 tools/extract_features.py ...     # images are shared by the ranks
+
+The config is the old model's; its weights are <output>/model.pt. SD is the config's name with the
+shard of the images. Writes feature_save/<scenario>/<SD>_feature.npy, float32 (n, D), the raw output
+(not normalised) of every image as it is, and <SD>_label.npy, int64 (n,).
+"""
+
+import argparse
+import contextlib
+import time
+from pathlib import Path
+
+import torch
+from easydict import EasyDict
+
+from bct import distributed
+from bct.amp import amp_dtype
+from bct.artefacts import artefact_path, is_valid, shared_artefact
+from bct.config import load_config, require
+from bct.datasets import open_faces
+from bct.errors import BctError, run_cli
+from bct.files import sha256_file
+from bct.loader import Loader
+from bct.log import progress
+from bct.scenarios import artefact_name, scenario_of, split_name
+from bct.weights import load_backbone
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("config", help="the old model's config")
+    parser.add_argument(
+        "overrides", nargs="*", help="key=value, as in training (rec=..., parity=...)"
+    )
+    parser.add_argument(
+        "--SD", required=True, help="name of the artefact, e.g. f128_r18_..._class70"
+    )
+    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--force", action="store_true", help="extract again even if it is valid")
+    args = parser.parse_intermixed_args()  # key=value may come before or after --SD
+    _, kind, percent = split_name(args.SD)
+    shard = f"{kind}{percent}"
+    cfg = load_config(args.config, [f"shard={shard}", *args.overrides])
+    require(cfg, "rec")
+    if artefact_name(cfg.name, shard) != args.SD:
+        raise BctError(
+            f"--SD {args.SD} does not belong to config {cfg.name}",
+            f"call it {artefact_name(cfg.name, shard)}",
+        )
+    device = distributed.setup()
+    try:
+        extract(cfg, args.SD, device, args.batch_size, args.force)
+    finally:
+        distributed.shutdown()
+
+
+@torch.inference_mode()
+def extract(
+    cfg: EasyDict, sd: str, device: torch.device, batch_size: int, force: bool = False
+) -> None:
+    """Writes the artefacts old_embedding and old_embedding_label of cfg's model under the name sd.
+
+    parity="published" mirrors a random half of the images, as the reference does.
+    """
+    weights = Path(cfg.output) / "model.pt"
+    dtype = amp_dtype(cfg, device)
+    backbone = load_backbone(weights, cfg.network, dtype).to(device)
+    if backbone.embedding_size != cfg.embedding_size:
+        raise BctError(
+            f"{weights} has {backbone.embedding_size}-d embeddings, config {cfg.name} says "
+            f"{cfg.embedding_size}",
+            "use the config the model was trained with",
+        )
+    faces = open_faces(cfg.rec, cfg.rec_backend)
+    paths = [
+        artefact_path(kind, cfg.feature_save, scenario_of(sd), sd)
+        for kind in ("old_embedding", "old_embedding_label")
+    ]
+    made_from = {
+        "model": sha256_file(weights),
+        "data": faces.fingerprint,
+        "parity": cfg.parity,
+        "amp": str(dtype or torch.float32).removeprefix("torch."),
+    }
+    if not force and all(is_valid(path, **made_from) for path in paths):
+        return distributed.say(f"{paths[0]} is up to date: reusing it")
+
+    loader = Loader(
+        faces,
+        batch_size,
+        device,
+        seed=cfg.seed,
+        num_workers=cfg.num_workers,
+        train=False,
+        mirror=cfg.parity == "published",
+    )
+    manifest = {**made_from, "weights": str(weights), "data_path": str(faces.path)}
+    with contextlib.ExitStack() as stack:
+        shapes = ((len(faces), cfg.embedding_size), "float32"), ((len(faces),), "int64")
+        features, labels = (
+            stack.enter_context(shared_artefact(path, *shape, kind=kind, **manifest))
+            for path, shape, kind in zip(paths, shapes, ("old_embedding", "label"), strict=True)
+        )
+        started = time.perf_counter()
+        for batch in progress(loader.epoch(), f"features {sd}", len(loader), "batch"):
+            index = batch.index.cpu().numpy()
+            features[index] = backbone(batch.images).cpu().numpy()
+            labels[index] = batch.labels.cpu().numpy()
+    speed = len(faces) / (time.perf_counter() - started)
+    distributed.say(f"{paths[0]}: {len(faces)} x {cfg.embedding_size}, {speed:.0f} images/s")
+
+
+if __name__ == "__main__":
+    run_cli(main)
