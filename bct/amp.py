@@ -1,0 +1,54 @@
+"""Mixed precision: which type the network's body runs in, and loss scaling that ranks agree on."""
+
+import torch
+import torch.distributed as dist
+from easydict import EasyDict
+from torch.amp import GradScaler
+from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+
+from bct.distributed import say, world_size
+
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
+
+
+def amp_dtype(cfg: EasyDict, device: torch.device) -> torch.dtype | None:
+    """The autocast type for a config on a device, None for fp32.
+
+    `amp` decides. Without it fp16=True asks for fp16 (on a GPU; a CPU has no use for it),
+    fp16=False for fp32, and neither for bf16 where the hardware has it, else fp16 on a GPU, fp32
+    on a CPU.
+    """
+    name = cfg.amp or {None: None, True: "fp16", False: "off"}[cfg.fp16]
+    if name == "fp16" and device.type == "cpu" and not cfg.amp:
+        say("fp16=True is meant for a GPU; on this CPU the default precision is used")
+        name = None
+    if name is None:
+        half_on_gpu = "fp16" if device.type == "cuda" else "off"
+        name = "bf16" if _has_bf16(device) else half_on_gpu
+    return _TYPES[name]
+
+
+def _has_bf16(device: torch.device) -> bool:
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    # AVX512 without the bf16 instructions emulates them, slower than fp32
+    return torch.cpu._is_avx512_bf16_supported()
+
+
+def allow_fast_matmul(dtype: torch.dtype | None, device: torch.device) -> None:
+    """With mixed precision, lets the head's fp32 matrix products round their inputs, to TF32 (GPU)
+    or bf16 (CPU); they still accumulate and return fp32. For training only: scores stay exact."""
+    if dtype is not None:
+        torch.set_float32_matmul_precision("high" if device.type == "cuda" else "medium")
+
+
+def make_scaler(dtype: torch.dtype | None, device: torch.device) -> GradScaler:
+    """A gradient scaler, at work only for fp16.
+
+    Heads are sharded, so one rank alone can overflow. With several ranks the scaler reduces the
+    verdict over all of them: if any rank finds an overflow, all skip the step and lower the scale.
+    """
+    enabled = dtype == torch.float16
+    if world_size() > 1:
+        return ShardedGradScaler(device.type, enabled=enabled, process_group=dist.group.WORLD)
+    return GradScaler(device.type, enabled=enabled)

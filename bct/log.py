@@ -1,0 +1,152 @@
+"""What a run says: insightface's log lines, TensorBoard, metrics.jsonl, progress bars."""
+
+import json
+import logging
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from easydict import EasyDict
+from tqdm import tqdm
+
+from bct import distributed
+from bct.errors import BctError
+
+
+def progress(items: Iterable, what: str, total: int | None = None, unit: str = "it") -> tqdm:
+    """A progress bar with an ETA, on rank 0 and on a terminal only."""
+    hide = True if not distributed.is_main() else None  # None: hidden when stderr is no terminal
+    return tqdm(items, desc=what, total=total, unit=unit, disable=hide, dynamic_ncols=True)
+
+
+class _BesideBars(logging.Handler):
+    """Prints log lines to stdout without tearing a progress bar apart."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.write(self.format(record), file=sys.stdout)
+
+
+class RunLog:
+    """Logs a training run on rank 0; on the other ranks it only keeps time. A context manager.
+
+    Writes to `output`: training.log (also on the screen), metrics.jsonl and tensorboard/.
+    Speed excludes the time inside `paused`; data-wait is the share of time the loop waited for its
+    next batch.
+    """
+
+    def __init__(self, cfg: EasyDict, total_steps: int, start_step: int):
+        self.cfg, self.total, self.first = cfg, total_steps, start_step
+        self.sums: dict[str, torch.Tensor] = {}
+        self.count, self.waited, self.pauses = 0, 0.0, 0.0
+        self.writer = self.jsonl = None
+        self.bar = progress((), cfg.name, total_steps, unit="step")
+        self.bar.update(start_step)
+        logging.getLogger().setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
+        if distributed.is_main():
+            from torch.utils.tensorboard import SummaryWriter  # slow to import
+
+            output = Path(cfg.output)
+            self.handlers = [
+                _BesideBars(),
+                logging.FileHandler(output / "training.log", encoding="utf-8"),
+            ]
+            for handler in self.handlers:
+                handler.setFormatter(logging.Formatter("Training: %(asctime)s-%(message)s"))
+                logging.getLogger().addHandler(handler)
+            self.writer = SummaryWriter(output / "tensorboard")
+            self.jsonl = open(output / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
+        self.started = self.last = time.perf_counter()
+
+    def timed(self, batches: Iterable) -> Iterator:
+        """Passes batches on and adds up how long each took to come."""
+        iterator = iter(batches)
+        while True:
+            start = time.perf_counter()
+            batch = next(iterator, None)
+            self.waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+    def step(
+        self,
+        step: int,
+        epoch: int,
+        lr: float,
+        losses: dict[str, torch.Tensor],
+        scaler: torch.amp.GradScaler,
+    ) -> None:
+        """Called after every optimiser step; writes a line every `frequent` of them.
+
+        Args:
+            losses: the step's loss terms; they stay on the device until a line is written.
+
+        Raises:
+            BctError: the loss is not finite (noticed when a line is due).
+        """
+        self.bar.update()
+        self.count += 1
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+        if step % self.cfg.frequent and step != self.total:
+            return
+        terms = {name: float(value) / self.count for name, value in self.sums.items()}
+        loss = sum(terms.values())
+        now = time.perf_counter()
+        elapsed = now - self.last - self.pauses
+        per_step = self.cfg.batch_size * self.cfg.gradient_acc * distributed.world_size()
+        images = self.count * per_step
+        speed, wait = images / elapsed, self.waited / elapsed
+        hours = (now - self.started) / (step - self.first) * (self.total - step) / 3600
+        if loss != loss or loss in (float("inf"), float("-inf")):
+            raise BctError(
+                f"the loss is {loss} at step {step} (epoch {epoch}, lr {lr:g})",
+                "lower lr, add warmup_epoch or use amp=off; resume=True starts from the last epoch",
+            )
+        enabled = scaler.is_enabled()
+        grad_scale = f"Fp16 Grad Scale: {scaler.get_scale():2.0f}   " if enabled else ""
+        logging.info(
+            f"Speed {speed:.2f} samples/sec   Loss {loss:.4f}   LearningRate {lr:.6f}   "
+            f"Epoch: {epoch}   Global Step: {step}   {grad_scale}Required: {hours:1.0f} hours   "
+            f"DataWait: {wait:.0%}"
+        )
+        extra = {"epoch": epoch, "loss": loss, "learning_rate": lr, "speed": speed}
+        self.scalars(step, **extra, data_wait=wait, time_for_end=hours, **_prefixed(terms))
+        self.last, self.sums = now, {}
+        self.count, self.waited, self.pauses = 0, 0.0, 0.0
+
+    def scalars(self, step: int, **values: Any) -> None:
+        """Writes values to metrics.jsonl and TensorBoard under their names."""
+        if self.writer is None:
+            return
+        self.jsonl.write(json.dumps({"step": step, **values}) + "\n")
+        self.jsonl.flush()
+        for name, value in values.items():
+            self.writer.add_scalar(name, value, step)
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Takes the time of evaluating or saving out of the speed."""
+        start = time.perf_counter()
+        yield
+        self.pauses += time.perf_counter() - start
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bar.close()
+        if self.writer is not None:
+            self.writer.close()
+            self.jsonl.close()
+            for handler in self.handlers:
+                logging.getLogger().removeHandler(handler)
+                handler.close()
+
+
+def _prefixed(terms: dict[str, float]) -> dict[str, float]:
+    return {f"loss/{name}": value for name, value in terms.items()} if len(terms) > 1 else {}

@@ -1,0 +1,53 @@
+"""What a training method is. This class is plain training; methods override parts of it."""
+
+from typing import Any, ClassVar
+
+import torch
+from easydict import EasyDict
+from torch import nn
+
+from bct.artefacts import OldModel
+from bct.loader import Batch
+
+
+class Method(nn.Module):
+    """Training the new network alone: the head's loss on its own embeddings.
+
+    A method lives in methods/<Name>/train.py. Parameters and buffers that it registers are trained,
+    replicated over ranks and saved with the checkpoint like those of any module.
+
+    Attributes:
+        needs: kinds of old artefacts it reads (bct.artefacts.KINDS).
+        defaults: the config keys it adds, with the paper's values.
+    """
+
+    needs: ClassVar[tuple[str, ...]] = ()
+    defaults: ClassVar[dict[str, Any]] = {}
+
+    def __init__(self, cfg: EasyDict, old: OldModel):
+        super().__init__()
+        self.cfg, self.old = cfg, old
+
+    def fetch(
+        self, index: torch.Tensor, labels: torch.Tensor, rng: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """Reads what a batch needs of the old side; called while the batch is loaded.
+
+        Args:
+            index, labels: int64 (B,), on the device.
+            rng: this batch's own random stream, on the device.
+        """
+        return {}
+
+    def forward(
+        self, embeddings: torch.Tensor, batch: Batch, head: nn.Module, rng: torch.Generator
+    ) -> dict[str, torch.Tensor]:
+        """The terms of the loss; the loop adds them up and logs each.
+
+        Args:
+            embeddings: float32 (B, D), new, not normalised.
+            batch: labels (B,), index (B,) and `old`, the result of fetch.
+            head: (embeddings, labels, rng) -> mean classification loss.
+            rng: this step's random stream on this rank.
+        """
+        return {"cls": head(embeddings, batch.labels, rng)}

@@ -1,0 +1,164 @@
+"""Verification sets in insightface's `.bin` format: loading, and 10-fold accuracy.
+
+A `.bin` is a pickle of (list of 2P encoded images, list of P same-or-not flags); images 2i and
+2i + 1 are pair i. Pickles can run code, so only the few harmless classes such files contain are
+admitted.
+"""
+
+import pickle
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from sklearn.model_selection import KFold
+
+from bct import distributed
+from bct.errors import BctError
+from bct.images import SIZE, decode, to_network
+
+_ALLOWED = {
+    ("numpy", "ndarray"),
+    ("numpy", "dtype"),
+    ("numpy.core.multiarray", "_reconstruct"),
+    ("numpy._core.multiarray", "_reconstruct"),
+    ("numpy.core.multiarray", "scalar"),
+    ("numpy._core.multiarray", "scalar"),
+    ("_codecs", "encode"),
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str):
+        if (module, name) not in _ALLOWED:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return super().find_class(module, name)
+
+
+class VerificationSet(NamedTuple):
+    """images uint8 (2P, H, W, 3); issame bool (P,)."""
+
+    name: str
+    images: np.ndarray
+    issame: np.ndarray
+
+
+def load_bin(path: str | Path, size: int = SIZE) -> VerificationSet:
+    """Reads a verification set; images of another size have their shorter side resized.
+
+    Raises BctError: missing file, a pickle that asks for anything but arrays and bytes, a broken
+    image, counts that do not match.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BctError(
+            f"verification set {path} does not exist", "check val_targets and rec_val, or remove it"
+        )
+    try:
+        with open(path, "rb") as file:
+            # Python 2 wrote the classic sets: their byte strings come back as bytes
+            encoded, issame = _Unpickler(file, encoding="bytes").load()
+        issame = np.array([bool(flag) for flag in issame])
+    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError) as error:
+        raise BctError(
+            f"{path} is not a verification set ({error})", "use a .bin made by insightface's tools"
+        ) from None
+    if len(encoded) != 2 * len(issame) or len(issame) == 0:
+        raise BctError(
+            f"{path} has {len(encoded)} images for {len(issame)} pairs", "write the file again"
+        )
+    images = np.empty((len(encoded), size, size, 3), np.uint8)
+    for i, data in enumerate(encoded):
+        try:
+            images[i] = _fit(decode(bytes(data)), size)
+        except ValueError as error:
+            raise BctError(
+                f"{path}: image {i} is broken ({error})", "write the file again"
+            ) from None
+    return VerificationSet(path.stem, images, issame)
+
+
+def _fit(image: np.ndarray, size: int) -> np.ndarray:
+    if image.shape[:2] == (size, size):
+        return image
+    from skimage.transform import resize
+
+    scale = size / min(image.shape[:2])
+    shape = [round(side * scale) for side in image.shape[:2]]
+    image = np.rint(resize(image, shape, preserve_range=True, anti_aliasing=scale < 1))
+    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+    return image[top : top + size, left : left + size].astype(np.uint8)
+
+
+@torch.inference_mode()
+def embed(
+    backbone: torch.nn.Module, images: np.ndarray, device: torch.device, batch_size: int = 256
+) -> np.ndarray:
+    """Embeddings of image plus mirror image, float32 (n, D), not normalised, on every rank.
+
+    Args:
+        images: uint8 (n, H, W, 3), the same on all ranks, which share the work.
+    """
+    backbone.eval()
+    start, length = distributed.contiguous_share(
+        len(images), distributed.rank(), distributed.world_size()
+    )
+    longest = distributed.contiguous_share(len(images), 0, distributed.world_size())[1]
+    parts = []
+    for first in range(start, start + length, batch_size):
+        block = torch.from_numpy(images[first : min(first + batch_size, start + length)]).to(device)
+        mirror = torch.ones(len(block), dtype=torch.bool, device=device)
+        parts.append(backbone(to_network(block)) + backbone(to_network(block, mirror)))
+    local = torch.cat(parts)
+    padded = local.new_zeros(longest, local.shape[1])
+    padded[:length] = local
+    gathered = distributed.all_gather(padded).cpu().numpy()
+    shares = [
+        distributed.contiguous_share(len(images), r, distributed.world_size())[1]
+        for r in range(distributed.world_size())
+    ]
+    return np.concatenate([gathered[r * longest :][:share] for r, share in enumerate(shares)])
+
+
+class Accuracy(NamedTuple):
+    """10-fold accuracy, its standard deviation over folds, and the mean norm of the embeddings."""
+
+    mean: float
+    std: float
+    xnorm: float
+
+
+def accuracy(
+    first: np.ndarray, second: np.ndarray, issame: np.ndarray, folds: int = 10
+) -> Accuracy:
+    """insightface's verification accuracy.
+
+    Squared Euclidean distance of unit embeddings; per contiguous fold the threshold (0, 0.01, ...,
+    3.99; same when distance < threshold) that is best on the other folds.
+
+    Args:
+        first, second: float (P, D) embeddings of the two sides of each pair, not normalised; they
+            may come from two models.
+        issame: bool (P,).
+    """
+    xnorm = float(np.linalg.norm(np.concatenate((first, second)), axis=1).mean())
+    first = first / np.linalg.norm(first, axis=1, keepdims=True)
+    second = second / np.linalg.norm(second, axis=1, keepdims=True)
+    distance = np.square(first - second).sum(1)
+    correct = (distance[:, None] < np.arange(0, 4, 0.01)) == issame[:, None]  # (P, thresholds)
+    scores = []
+    for train, test in KFold(min(folds, len(issame))).split(correct):
+        best = int(np.argmax(correct[train].mean(0)))
+        scores.append(correct[test, best].mean())
+    return Accuracy(float(np.mean(scores)), float(np.std(scores)), xnorm)
+
+
+def verify(
+    backbone: torch.nn.Module, sets: list[VerificationSet], device: torch.device
+) -> dict[str, Accuracy]:
+    """Accuracy of one model on each set; every rank has to call it and gets the result."""
+    results = {}
+    for name, images, issame in sets:
+        e = embed(backbone, images, device)
+        results[name] = accuracy(e[0::2], e[1::2], issame)
+    return results

@@ -1,0 +1,11 @@
+"""MixBCT on MS1MV3, open-class: r18 softmax old model, r50 ArcFace new one, 128-d, as published."""
+
+from easydict import EasyDict as edict
+
+config = edict()
+config.rec = "dataset/ms1m-retinaface-t1"
+config.scenario = "OPclass"
+config.old_config = "f128_r18_softmax_class30"
+config.network = "r50"
+config.embedding_size = 128
+config.num_epoch = 35

@@ -1,0 +1,144 @@
+"""Verification sets: reading them safely, and insightface's accuracy."""
+
+import pickle
+import re
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from faces import jpeg, picture
+from ranks import run_on_ranks
+
+from backbones import get_model
+from bct.errors import BctError
+from bct.images import decode, to_network
+from bct.verification import VerificationSet, accuracy, embed, load_bin, verify
+
+
+def write_bin(path, images, issame, **options):
+    path.write_bytes(pickle.dumps((images, issame), **options))
+    return path
+
+
+def pairs(count=6):
+    images = [jpeg(i // 2, j) for i in range(count) for j in (0, 1)]
+    return images, [i % 2 == 0 for i in range(count)]
+
+
+@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("as_arrays", [False, True])
+def test_bytes_and_arrays_of_old_and_new_pickles(tmp_path, protocol, as_arrays):
+    images, issame = pairs()
+    stored = [np.frombuffer(data, np.uint8) for data in images] if as_arrays else images
+    found = load_bin(write_bin(tmp_path / "a.bin", stored, issame, protocol=protocol))
+    assert found.name == "a" and found.issame.tolist() == issame
+    assert found.images.shape == (12, 112, 112, 3)
+    assert (found.images[3] == decode(images[3])).all()
+
+
+def test_numpy_flags_and_other_sizes(tmp_path):
+    images = [simplejpeg.encode_jpeg(picture(0, k, 128), 95) for k in range(2)]
+    found = load_bin(write_bin(tmp_path / "a.bin", images, list(np.array([True]))))
+    assert found.issame.tolist() == [True] and found.images.shape == (2, 112, 112, 3)
+    # resized, not cropped: the mean colour stays
+    assert abs(found.images[0].mean() - decode(images[0]).mean()) < 1
+
+
+def test_real_files(shared):
+    lfw = load_bin(shared / "data/lfw/lfw_devtest.bin")
+    assert len(lfw.issame) == 1000 and len(lfw.images) == 2000
+    small = load_bin(shared / "data/insightface_small_lfw/small_lfw.bin")
+    assert len(small.issame) == 10 and small.issame.all()
+
+
+class Evil:
+    def __reduce__(self):
+        import os
+
+        return os.system, ("touch evil_was_here",)
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [
+        (pickle.dumps(Evil()), r"it asks for (posix|os|nt)\.system"),
+        (pickle.dumps(([np.float64], [True])), "it asks for numpy.float64"),
+        (b"no pickle at all", "not a verification set"),
+        (pickle.dumps(([b"x"], [True])), "1 images for 1 pairs"),
+        (pickle.dumps(([b"x", b"y"], [True])), "image 0 is broken"),
+        (pickle.dumps(17), "not a verification set"),
+    ],
+)
+def test_refused(tmp_path, monkeypatch, content, word):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.bin").write_bytes(content)
+    with pytest.raises(BctError) as info:
+        load_bin(tmp_path / "a.bin")
+    assert re.search(word, str(info.value)), str(info.value)
+    assert not (tmp_path / "evil_was_here").exists()
+
+
+def test_missing(tmp_path):
+    with pytest.raises(BctError, match="does not exist"):
+        load_bin(tmp_path / "lfw.bin")
+
+
+def insightface_accuracy(first, second, issame):
+    """The protocol spelt out: for every fold the best threshold of the other nine."""
+    first = first / np.linalg.norm(first, axis=1)[:, None]
+    second = second / np.linalg.norm(second, axis=1)[:, None]
+    distance = ((first - second) ** 2).sum(1)
+    scores = []
+    for fold in np.array_split(np.arange(len(issame)), 10):
+        rest = np.setdiff1d(np.arange(len(issame)), fold)
+        right = [((distance[rest] < t) == issame[rest]).mean() for t in np.arange(0, 4, 0.01)]
+        threshold = np.arange(0, 4, 0.01)[int(np.argmax(right))]
+        scores.append(((distance[fold] < threshold) == issame[fold]).mean())
+    return np.mean(scores), np.std(scores)
+
+
+def test_accuracy_is_insightfaces():
+    rng = np.random.default_rng(0)
+    issame = rng.random(203) < 0.5  # does not divide by ten
+    first = rng.standard_normal((203, 16))
+    second = np.where(
+        issame[:, None], first + rng.standard_normal((203, 16)), rng.standard_normal((203, 16))
+    )
+    result = accuracy(first, second, issame)
+    assert (result.mean, result.std) == pytest.approx(insightface_accuracy(first, second, issame))
+    assert 0.6 < result.mean < 1
+    norms = [np.linalg.norm(v) for v in (*first, *second)]
+    assert result.xnorm == pytest.approx(np.mean(norms))
+
+
+def random_set():
+    images = np.stack([picture(i // 2, i) for i in range(14)])
+    return VerificationSet("toy", images, np.arange(7) % 2 == 0)
+
+
+def embeddings():
+    torch.manual_seed(0)
+    model = get_model("demo_w16", 8).eval()
+    return embed(model, random_set().images, torch.device("cpu"), batch_size=4)
+
+
+def test_embedding_is_image_plus_mirror_image_on_any_number_of_ranks():
+    torch.manual_seed(0)
+    model = get_model("demo_w16", 8).eval()
+    images = torch.from_numpy(random_set().images)
+    with torch.inference_mode():
+        want = (model(to_network(images)) + model(to_network(images.flip(2)))).numpy()
+    for world_size in (1, 3):
+        for result in run_on_ranks(world_size, embeddings):
+            np.testing.assert_allclose(result, want, atol=1e-4)
+
+
+def test_verify_pairs_neighbours():
+    torch.manual_seed(0)
+    model = get_model("demo_w16", 8)
+    e = embeddings()
+    want = accuracy(e[0::2], e[1::2], random_set().issame)
+    assert verify(model, [random_set()], torch.device("cpu"))["toy"] == pytest.approx(
+        want, rel=1e-4
+    )
