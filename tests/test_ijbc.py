@@ -1,0 +1,350 @@
+"""The IJB protocol: golden scores and figures, alignment, meta files, the command line."""
+
+import json
+import shutil
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import simplejpeg
+import torch
+from faces import picture
+from skimage.transform import SimilarityTransform
+
+from backbones import get_model
+from bct.errors import BctError
+from bct.files import ROOT
+from tools.ijbc.align import TEMPLATE, align, similarity_to_template
+from tools.ijbc.protocol import Protocol, read_galleries, read_protocol
+from tools.ijbc.scoring import (
+    FPIRS,
+    Templates,
+    open_set,
+    pair_scores,
+    template_features,
+    verification,
+)
+
+# ---- golden: the published evaluator on stored embeddings of real faces
+
+
+@pytest.fixture(scope="module")
+def golden():
+    from conftest import SHARED
+
+    if not SHARED.is_dir():
+        pytest.skip(f"{SHARED} does not exist (set BCT_SHARED)")
+    folder = SHARED / "golden/ijbc"
+    protocol = read_protocol(SHARED / "data/lfw_ijbc")
+    stored = np.load(folder / "embeddings.npz")
+    new, old = (
+        template_features(stored[m] + stored[f"{m}_flip"], protocol) for m in ("new", "old")
+    )
+    expected = json.loads((folder / "expected.json").read_text())
+    scores = {mode: np.load(folder / f"scores_{mode}.npy") for mode in ("self", "cross")}
+    return protocol, {"self": (new, new), "cross": (old, new)}, expected, scores
+
+
+@pytest.mark.parametrize("mode", ["self", "cross"])
+def test_golden_scores_and_counts(golden, mode):
+    protocol, models, expected, scores = golden
+    ours = pair_scores(*models[mode], protocol.first, protocol.second)
+    np.testing.assert_allclose(ours, scores[mode], atol=1e-6)
+    genuine = protocol.genuine.sum()
+    for rule in ("strict", "nearest"):
+        result = verification(ours, protocol, rule)
+        want = {float(far): tar for far, tar in expected[mode][f"tar_at_far_{rule}"].items()}
+        for far, tar in result["tar"].items():
+            assert round(tar * genuine) == round(want[float(far)] * genuine)
+        assert result["auc"] == pytest.approx(expected[mode]["auc"], abs=1e-6)
+
+
+@pytest.mark.parametrize("mode", ["self", "cross"])
+def test_golden_identification(golden, mode):
+    protocol, models, expected, _ = golden
+    result = open_set(*models[mode], *read_galleries(protocol), rule="nearest")
+    np.testing.assert_allclose(FPIRS, expected[mode]["fars"])
+    np.testing.assert_allclose(result["mean"]["tpir"], expected[mode]["mean_tpir"], atol=1e-12)
+    lines = [line for line in expected[mode]["printed"] if line.startswith(("top1", "[Mean]"))]
+    for line, name in zip(lines, ("gallery_G1", "gallery_G2", "mean", "mixed"), strict=True):
+        for part in line.removeprefix("[Mean] ").split(", "):
+            title, value = part.split(": ")
+            assert result[name][title] == pytest.approx(float(value), abs=1e-6)
+
+
+def test_strict_identification_keeps_its_promise(golden):
+    protocol, models, _, _ = golden
+    (gallery, *_), probes = read_galleries(protocol)
+    old, new = models["cross"]
+    result = open_set(old, new, [gallery], probes)["gallery_G1"]
+    similarity = (
+        new.features[new.rows(probes.templates)] @ old.features[old.rows(gallery.templates)].T
+    )
+    nonmated = ~np.isin(probes.subjects, gallery.subjects)
+    for fpir, threshold in zip(FPIRS, result["threshold"], strict=True):
+        assert (similarity[nonmated].max(1) > threshold).mean() <= fpir
+
+
+# ---- templates and scores against plain loops
+
+
+def toy_protocol(images=40, templates=9, seed=0):
+    rng = np.random.default_rng(seed)
+    ids = rng.choice(1000, templates, replace=False)
+    of_image = np.concatenate([ids, rng.choice(ids, images - templates)])
+    first, second = rng.choice(ids, (2, 30))
+    return Protocol(
+        None, "IJBC", [str(i) for i in range(images)], np.zeros((images, 5, 2)),
+        rng.uniform(0.5, 1, images).astype(np.float32), of_image, rng.integers(0, 5, images),
+        first, second, rng.random(30) < 0.3,
+    )  # fmt: skip
+
+
+def test_templates_are_sums_of_media_means():
+    protocol = toy_protocol()
+    features = np.random.default_rng(1).standard_normal((40, 6)).astype(np.float32)
+    result = template_features(features, protocol)
+    assert result.ids.tolist() == sorted(set(protocol.templates.tolist()))
+    for identifier, row in zip(result.ids, result.features, strict=True):
+        mine = protocol.templates == identifier
+        total = np.zeros(6)
+        for medium in np.unique(protocol.medias[mine]):
+            chosen = mine & (protocol.medias == medium)
+            total += (features[chosen].astype(np.float64) * protocol.detector[chosen, None]).mean(0)
+        np.testing.assert_allclose(row, total / np.linalg.norm(total), atol=1e-6)
+
+
+def test_dense_and_sparse_scoring_agree():
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((2000, 8)).astype(np.float32)
+    model = Templates(np.arange(2000) * 3, rows / np.linalg.norm(rows, axis=1, keepdims=True))
+    a, b = rng.choice(model.ids, (2, 50))  # 50 pairs of up to 50 x 50 templates: sparse
+    want = [model.features[x // 3] @ model.features[y // 3] for x, y in zip(a, b, strict=True)]
+    np.testing.assert_allclose(pair_scores(model, model, a, b), want, atol=1e-6)
+    some = model.ids[:7]  # all pairs of 7: dense
+    a, b = np.repeat(some, 7), np.tile(some, 7)
+    want = [model.features[x // 3] @ model.features[y // 3] for x, y in zip(a, b, strict=True)]
+    np.testing.assert_allclose(pair_scores(model, model, a, b), want, atol=1e-6)
+
+
+def test_models_of_different_size_are_not_compared():
+    a, b = (Templates(np.arange(2), np.ones((2, d), np.float32)) for d in (4, 5))
+    with pytest.raises(BctError, match="4 and 5 dimensions"):
+        pair_scores(a, b, np.array([0]), np.array([1]))
+
+
+def test_embeddings_must_match_the_images():
+    with pytest.raises(BctError, match="39 embeddings for 40 images"):
+        template_features(np.ones((39, 4), np.float32), toy_protocol())
+
+
+# ---- alignment
+
+
+def test_similarity_is_umeyamas():
+    rng = np.random.default_rng(0)
+    landmarks = TEMPLATE * 1.3 + 20 + rng.normal(0, 3, (50, 5, 2))
+    ours = similarity_to_template(landmarks)
+    for points, matrix in zip(landmarks, ours, strict=True):
+        estimate = getattr(
+            SimilarityTransform, "from_estimate", None
+        )  # scikit-image 0.26 and later
+        if estimate is None:
+            theirs = SimilarityTransform()
+            theirs.estimate(points, TEMPLATE)
+        else:
+            theirs = estimate(points, TEMPLATE)
+        np.testing.assert_allclose(matrix, theirs.params, atol=1e-9)
+
+
+def test_align_samples_the_source():
+    """A picture that is its own coordinates comes out as the inverse map, black outside."""
+    y, x = np.mgrid[:200, :200].astype(np.uint8)
+    image = np.stack((x, y, np.full_like(x, 7)), -1)
+    matrix = similarity_to_template((TEMPLATE * 0.9 + [12.0, 30.0])[None])[0]
+    out = align(image, matrix).astype(float)
+    v, u = np.mgrid[:112, :112]
+    np.testing.assert_allclose(out[..., 0], 0.9 * u + 12, atol=0.51)
+    np.testing.assert_allclose(out[..., 1], 0.9 * v + 30, atol=0.51)
+    assert (align(image, np.array([[1, 0, 60.0], [0, 1, 0], [0, 0, 1]]))[:, :59] == 0).all()
+
+
+# ---- meta files
+
+
+@pytest.fixture
+def ijb(tmp_path):
+    """A small valid protocol with drawn pictures: 6 subjects, 3 templates each."""
+    rng = np.random.default_rng(0)
+    root = tmp_path / "data" / "IJBC"
+    (root / "meta").mkdir(parents=True)
+    (root / "loose_crop").mkdir()
+    boxes, media, rows = [], [], []
+    number = 0
+    for subject in range(6):
+        for template in range(3):
+            for _ in range(2):
+                name = f"{number}.jpg"
+                (root / "loose_crop" / name).write_bytes(
+                    simplejpeg.encode_jpeg(picture(subject, number, 140), 95)
+                )
+                points = (TEMPLATE * 1.1 + 8 + rng.normal(0, 0.5, (5, 2))).ravel()
+                boxes.append(" ".join([name, *(f"{v:.3f}" for v in points), "0.9"]))
+                media.append(f"{name} {10 * subject + template} {number}")
+                rows.append((10 * subject + template, subject))
+                number += 1
+    pairs = [
+        f"{10 * a} {10 * b + t} {int(a == b)}" for a in range(6) for b in range(6) for t in (1, 2)
+    ]
+    header = "TEMPLATE_ID,SUBJECT_ID,FILENAME"
+    files = {
+        "ijbc_name_5pts_score.txt": boxes,
+        "ijbc_face_tid_mid.txt": media,
+        "ijbc_template_pair_label.txt": pairs,
+        "ijbc_1N_gallery_G1.csv": [header]
+        + [f"{t},{s},x" for t, s in rows if t == 10 * s and s < 3],
+        "ijbc_1N_gallery_G2.csv": [header]
+        + [f"{t},{s},x" for t, s in rows if t == 10 * s and s >= 3],
+        "ijbc_1N_probe_mixed.csv": [header] + [f"{t},{s},x" for t, s in rows if t != 10 * s],
+    }
+    for name, lines in files.items():
+        (root / "meta" / name).write_text("\n".join(lines) + "\n")
+    return root
+
+
+def edit(path, change):
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join(change(lines)) + "\n")
+
+
+def test_reading(ijb):
+    protocol = read_protocol(ijb.parent)
+    assert len(protocol.names) == 36 and protocol.genuine.sum() == 12
+    (g1, g2), probes = read_galleries(protocol)
+    assert g1.templates.tolist() == [0, 10, 20] and g2.subjects.tolist() == [3, 4, 5]
+    assert len(probes.templates) == 12
+    assert read_protocol(ijb).names == protocol.names  # the folder itself will do
+
+
+BOXES, MEDIA, PAIRS = "name_5pts_score.txt", "face_tid_mid.txt", "template_pair_label.txt"
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "word"),
+    [
+        (BOXES, lambda x: [x[0].rsplit(" ", 1)[0], *x[1:]], "line 1: 11 columns instead of 12"),
+        (BOXES, lambda x: [x[0].replace("0.9", "high"), *x[1:]], "not a number"),
+        (BOXES, lambda x: x[:-1], "has 36 rows"),
+        (MEDIA, lambda x: [x[1], x[0], *x[2:]], "row 1 is 0.jpg"),
+        (MEDIA, lambda x: [x[0] + " 7", *x[1:]], "4 columns instead of 3"),
+        (PAIRS, lambda x: ["0 999 1", *x], "names template 999"),
+        (PAIRS, lambda x: ["0 1", *x], "bad row"),
+        (PAIRS, lambda x: [], "is empty"),
+        ("1N_gallery_G1.csv", lambda x: [*x, "11,0,x"], "two templates of subject 0"),
+        ("1N_probe_mixed.csv", lambda x: [*x, "999,0,x"], "names template 999"),
+    ],
+)
+def test_bad_meta_files(ijb, file, change, word):
+    edit(ijb / "meta" / f"ijbc_{file}", change)
+    with pytest.raises(BctError) as info:
+        read_galleries(read_protocol(ijb.parent))
+    assert word in str(info.value), str(info.value)
+    assert len(str(info.value).splitlines()) == 2
+
+
+def test_missing_folder_and_file(ijb, tmp_path):
+    with pytest.raises(BctError, match="holds no IJBC/meta"):
+        read_protocol(tmp_path)
+    (ijb / "meta" / "ijbc_1N_gallery_G2.csv").unlink()
+    with pytest.raises(BctError, match="gallery_G2"):
+        read_galleries(read_protocol(ijb))
+
+
+# ---- the command line
+
+
+@pytest.fixture
+def weights(tmp_path):
+    files = []
+    for name, seed in (("old", 0), ("new", 1)):
+        torch.manual_seed(seed)
+        (tmp_path / name).mkdir()
+        model = get_model("demo_w16", 8)
+        torch.save(model.state_dict(), tmp_path / name / "model.pt")
+        files.append(str(tmp_path / name / "model.pt"))
+    return files
+
+
+def evaluate(tmp_path, *arguments, ranks=1):
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
+    return subprocess.run(
+        [*launcher, str(ROOT / "eval/ijbc.py"), "-o", str(tmp_path / "out"), "--cache",
+         str(tmp_path / "cache"), "--amp", "off", "-j", "1", *map(str, arguments)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_command_line(ijb, weights, tmp_path):
+    old, new = weights
+    common = ("-d", ijb.parent, "-m", new, "-net", "demo_w16")
+    cross = ("-m_old", old, "-old_net", "demo_w16", "-N", "--far", "1e-1")
+    done = evaluate(tmp_path, *common, *cross)
+    assert done.returncode == 0, done.stderr
+    for row in ("old / old", "new / old", "new / new", "compatible at FAR 1e-1", "TPIR@1e-1"):
+        assert row in done.stdout
+    stem = tmp_path / "out" / "new_vs_old_IJBC_1N"
+    summary = json.loads(stem.with_suffix(".json").read_text())
+    assert set(summary["tests"]) == {"old / old", "new / old", "new / new"}
+    assert stem.with_suffix(".md").read_text() in done.stdout
+    assert stem.with_suffix(".png").read_bytes().startswith(b"\x89PNG")
+
+    again = evaluate(tmp_path, *common, *cross)
+    assert again.stdout.count("cached") == 2
+    assert json.loads(stem.with_suffix(".json").read_text()) == summary
+    shutil.rmtree(tmp_path / "cache")
+    two = evaluate(tmp_path, *common, *cross, ranks=2)
+    assert two.returncode == 0, two.stderr
+    shared = json.loads(stem.with_suffix(".json").read_text())
+    assert (
+        shared["tests"]["new / old"]["pairs"]["tar"]
+        == summary["tests"]["new / old"]["pairs"]["tar"]
+    )
+
+    alone = evaluate(tmp_path, *common)
+    assert (
+        "new / new" in alone.stdout
+        and "old" not in alone.stdout.split("written")[0].split("|", 1)[1]
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (lambda ijb, new: ["-d", ijb.parent / "x", "-m", new, "-net", "demo_w16"], "holds no IJBC"),
+        (lambda ijb, new: ["-d", ijb.parent, "-m", new + "x", "-net", "demo_w16"], "do not exist"),
+        (lambda ijb, new: ["-d", ijb.parent, "-m", new, "-net", "demo_w24"], "does not fit"),
+        (lambda ijb, new: ["-d", ijb.parent, "-m", new], "does not say which network"),
+        (lambda ijb, new: ["-d", ijb.parent, "-m", new, "-net", "a", "b"], "2 networks for 1"),
+    ],
+)
+def test_command_line_refusals(ijb, weights, tmp_path, change, word):
+    done = evaluate(tmp_path, *change(ijb, weights[1]))
+    assert done.returncode == 1
+    assert word in done.stderr and len(done.stderr.strip().splitlines()) == 2, done.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove"])
+def test_a_broken_or_missing_image_is_named(ijb, weights, tmp_path, damage):
+    file = ijb / "loose_crop" / "7.jpg"
+    if damage == "truncate":
+        file.write_bytes(file.read_bytes()[:500])
+    else:
+        file.unlink()
+    done = evaluate(tmp_path, "-d", ijb.parent, "-m", weights[0], "-net", "demo_w16")
+    assert done.returncode == 1 and "7.jpg" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 2, done.stderr
+    assert not list((tmp_path / "cache").glob("*")) if (tmp_path / "cache").exists() else True

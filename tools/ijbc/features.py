@@ -1,0 +1,94 @@
+"""Embeddings of all images of a protocol, computed once per model and cached."""
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bct import distributed
+from bct.artefacts import is_valid, open_artefact, shared_artefact
+from bct.errors import BctError
+from bct.files import sha256_file
+from bct.images import decode
+from bct.loader import Loader
+from bct.log import progress
+from bct.weights import load_backbone
+from tools.ijbc.align import align, similarity_to_template
+from tools.ijbc.protocol import Protocol
+
+_RECIPE = "align5-112-flipsum-v1"  # part of the cache key: change it when the pixels change
+
+
+class LooseCrops:
+    """The protocol's images, aligned; a data set for bct.loader.Loader."""
+
+    def __init__(self, protocol: Protocol):
+        self.protocol = protocol
+        self.matrices = similarity_to_template(protocol.landmarks.astype(np.float64))
+
+    def __len__(self) -> int:
+        return len(self.protocol.names)
+
+    def load(self, index: int, out: np.ndarray) -> int:
+        file = self.protocol.image(index)
+        try:
+            out[:] = align(decode(file.read_bytes()), self.matrices[index])
+        except FileNotFoundError:
+            raise BctError(
+                f"{file} does not exist", "the meta files list it: restore loose_crop/"
+            ) from None
+        except ValueError as error:
+            raise BctError(f"{file} is broken ({error})", "restore the file") from None
+        return 0
+
+    def describe(self, index: int) -> str:
+        return str(self.protocol.image(index))
+
+
+@torch.inference_mode()
+def image_features(
+    protocol: Protocol,
+    weights: str | Path,
+    network: str | None,
+    cache: str | Path,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    batch_size: int = 128,
+    num_workers: int = 2,
+) -> np.ndarray:
+    """f(image) + f(mirrored image) for every image, float32 (N, D), memory-mapped.
+
+    The cache is keyed by the weights' hash, the protocol's images and the precision. Ranks share
+    the work; every rank gets the result.
+    """
+    made_from = {
+        "model": sha256_file(_existing(weights)),
+        "data": protocol.fingerprint,
+        "amp": str(dtype or torch.float32).removeprefix("torch."),
+        "recipe": _RECIPE,
+    }
+    key = f"{made_from['model'][:12]}_{made_from['data'][:12]}_{made_from['amp']}"
+    path = Path(cache) / f"{protocol.subset}_{key}.npy"
+    if is_valid(path, **made_from):
+        distributed.say(f"{weights}: embeddings are cached in {path.name}")
+        return open_artefact(path)[0]
+    backbone = load_backbone(weights, network, dtype).to(device)
+    crops = LooseCrops(protocol)
+    loader = Loader(crops, batch_size, device, num_workers=num_workers, train=False)
+    manifest = {"kind": "ijb", "weights": str(weights), **made_from}
+    shape = (len(crops), backbone.embedding_size)
+    with shared_artefact(path, shape, "float32", **manifest) as out:
+        name = Path(weights).parent.name or str(weights)
+        for batch in progress(loader.epoch(), f"{protocol.subset} {name}", len(loader), "batch"):
+            embeddings = backbone(batch.images) + backbone(batch.images.flip(3))
+            out[batch.index.cpu().numpy()] = embeddings.cpu().numpy()
+    distributed.barrier()
+    return open_artefact(path)[0]
+
+
+def _existing(weights: str | Path) -> Path:
+    if not Path(weights).is_file():
+        raise BctError(
+            f"weights {weights} do not exist", "check the path, or train the model first"
+        )
+    return Path(weights)

@@ -1,0 +1,195 @@
+"""The files of IJB-B and IJB-C: which images, templates, pairs and galleries there are.
+
+Under <root>/IJBC (or IJBB, with prefix ijbb and galleries S1, S2):
+
+    loose_crop/*.jpg
+    meta/ijbc_name_5pts_score.txt          name x1 y1 ... x5 y5 score      one row per image
+    meta/ijbc_face_tid_mid.txt             name template media             the same rows
+    meta/ijbc_template_pair_label.txt      template1 template2 label       1:1
+    meta/ijbc_1N_gallery_G1.csv, _G2.csv   TEMPLATE_ID,SUBJECT_ID,...      1:N, with a header row
+    meta/ijbc_1N_probe_mixed.csv
+"""
+
+import warnings
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from bct.errors import BctError
+from bct.files import sha256
+
+GALLERIES = {"IJBC": ("G1", "G2"), "IJBB": ("S1", "S2")}
+
+
+@dataclass
+class Protocol:
+    """Images in meta row order, and the 1:1 pairs.
+
+    names: N file names. landmarks float32 (N, 5, 2). detector float32 (N,), detection scores.
+    templates, medias int64 (N,). first, second int64 (P,): template ids, enrolment and probe side.
+    genuine bool (P,).
+    """
+
+    root: Path
+    subset: str
+    names: list[str]
+    landmarks: np.ndarray
+    detector: np.ndarray
+    templates: np.ndarray
+    medias: np.ndarray
+    first: np.ndarray
+    second: np.ndarray
+    genuine: np.ndarray
+
+    def image(self, index: int) -> Path:
+        return self.root / "loose_crop" / self.names[index]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of what embeddings depend on: names, landmarks and 256 sampled files' sizes."""
+        sample = np.unique(np.linspace(0, len(self.names) - 1, 256).astype(np.int64))
+        sizes = [str(_stat(self.image(i)).st_size) for i in sample]
+        return sha256(*self.names, self.landmarks.tobytes(), *sizes)
+
+
+@dataclass
+class Gallery:
+    """Templates of a gallery or probe file and whose they are, int64 (K,) each."""
+
+    name: str
+    templates: np.ndarray
+    subjects: np.ndarray
+
+
+def read_protocol(root: str | Path, subset: str = "IJBC") -> Protocol:
+    """Reads the meta files. `root` holds the folder IJBC, or is that folder.
+
+    Raises BctError: a missing file or column, rows of the two image files that do not match, a pair
+    that names an unknown template.
+    """
+    folder = _folder(root, subset)
+    prefix = subset.lower()
+    boxes = folder / "meta" / f"{prefix}_name_5pts_score.txt"
+    media = folder / "meta" / f"{prefix}_face_tid_mid.txt"
+    names, numbers = _named_rows(boxes, 11)
+    names_again, ids = _named_rows(media, 2)
+    if len(names) != len(names_again):
+        raise BctError(
+            f"{media.name} has {len(names_again)} rows, {boxes.name} has {len(names)}",
+            f"both describe the same images, row by row: restore {folder / 'meta'}",
+        )
+    for row, (a, b) in enumerate(zip(names, names_again, strict=True), 1):
+        if a != b:
+            raise BctError(
+                f"row {row} is {a} in {boxes.name} but {b} in {media.name}",
+                f"both describe the same images, row by row: restore {folder / 'meta'}",
+            )
+    pairs_file = folder / "meta" / f"{prefix}_template_pair_label.txt"
+    pairs = _table(pairs_file, columns=(0, 1, 2), delimiter=None)
+    templates = ids[:, 0].astype(np.int64)
+    unknown = np.setdiff1d(pairs[:, :2], templates)
+    if len(unknown):
+        raise BctError(
+            f"{pairs_file.name} names template {unknown[0]}, which {media.name} does not have",
+            f"restore {folder / 'meta'}",
+        )
+    return Protocol(
+        folder,
+        subset,
+        names,
+        numbers[:, :10].reshape(-1, 5, 2).astype(np.float32),
+        numbers[:, 10].astype(np.float32),
+        templates,
+        ids[:, 1].astype(np.int64),
+        pairs[:, 0],
+        pairs[:, 1],
+        pairs[:, 2] == 1,
+    )
+
+
+def read_galleries(protocol: Protocol) -> tuple[list[Gallery], Gallery]:
+    """The two galleries and the mixed probes. Raises BctError: a missing file, a template that has
+    no image, a subject with two templates in one gallery."""
+    files = [f"gallery_{g}" for g in GALLERIES[protocol.subset]] + ["probe_mixed"]
+    read = []
+    for kind in files:
+        file = protocol.root / "meta" / f"{protocol.subset.lower()}_1N_{kind}.csv"
+        table = _table(file, columns=(0, 1), delimiter=",", skip=1)
+        templates, at = np.unique(table[:, 0], return_index=True)  # a row per image
+        unknown = np.setdiff1d(templates, protocol.templates)
+        if len(unknown):
+            raise BctError(
+                f"{file.name} names template {unknown[0]}, which has no image",
+                f"restore {protocol.root / 'meta'}",
+            )
+        gallery = Gallery(kind, templates, table[at, 1])
+        if kind != "probe_mixed" and len(np.unique(gallery.subjects)) < len(templates):
+            subjects, counts = np.unique(gallery.subjects, return_counts=True)
+            raise BctError(
+                f"{file.name} has two templates of subject {subjects[counts > 1][0]}",
+                "a gallery holds one template per subject",
+            )
+        read.append(gallery)
+    return read[:-1], read[-1]
+
+
+def _folder(root: str | Path, subset: str) -> Path:
+    if subset not in GALLERIES:
+        raise BctError(f"there is no subset {subset!r}", f"choose from {', '.join(GALLERIES)}")
+    for folder in (Path(root) / subset, Path(root)):
+        if (folder / "meta").is_dir():
+            return folder
+    raise BctError(f"{root} holds no {subset}/meta", f"give -d the folder that contains {subset}/")
+
+
+def _named_rows(file: Path, columns: int) -> tuple[list[str], np.ndarray]:
+    """Names and the `columns` numbers behind them, float64 (N, columns)."""
+    names, rows = [], []
+    with _open(file) as lines:
+        for number, line in enumerate(lines, 1):
+            fields = line.split()
+            try:
+                rows.append([float(field) for field in fields[1:]])
+            except ValueError:
+                raise _bad_row(file, number, "a field is not a number") from None
+            if len(fields) != columns + 1:
+                raise _bad_row(file, number, f"{len(fields)} columns instead of {columns + 1}")
+            names.append(fields[0])
+    if not rows:
+        raise BctError(f"{file} is empty", "restore the file")
+    return names, np.array(rows)
+
+
+def _table(
+    file: Path, columns: tuple[int, ...], delimiter: str | None, skip: int = 0
+) -> np.ndarray:
+    """int64 (rows, columns)."""
+    with _open(file) as lines, warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # an empty file is refused below
+        try:
+            table = np.loadtxt(
+                lines, np.int64, delimiter=delimiter, skiprows=skip, usecols=columns, ndmin=2
+            )
+        except (ValueError, IndexError) as error:
+            raise BctError(f"{file} has a bad row: {error}", "restore the file") from None
+    if len(table) == 0:
+        raise BctError(f"{file} is empty", "restore the file")
+    return table
+
+
+def _open(file: Path):
+    if not file.is_file():
+        raise BctError(f"{file} does not exist", "the protocol needs it: restore the meta folder")
+    return open(file, encoding="utf-8")
+
+
+def _bad_row(file: Path, number: int, why: str) -> BctError:
+    return BctError(f"{file}, line {number}: {why}", "restore the file")
+
+
+def _stat(file: Path):
+    if not file.is_file():
+        raise BctError(f"{file} does not exist", "the meta files list it: restore loose_crop/")
+    return file.stat()

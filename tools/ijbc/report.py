@@ -1,0 +1,89 @@
+"""The results of an evaluation as a table, JSON and a picture."""
+
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+import numpy as np
+
+from bct.files import atomic, write_json
+from bct.metrics import rate_name
+
+SHOWN_FPIRS = (1e-2, 1e-1)
+
+
+def table(tests: dict[str, dict]) -> str:
+    """A Markdown table: a row per test, TAR at each FAR, AUC, and 1:N figures where there are any.
+
+    Args:
+        tests: name -> {"pairs": scoring.verification(), "search": scoring.open_set() or absent}.
+    """
+    rows = {name: cells(test) for name, test in tests.items()}
+    titles = ["query / gallery", *next(iter(rows.values()))]
+    widths = [max(map(len, [titles[0], *rows])), *map(len, titles[1:])]
+    lines = [[title.ljust(width) for title, width in zip(titles, widths, strict=True)]]
+    lines.append([":".ljust(widths[0], "-"), *("-" * (width - 1) + ":" for width in widths[1:])])
+    for name, row in rows.items():
+        figures = [f"{value:.4f}" for value in row.values()]
+        cells_ = zip(figures, widths[1:], strict=True)
+        lines.append([name.ljust(widths[0]), *(figure.rjust(width) for figure, width in cells_)])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def cells(test: dict) -> dict[str, float]:
+    """The figures of one test that the table shows, by column title."""
+    out = {f"TAR@{far}": tar for far, tar in test["pairs"]["tar"].items()}
+    out["AUC"] = test["pairs"]["auc"]
+    if "search" in test:
+        search = test["search"]
+        out["top-1"] = search["mean"]["top1"]
+        for fpir in SHOWN_FPIRS:
+            at = int(np.argmin(np.abs(np.array(search["fpir"]) - fpir)))
+            out[f"TPIR@{rate_name(fpir)}"] = search["mean"]["tpir"][at]
+    return out
+
+
+def draw(tests: dict[str, dict], curves: dict[str, tuple], path: Path, main_far: float) -> None:
+    """ROC curves on the left, TAR at `main_far` (and top-1) as bars on the right, into a PNG.
+
+    Args:
+        curves: test name -> (FAR, TAR) arrays.
+    """
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    colours = dict(zip(curves, plt.colormaps["tab10"].colors, strict=False))
+    for name, (far, tar) in curves.items():
+        left.semilogx(far, tar, label=name, color=colours[name])
+    left.axvline(main_far, color="0.8", zorder=0)
+    left.set(xlabel="false accept rate", ylabel="true accept rate", ylim=(0, 1), title="1:1")
+    left.grid(alpha=0.3)
+    left.legend(loc="upper left", fontsize=8)
+    shown = [
+        f"TAR@{rate_name(main_far)}",
+        *(["top-1"] if "search" in next(iter(tests.values())) else []),
+    ]
+    height = 0.8 / len(shown)
+    for k, column in enumerate(shown):
+        values = [cells(test)[column] for test in tests.values()]
+        at = np.arange(len(tests)) + k * height
+        bars = right.barh(at, values, height, color=[colours[name] for name in tests],
+                          alpha=1 - 0.5 * k, label=column)  # fmt: skip
+        right.bar_label(bars, [f"{v:.3f}  {column}" for v in values], padding=3, fontsize=8)
+    right.set_yticks(np.arange(len(tests)) + height * (len(shown) - 1) / 2, list(tests))
+    right.invert_yaxis()
+    right.set(xlim=(0, 1.25), title="query / gallery")
+    right.spines[["top", "right"]].set_visible(False)
+    with atomic(path) as temporary:
+        figure.savefig(temporary, dpi=110, format="png")
+    plt.close(figure)
+
+
+def write(
+    folder: Path, stem: str, summary: dict, text: str, curves: dict[str, tuple], main_far: float
+) -> None:
+    """<stem>.md, <stem>.json and <stem>.png in `folder`."""
+    write_json(folder / f"{stem}.json", summary)
+    with atomic(folder / f"{stem}.md") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    draw(summary["tests"], curves, folder / f"{stem}.png", main_far)

@@ -1,0 +1,141 @@
+"""From image embeddings to template embeddings, and from those to 1:1 and 1:N results.
+
+Sources: IJB-C protocol; MixBCT and insightface evaluators (their published setting: embedding of
+image plus mirror image, times detection score, not normalised before aggregation).
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from scipy.sparse import csr_matrix
+
+from bct.errors import BctError
+from bct.metrics import FARS, Identification, auc, identification, rate_name, tar_at_far
+from tools.ijbc.protocol import Gallery, Protocol
+
+FPIRS = np.concatenate([10.0 ** (-4 + 0.04 * np.arange(100)), [1.0]])
+_DENSE_LIMIT = 1 << 28  # scores held at once when all pairs of two sides are computed
+
+
+class Templates(NamedTuple):
+    """ids int64 (T,) ascending; features float32 (T, D), unit length."""
+
+    ids: np.ndarray
+    features: np.ndarray
+
+    def rows(self, ids: np.ndarray) -> np.ndarray:
+        """Row number of each template id."""
+        return np.searchsorted(self.ids, ids)
+
+
+def template_features(features: np.ndarray, protocol: Protocol) -> Templates:
+    """Aggregates image embeddings (N, D) to templates.
+
+    An image counts with its detection score. Images of one medium (video) of a template are
+    averaged, the media of a template are summed, the sum is L2-normalised:
+
+        t = n( sum over media m of 1/|m| sum over images i in m of score_i f_i )
+
+    Raises BctError when the number of embeddings is not the number of images.
+    """
+    if len(features) != len(protocol.names):
+        raise BctError(
+            f"there are {len(features)} embeddings for {len(protocol.names)} images",
+            "compute the embeddings for this protocol",
+        )
+    ids, template = np.unique(protocol.templates, return_inverse=True)
+    media, medium = np.unique(protocol.medias, return_inverse=True)
+    _, group, sizes = np.unique(
+        template * len(media) + medium, return_inverse=True, return_counts=True
+    )
+    weights = (protocol.detector / sizes[group]).astype(np.float32)
+    images = np.arange(len(features))
+    mixing = csr_matrix((weights, (template, images)), shape=(len(ids), len(features)))
+    sums = mixing @ np.asarray(features, np.float32)
+    norms = np.linalg.norm(sums, axis=1, keepdims=True)
+    return Templates(ids, sums / np.maximum(norms, 1e-12))
+
+
+def pair_scores(first: Templates, second: Templates, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Cosine of each pair of template ids, float32 (P,); `first` and `second` may be two models'.
+
+    IJB's pairs are most of the product of a few templates with many, so one matrix product and a
+    look-up is far cheaper than P dot products. Sparser lists are scored in blocks.
+    """
+    if first.features.shape[1] != second.features.shape[1]:
+        raise BctError(
+            f"the models' embeddings have {first.features.shape[1]} and "
+            f"{second.features.shape[1]} dimensions, so they can't be compared",
+            "give models of equal embedding size",
+        )
+    rows_a, at_a = np.unique(a, return_inverse=True)
+    rows_b, at_b = np.unique(b, return_inverse=True)
+    left = torch.from_numpy(first.features[first.rows(rows_a)])
+    right = torch.from_numpy(second.features[second.rows(rows_b)])
+    size = len(left) * len(right)
+    if size <= min(_DENSE_LIMIT, 16 * len(a)):
+        flat = torch.from_numpy(at_a * len(right) + at_b)
+        return (left @ right.T).view(-1)[flat].numpy()
+    scores = np.empty(len(a), np.float32)
+    for start in range(0, len(a), 1 << 18):
+        block = slice(start, start + (1 << 18))
+        scores[block] = torch.linalg.vecdot(left[at_a[block]], right[at_b[block]]).numpy()
+    return scores
+
+
+def verification(scores: np.ndarray, protocol: Protocol, rule: str = "strict") -> dict:
+    """1:1 result: TAR at FAR 1e-6 .. 1e-1, with the FAR really reached and the threshold; AUC."""
+    points = tar_at_far(scores, protocol.genuine, FARS, rule)
+    return {
+        "tar": {rate_name(p.target): p.tar for p in points},
+        "reached_far": {rate_name(p.target): p.far for p in points},
+        "threshold": {rate_name(p.target): p.threshold for p in points},
+        "auc": auc(scores, protocol.genuine),
+    }
+
+
+def open_set(
+    gallery_model: Templates,
+    probe_model: Templates,
+    galleries: list[Gallery],
+    probes: Gallery,
+    rule: str = "strict",
+) -> dict:
+    """1:N result: ranks and TPIR at FPIR per gallery and their mean; ranks in the joint gallery.
+
+    Cross test: galleries from the old model, probes from the new one.
+    """
+    queries = torch.from_numpy(probe_model.features[probe_model.rows(probes.templates)])
+    result: dict = {"fpir": FPIRS.tolist()}
+    scores, per_gallery = [], []
+    for gallery in galleries:
+        rows = gallery_model.features[gallery_model.rows(gallery.templates)]
+        scores.append((queries @ torch.from_numpy(rows).T).numpy())
+        per_gallery.append(
+            identification(scores[-1], probes.subjects, gallery.subjects, FPIRS, rule=rule)
+        )
+        result[gallery.name] = _summary(per_gallery[-1])
+    hits = {k: sum(g.hits[k] for g in per_gallery) for k in per_gallery[0].hits}
+    result["mean"] = {
+        **{f"top{k}": count / len(probes.templates) for k, count in hits.items()},
+        "tpir": np.mean([g.tpir for g in per_gallery], axis=0).tolist(),
+    }
+    joint = identification(
+        np.concatenate(scores, axis=1),
+        probes.subjects,
+        np.concatenate([g.subjects for g in galleries]),
+        FPIRS[:0],
+    )
+    result["mixed"] = {f"top{k}": count / joint.mated for k, count in joint.hits.items()}
+    return result
+
+
+def _summary(gallery: Identification) -> dict:
+    return {
+        **{f"top{k}": count / gallery.mated for k, count in gallery.hits.items()},
+        "mated": gallery.mated,
+        "nonmated": gallery.nonmated,
+        "tpir": gallery.tpir.tolist(),
+        "threshold": gallery.thresholds.tolist(),
+    }
