@@ -1,0 +1,51 @@
+# `make demo` and `make test` are all a newcomer needs; both install first if necessary.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(abspath $(VENV))/bin
+
+.PHONY: demo demo-short lfw test test-slow test-mxnet lint bench install clean
+
+demo: install            ## the whole job on embedded data, about 5 minutes on 2 cores
+	@PYTHON=$(BIN)/python bash runs/demo.sh
+
+demo-short: install      ## the same, far too little training: to see that it runs
+	@PYTHON=$(BIN)/python SHORT=1 bash runs/demo.sh
+
+lfw: install             ## the same on real faces: make lfw LFW=... IJBC=...
+	@PYTHON=$(BIN)/python LFW="$(LFW)" IJBC="$(IJBC)" bash runs/lfw_opclass.sh
+
+test: install            ## the test suite
+	@$(BIN)/python -m pytest
+
+test-slow: install       ## the long tests
+	@$(BIN)/python -m pytest -m slow
+
+test-mxnet: .venv-mxnet/.complete  ## our record files against MXNet itself
+	@PYTHONPATH=. .venv-mxnet/bin/python -m pytest -q -W ignore --noconftest tests/interop_mxnet.py
+
+lint: install
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+
+bench: install           ## the benchmarks, with their results in benchmarks/results/
+	@for name in loader partial_fc ijbc artefacts; do \
+		$(BIN)/python -m benchmarks.$$name --save || exit 1; done
+
+install: $(VENV)/.complete
+
+$(VENV)/.complete: requirements.txt constraints.txt pyproject.toml
+	@echo "installing into $(VENV): about 2 minutes and 6 GB"
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--constraint constraints.txt --editable '.[test]'
+	@touch $@
+
+.venv-mxnet/.complete: requirements-mxnet.txt
+	@$(PYTHON) -m venv .venv-mxnet
+	@.venv-mxnet/bin/python -m pip install --quiet --disable-pip-version-check \
+		--requirement requirements-mxnet.txt
+	@touch $@
+
+clean:                   ## removes the environments; data and results stay
+	rm -rf $(VENV) .venv-mxnet
