@@ -18,7 +18,7 @@ from bct import distributed
 from bct.amp import amp_dtype
 from bct.errors import BctError, run_cli
 from bct.files import ROOT, sha256_file
-from bct.metrics import rate_name, roc_points
+from bct.metrics import FARS, rate_name, roc_points
 from tools.ijbc import report
 from tools.ijbc.features import image_features
 from tools.ijbc.protocol import read_galleries, read_protocol
@@ -50,6 +50,11 @@ def arguments() -> argparse.Namespace:
         raise BctError(
             f"{len(args.network)} networks for {len(args.model_file)} models",
             "give -net one name per model",
+        )
+    if args.far not in FARS:
+        raise BctError(
+            f"--far {args.far:g} is not a FAR of the table",
+            f"choose from {', '.join(map(rate_name, FARS))}",
         )
     return args
 
@@ -123,7 +128,7 @@ def notes(args: argparse.Namespace, tests: dict, protocol) -> list[str]:
     """What the figures mean: the verdict on compatibility, and FARs too small for this protocol."""
     lines = []
     key = rate_name(args.far)
-    if args.model_file_old and key in tests["old / old"]["pairs"]["tar"]:
+    if args.model_file_old:
         old_self = tests["old / old"]["pairs"]["tar"][key]
         for name, test in tests.items():
             query, gallery = name.split(" / ")

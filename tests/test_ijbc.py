@@ -227,6 +227,26 @@ def test_reading(ijb):
     assert read_protocol(ijb).names == protocol.names  # the folder itself will do
 
 
+def test_ijbb_has_its_own_names(ijb):
+    """IJB-B: another folder, prefix and names of the galleries; the same contents."""
+    same = read_protocol(ijb.parent)
+    galleries, _ = read_galleries(same)
+    ijb.rename(ijb.parent / "IJBB")
+    names = {"ijbc": "ijbb", "G1": "S1", "G2": "S2"}
+    for file in (ijb.parent / "IJBB" / "meta").iterdir():
+        name = file.name
+        for old, new in names.items():
+            name = name.replace(old, new)
+        file.rename(file.with_name(name))
+    protocol = read_protocol(ijb.parent, "IJBB")
+    (s1, s2), _ = read_galleries(protocol)
+    assert protocol.names == same.names and protocol.genuine.sum() == 12
+    assert (s1.name, s2.name) == ("gallery_S1", "gallery_S2")
+    assert s1.templates.tolist() == galleries[0].templates.tolist()
+    with pytest.raises(BctError, match="holds no IJBC/meta"):
+        read_protocol(ijb.parent)
+
+
 BOXES, MEDIA, PAIRS = "name_5pts_score.txt", "face_tid_mid.txt", "template_pair_label.txt"
 
 
@@ -328,6 +348,7 @@ def test_command_line(ijb, weights, tmp_path):
         (lambda ijb, new: ["-d", ijb.parent, "-m", new, "-net", "demo_w24"], "does not fit"),
         (lambda ijb, new: ["-d", ijb.parent, "-m", new], "does not say which network"),
         (lambda ijb, new: ["-d", ijb.parent, "-m", new, "-net", "a", "b"], "2 networks for 1"),
+        (lambda ijb, new: ["-d", ijb.parent, "-m", new, "--far", "3e-3"], "not a FAR of the table"),
     ],
 )
 def test_command_line_refusals(ijb, weights, tmp_path, change, word):
