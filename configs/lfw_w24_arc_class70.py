@@ -8,5 +8,5 @@ config.shard = "class70"
 config.network = "demo_w24"
 config.embedding_size = 128
 config.margin_list = (1.0, 0.3, 0.0)
-config.scale = 32.0
+config.scale = 16.0
 config.num_epoch = 20

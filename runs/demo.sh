@@ -2,44 +2,43 @@
 # The whole job on drawn faces: about 5 minutes on 2 CPU cores. `make demo` runs this.
 #
 # Every line is a command you can run yourself. A second run reuses what is still valid.
-# SHORT=1 trains far too little on far too few faces, to see that everything runs.
+# SHORT=1 trains far too little on far too few faces, to see that everything runs. DEMO_DIR=... puts
+# the results elsewhere.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 PYTHON=${PYTHON:-python}
-OUT=work_dirs/demo
-DATA=(--identities 120 --images 16 --eval-identities 60)
+DATA=(--identities 120 --images 16 --eval-identities 100)
 SETTINGS=(resume=True overwrite=True)  # keep a finished run of the same settings, else replace it
 if [ -n "${SHORT:-}" ]; then
-    OUT=work_dirs/demo-short
     DATA=(--identities 20 --images 8 --eval-identities 12)
     SETTINGS+=(num_epoch=1 batch_size=16)
 fi
-ROOT=$PWD
-HERE=(rec="$ROOT/$OUT/data" feature_save="$ROOT/$OUT/feature_save")
-OLD=demo_w16_softmax_class30 NEW=demo_w16_to_w24_MixBCT ALONE=demo_w24_arc_class70
+OUT=$(realpath -m "${DEMO_DIR:-work_dirs/demo${SHORT:+-short}}")
+HERE=(rec="$OUT/data" feature_save="$OUT/feature_save")
+OLD=demo_w16_softmax_class30 NEW=demo_w16_MixBCT ALONE=demo_w16_arc_class70
 stage() { printf '\n== %s\n' "$*"; }
 
 stage "1/8 draw faces"
-$PYTHON tools/make_demo_data.py --out $OUT/data "${DATA[@]}"
+$PYTHON tools/make_demo_data.py --out "$OUT/data" "${DATA[@]}"
 
 stage "2/8 split: 30 % of the identities for the old model, the others for the new one"
-$PYTHON tools/split_dataset.py $OUT/data --by class
+$PYTHON tools/split_dataset.py "$OUT/data" --by class
 
 stage "3/8 train the old model: softmax"
-$PYTHON train_old.py configs/$OLD.py "${HERE[@]}" output=$OUT/$OLD "${SETTINGS[@]}"
+$PYTHON train_old.py configs/$OLD.py "${HERE[@]}" output="$OUT/$OLD" "${SETTINGS[@]}"
 
 stage "4/8 extract its embeddings of the new model's images"
-$PYTHON tools/extract_features.py configs/$OLD.py --SD demo_w16_softmax_class70 "${HERE[@]}" output=$OUT/$OLD
+$PYTHON tools/extract_features.py configs/$OLD.py --SD demo_w16_softmax_class70 "${HERE[@]}" output="$OUT/$OLD"
 
 stage "5/8 mark those that can be trusted"
-$PYTHON tools/denoise.py --T 0.9 --SD demo_w16_softmax_class70 --feature-save $OUT/feature_save
+$PYTHON tools/denoise.py --T 0.9 --SD demo_w16_softmax_class70 --feature-save "$OUT/feature_save"
 
 stage "6/8 train the new model, compatible by MixBCT"
-(cd methods/MixBCT && $PYTHON train.py "${HERE[@]}" output="$ROOT/$OUT/$NEW" "${SETTINGS[@]}")
+(cd methods/MixBCT && $PYTHON train.py "${HERE[@]}" output="$OUT/$NEW" "${SETTINGS[@]}")
 
 stage "7/8 train the same network alone, to see what incompatible looks like"
-$PYTHON train_old.py configs/$ALONE.py "${HERE[@]}" output=$OUT/$ALONE "${SETTINGS[@]}"
+$PYTHON train_old.py configs/$ALONE.py "${HERE[@]}" output="$OUT/$ALONE" "${SETTINGS[@]}"
 
 stage "8/8 evaluate: 1:1 and 1:N, each model with itself and against the old gallery"
-$PYTHON eval/ijbc.py -d $OUT/data -N --far 1e-2 -o $OUT \
-    -m $OUT/$NEW/model.pt $OUT/$ALONE/model.pt -m_old $OUT/$OLD/model.pt
+$PYTHON eval/ijbc.py -d "$OUT/data" -N --far 1e-1 -o "$OUT" \
+    -m "$OUT/$NEW/model.pt" "$OUT/$ALONE/model.pt" -m_old "$OUT/$OLD/model.pt"

@@ -22,7 +22,7 @@ def table(tests: dict[str, dict]) -> str:
     """
     rows = {name: cells(test) for name, test in tests.items()}
     titles = ["query / gallery", *next(iter(rows.values()))]
-    widths = [max(map(len, [titles[0], *rows])), *map(len, titles[1:])]
+    widths = [max(map(len, [titles[0], *rows])), *(max(len(t), 6) for t in titles[1:])]
     lines = [[title.ljust(width) for title, width in zip(titles, widths, strict=True)]]
     lines.append([":".ljust(widths[0], "-"), *("-" * (width - 1) + ":" for width in widths[1:])])
     for name, row in rows.items():

@@ -4,12 +4,15 @@ from easydict import EasyDict as edict
 
 config = edict()
 config.rec = "work_dirs/demo/data"
+config.feature_save = "work_dirs/demo/feature_save"
+config.output = "work_dirs/demo/demo_w16_MixBCT"
 config.scenario = "OPclass"
 config.old_config = "demo_w16_softmax_class30"
-config.network = "demo_w24"
+config.network = "demo_w16"
 config.embedding_size = 64
 config.margin_list = (1.0, 0.3, 0.0)
-config.scale = 32.0
-config.batch_size = 64
-config.num_epoch = 6
+config.scale = 10.0  # softer than usual, and more old embeddings: there are only 84 people
+config.mix_ratio = 0.65
+config.batch_size = 32
+config.num_epoch = 18
 config.val_targets = ["demo"]

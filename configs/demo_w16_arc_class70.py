@@ -4,11 +4,12 @@ from easydict import EasyDict as edict
 
 config = edict()
 config.rec = "work_dirs/demo/data"
+config.output = "work_dirs/demo/demo_w16_arc_class70"
 config.shard = "class70"
-config.network = "demo_w24"
+config.network = "demo_w16"
 config.embedding_size = 64
 config.margin_list = (1.0, 0.3, 0.0)
-config.scale = 32.0
-config.batch_size = 64
-config.num_epoch = 6
+config.scale = 10.0
+config.batch_size = 32
+config.num_epoch = 18
 config.val_targets = ["demo"]
