@@ -1,6 +1,6 @@
 """Per-class statistics of old embeddings, streamed from disk in blocks.
 
-Memory stays near (C, D) float64 plus a few values per image, whatever the number of images.
+Memory stays near (C, D) float64 and float32 plus a few values per image, however many images.
 """
 
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ import torch.nn.functional as F
 
 from bct.errors import BctError
 
-BLOCK = 1 << 16  # rows
+BLOCK = 1 << 13  # rows
 
 
 def row_blocks(features: np.ndarray, block: int = BLOCK) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -74,7 +74,7 @@ def class_means(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
         float32 (C, D), row c = class c.
     """
     sums, _ = class_sums(features, labels)
-    return F.normalize(sums).float().numpy()
+    return F.normalize(sums, out=sums).float().numpy()
 
 
 def credible_mask(features: np.ndarray, labels: np.ndarray, T: float) -> np.ndarray:
@@ -97,7 +97,8 @@ def credible_mask(features: np.ndarray, labels: np.ndarray, T: float) -> np.ndar
     scale = squares.sqrt()
     scale[scale == 0] = 1.0
     sums, counts = class_sums(features, labels, scale.float(), unit=True)
-    means = (sums / counts[:, None]).float()
+    means = sums.div_(counts[:, None]).float()
+    del sums
     distance = np.empty(len(labels), np.float32)
     for rows, x in row_blocks(features):
         difference = _prepared(x, scale.float(), True) - means[torch.from_numpy(labels[rows])]

@@ -14,7 +14,7 @@ from benchmarks.common import peak_gib, publish, start
 
 
 def main() -> None:
-    args = start(__doc__)
+    args = start(__doc__, training=False)
     images, classes, dim = (20_000, 360, 32) if args.small else (5_179_510, 93_431, 512)
     rng = np.random.default_rng(0)
     labels = np.sort(

@@ -55,12 +55,14 @@ def machine() -> str:
     return f"{name}, {os.cpu_count()} cores, {versions}"
 
 
-def start(doc: str) -> argparse.Namespace:
-    """Sets the process up as training does; --save keeps the printed table under results/."""
+def start(doc: str, training: bool = True) -> argparse.Namespace:
+    """Sets the process up as training does, if this is a part of training. --save keeps the printed
+    table under results/."""
     parser = argparse.ArgumentParser(description=doc.split("\n")[0])
     parser.add_argument("--save", action="store_true", help="write benchmarks/results/<name>.md")
     parser.add_argument("--small", action="store_true", help="a tiny size, to see that it runs")
-    distributed.setup()
+    if training:
+        distributed.setup()
     return parser.parse_args()
 
 

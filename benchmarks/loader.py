@@ -58,6 +58,7 @@ def main() -> None:
 
 
 def run(args, faces: RecordFaces, images: int) -> None:
+    torch.set_num_threads(1)  # idle OpenMP threads spin, and would take the worker's core
     classic = DataLoader(
         Classic(faces), BATCH, shuffle=True, num_workers=1, drop_last=True, persistent_workers=True
     )

@@ -12,4 +12,5 @@ config.margin_list = (1.0, 0.3, 0.0)
 config.scale = 10.0
 config.batch_size = 32
 config.num_epoch = 18
+config.seed = 667  # not the old network's, or both would start from the same weights
 config.val_targets = ["demo"]

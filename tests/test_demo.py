@@ -24,10 +24,10 @@ def test_the_new_model_serves_the_old_gallery(tmp_path):
     (file,) = tmp_path.glob("*.json")
     tests = json.loads(file.read_text())["tests"]
     new, alone = "demo_w16_MixBCT", "demo_w16_arc_class70"
-    tar = {name: test["pairs"]["tar"]["1e-2"] for name, test in tests.items()}
+    tar = {name: test["pairs"]["tar"]["1e-1"] for name, test in tests.items()}
     assert tar[f"{new} / old"] > tar["old / old"]  # compatible, and already an upgrade
     assert tar[f"{new} / {new}"] > tar[f"{new} / old"]
-    assert tar[f"{alone} / old"] < 0.03  # chance: 1 % of the impostors get in too
+    assert tar[f"{alone} / old"] < 0.2  # near chance: 10 % of the impostors get in too
     assert 0.4 < tests[f"{alone} / old"]["pairs"]["auc"] < 0.6
     assert all(0.05 < value < 0.98 for value in (tar["old / old"], tar[f"{new} / {new}"]))
 

@@ -128,6 +128,13 @@ def test_dense_and_sparse_scoring_agree():
     np.testing.assert_allclose(pair_scores(model, model, a, b), want, atol=1e-6)
 
 
+@pytest.mark.parametrize("step", [1, 7, 1 << 22])  # the last: ids too large for a table
+def test_rows_of_template_ids(step):
+    model = Templates(3 + np.arange(50) * step, np.zeros((50, 2), np.float32))
+    rows = np.random.default_rng(0).integers(0, 50, 200)
+    assert model.rows(model.ids[rows]).tolist() == rows.tolist()
+
+
 def test_models_of_different_size_are_not_compared():
     a, b = (Templates(np.arange(2), np.ones((2, d), np.float32)) for d in (4, 5))
     with pytest.raises(BctError, match="4 and 5 dimensions"):

@@ -58,7 +58,7 @@ def draw(tests: dict[str, dict], curves: dict[str, tuple], path: Path, main_far:
     left.axvline(main_far, color="0.8", zorder=0)
     left.set(xlabel="false accept rate", ylabel="true accept rate", ylim=(0, 1), title="1:1")
     left.grid(alpha=0.3)
-    left.legend(loc="upper left", fontsize=8)
+    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     shown = [
         f"TAR@{rate_name(main_far)}",
         *(["top-1"] if "search" in next(iter(tests.values())) else []),

@@ -15,4 +15,5 @@ config.scale = 10.0  # softer than usual, and more old embeddings: there are onl
 config.mix_ratio = 0.65
 config.batch_size = 32
 config.num_epoch = 18
+config.seed = 667  # not the old network's, or both would start from the same weights
 config.val_targets = ["demo"]
