@@ -176,7 +176,7 @@ def open_faces(rec: str | Path, backend: str = "native") -> Faces:
             return RecordFaces(file, backend)
     if path.is_dir():
         return FolderFaces(path)
-    raise BctError(
-        f"there is no data set at {path}",
-        "give a .rec file, a folder with train.rec or a folder of identity folders (key `rec`)",
-    )
+    do = "give a .rec file, a folder with train.rec or a folder of identity folders (key `rec`)"
+    if "_part_" in path.stem:
+        do = "make the parts of the whole set first: python tools/split_dataset.py <the whole set>"
+    raise BctError(f"there is no data set at {path}", do)

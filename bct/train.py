@@ -1,6 +1,7 @@
 """The training loop, shared by train_old.py and every method."""
 
 import contextlib
+import inspect
 import logging
 import sys
 from collections.abc import Iterator
@@ -222,11 +223,15 @@ def replicate(module: nn.Module, device: torch.device) -> nn.Module:
     trainable = any(p.requires_grad for p in module.parameters())
     if distributed.world_size() == 1 or not trainable or isinstance(module, PartialFC):
         return module
+    # batch statistics are each rank's own, see share_statistics; torch 2.15 renamed the switch
+    options = inspect.signature(DistributedDataParallel).parameters
+    new_name = "forward_sync_buffers" in options
+    keep_buffers = {"forward_sync_buffers" if new_name else "broadcast_buffers": False}
     return DistributedDataParallel(
         module,
         device_ids=[device.index] if device.type == "cuda" else None,
-        broadcast_buffers=False,  # batch statistics are each rank's own, see share_statistics
         gradient_as_bucket_view=True,
+        **keep_buffers,
     )
 
 

@@ -330,6 +330,8 @@ def test_command_line(ijb, weights, tmp_path):
 
     again = evaluate(tmp_path, *common, *cross)
     assert again.stdout.count("cached") == 2
+    wrong = evaluate(tmp_path, "-d", ijb.parent, "-m", new, "-net", "demo_w24")
+    assert wrong.returncode == 1 and "does not fit" in wrong.stderr  # cached or not
     assert json.loads(stem.with_suffix(".json").read_text()) == summary
     shutil.rmtree(tmp_path / "cache")
     two = evaluate(tmp_path, *common, *cross, ranks=2)

@@ -49,6 +49,8 @@ def step_on_ranks(head_kind, gradient_acc, batch_size, optimizer="sgd"):
     cfg = small_cfg(gradient_acc=gradient_acc, optimizer=optimizer)
     backbone = nn.Sequential(nn.Flatten(), nn.Linear(12, 6))
     head = PartialFC(6, 10, seed=1) if head_kind == "margin" else SoftmaxHead(6, 10)
+    if head_kind == "margin":
+        head.weight.data.mul_(40)  # about unit length: short centres magnify rounding by 1 / |w|
     method = Method(cfg, None)
     optim = make_optimizer(cfg, [backbone, method], head)
     scaler = make_scaler(None, CPU)

@@ -61,8 +61,9 @@ def image_features(
     The cache is keyed by the weights' hash, the protocol's images and the precision. Ranks share
     the work; every rank gets the result.
     """
+    backbone = load_backbone(weights, network, dtype)  # a wrong network is refused, cached or not
     made_from = {
-        "model": sha256_file(_existing(weights)),
+        "model": sha256_file(weights),
         "data": protocol.fingerprint,
         "amp": str(dtype or torch.float32).removeprefix("torch."),
         "recipe": _RECIPE,
@@ -72,7 +73,7 @@ def image_features(
     if is_valid(path, **made_from):
         distributed.say(f"{weights}: embeddings are cached in {path.name}")
         return open_artefact(path)[0]
-    backbone = load_backbone(weights, network, dtype).to(device)
+    backbone = backbone.to(device)
     crops = LooseCrops(protocol)
     loader = Loader(crops, batch_size, device, num_workers=num_workers, train=False)
     manifest = {"kind": "ijb", "weights": str(weights), **made_from}
@@ -84,11 +85,3 @@ def image_features(
             out[batch.index.cpu().numpy()] = embeddings.cpu().numpy()
     distributed.barrier()
     return open_artefact(path)[0]
-
-
-def _existing(weights: str | Path) -> Path:
-    if not Path(weights).is_file():
-        raise BctError(
-            f"weights {weights} do not exist", "check the path, or train the model first"
-        )
-    return Path(weights)
