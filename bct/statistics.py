@@ -22,7 +22,7 @@ def row_blocks(features: np.ndarray, block: int = BLOCK) -> Iterator[tuple[slice
     """
     for start in range(0, len(features), block):
         stop = min(start + block, len(features))
-        rows = features
+        rows = features[start:stop]
         if isinstance(features, np.memmap):
             width = features.shape[1]
             rows = np.memmap(
@@ -32,9 +32,7 @@ def row_blocks(features: np.ndarray, block: int = BLOCK) -> Iterator[tuple[slice
                 offset=features.offset + start * width * features.itemsize,
                 shape=(stop - start, width),
             )
-            yield slice(start, stop), torch.from_numpy(np.array(rows, np.float32))
-        else:
-            yield slice(start, stop), torch.from_numpy(np.array(rows[start:stop], np.float32))
+        yield slice(start, stop), torch.from_numpy(np.array(rows, np.float32))
 
 
 def class_sums(
@@ -94,14 +92,14 @@ def credible_mask(features: np.ndarray, labels: np.ndarray, T: float) -> np.ndar
     squares = torch.zeros(features.shape[1], dtype=torch.float64)
     for _, x in row_blocks(features):
         squares += F.normalize(x).double().square().sum(0)
-    scale = squares.sqrt()
+    scale = squares.sqrt().float()
     scale[scale == 0] = 1.0
-    sums, counts = class_sums(features, labels, scale.float(), unit=True)
+    sums, counts = class_sums(features, labels, scale, unit=True)
     means = sums.div_(counts[:, None]).float()
     del sums
     distance = np.empty(len(labels), np.float32)
     for rows, x in row_blocks(features):
-        difference = _prepared(x, scale.float(), True) - means[torch.from_numpy(labels[rows])]
+        difference = _prepared(x, scale, True) - means[torch.from_numpy(labels[rows])]
         distance[rows] = torch.linalg.vector_norm(difference, dim=1).numpy()
 
     order = np.lexsort((distance, labels))  # by class, within it by distance; stable

@@ -13,7 +13,7 @@ PYTHON=${PYTHON:-python}
 AGAIN="resume=True overwrite=True"   # keep a finished run of the same settings, else replace it
 
 # 1. 355 identities for the old model, the other 829 for the new one
-$PYTHON tools/split_dataset.py "$LFW" --out work_dirs/lfw/data --ratio 30
+$PYTHON tools/split_dataset.py "$LFW" --out work_dirs/lfw/data --ratio 30 --by class
 
 # 2. the old model: demo-sized, softmax, 128-d, on class30
 $PYTHON train_old.py configs/lfw_w16_softmax_class30.py $AGAIN

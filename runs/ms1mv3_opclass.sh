@@ -18,7 +18,7 @@ OLD=f128_r18_softmax_class30
 NEW=OPclass_ms1mv3_r18_to_r50_MixBCT_softmax_to_arc_f128
 
 # 1. 28,029 identities (1,581,241 images) for the old model, 65,402 (3,598,269) for the new one
-$PYTHON tools/split_dataset.py dataset/ms1m-retinaface-t1 --ratio 30
+$PYTHON tools/split_dataset.py dataset/ms1m-retinaface-t1 --ratio 30 --by class
 
 # 2. the old model
 $RUN train_old.py configs/$OLD.py resume=True

@@ -12,7 +12,7 @@ SHARED = Path(os.environ.get("BCT_SHARED", ROOT.parent / "shared"))
 torch.set_num_threads(2)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} does not exist (set BCT_SHARED)")

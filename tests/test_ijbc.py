@@ -30,13 +30,9 @@ from tools.ijbc.scoring import (
 
 
 @pytest.fixture(scope="module")
-def golden():
-    from conftest import SHARED
-
-    if not SHARED.is_dir():
-        pytest.skip(f"{SHARED} does not exist (set BCT_SHARED)")
-    folder = SHARED / "golden/ijbc"
-    protocol = read_protocol(SHARED / "data/lfw_ijbc")
+def golden(shared):
+    folder = shared / "golden/ijbc"
+    protocol = read_protocol(shared / "data/lfw_ijbc")
     stored = np.load(folder / "embeddings.npz")
     new, old = (
         template_features(stored[m] + stored[f"{m}_flip"], protocol) for m in ("new", "old")
