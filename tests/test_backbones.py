@@ -1,14 +1,18 @@
 """Backbones against golden outputs of the reference networks, and their state-dict keys."""
 
+import copy
 import json
 import math
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
 from backbones import NETWORKS, get_model
+from backbones.iresnet import IResNet
 from backbones.prelu import PReLU
+from backbones.vit import Block, ViT
 from bct.errors import BctError
 from bct.weights import load_backbone
 
@@ -21,6 +25,9 @@ GOLDEN = [
     "r100_512",
     "mbf_512",
     "mbf_large_512",
+    "vit_t_512",
+    "vit_t_dp005_mask0_512",
+    "vit_s_512",
 ]
 
 
@@ -68,11 +75,46 @@ def test_golden(shared, name):
     )
 
 
-def test_r200_is_the_published_size():
+@pytest.mark.parametrize(
+    ("name", "parameters", "keys"),
+    [
+        ("r200", 118_833_920, 1807),
+        ("r2060", 1_122_301_120, 7 + 18 * 1030 + 24 + 12),
+        ("vit_s_dp005_mask_0", 76_023_296, 150),
+        ("vit_b", 113_833_472, 282),
+        ("vit_b_dp005_mask_005", 113_833_472, 282),
+        ("vit_l", 255_684_352, 282),
+        ("vit_l_dp005_mask_005", 255_684_352, 282),
+        ("vit_h", 756_393_984, 546),
+    ],
+)
+def test_published_sizes(name, parameters, keys):
+    with torch.device("meta"):  # no memory, no arithmetic
+        model = get_model(name)
+    assert sum(p.numel() for p in model.parameters()) == parameters
+    assert len(model.state_dict()) == keys
+
+
+@pytest.mark.parametrize(
+    ("name", "drop_path", "mask", "checkpointing"),
+    [
+        ("vit_t", 0.1, 0.1, False),
+        ("vit_t_dp005_mask0", 0.05, 0, False),
+        ("vit_s", 0.1, 0.1, False),
+        ("vit_s_dp005_mask_0", 0.05, 0, False),
+        ("vit_b", 0.1, 0.1, True),
+        ("vit_b_dp005_mask_005", 0.05, 0.05, True),
+        ("vit_l_dp005_mask_005", 0.05, 0.05, True),
+        ("vit_h", 0.1, 0, True),
+    ],
+)
+def test_vit_variants(name, drop_path, mask, checkpointing):
     with torch.device("meta"):
-        model = get_model("r200")
-    assert sum(p.numel() for p in model.parameters()) == 118_833_920
-    assert len(model.state_dict()) == 1807
+        model = get_model(name)
+    depth = len(model.blocks)
+    drops = [block.drop for block in model.blocks]
+    assert drops == pytest.approx([drop_path * i / (depth - 1) for i in range(depth)])
+    assert (model.mask, model.checkpointing) == (mask, checkpointing)
 
 
 @pytest.mark.parametrize("name", ["demo_w16", "demo_w24", "mbf"])
@@ -87,6 +129,116 @@ def test_trains_and_returns_fp32(name, dtype):
             assert parameter.grad is not None and parameter.grad.isfinite().all(), key
     if name != "mbf":  # IResNet fixes the scale of its embedding
         assert not model.features.weight.requires_grad and (model.features.weight == 1).all()
+
+
+@pytest.fixture
+def tiny_vit(monkeypatch):
+    """A network name; 144 tokens of which training hides 15."""
+    monkeypatch.setitem(NETWORKS, "vit_tiny", partial(ViT, 16, 3))
+    return "vit_tiny"
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_vit_trains_and_returns_fp32(tiny_vit, dtype):
+    model = get_model(tiny_vit, 24, dtype).train()
+    assert (model.embedding_size, model.amp_dtype) == (24, dtype)
+    x = torch.randn(4, 3, 112, 112)
+    kinds = {}
+    for name in ("patch_embed", "blocks.1.attn.qkv", "blocks.1.mlp.fc2", "blocks.1", "feature.0"):
+        hook = partial(lambda name, _, __, out: kinds.update({name: out.dtype}), name)
+        model.get_submodule(name).register_forward_hook(hook)
+    out = model(x)
+    assert out.shape == (4, 24) and out.dtype == torch.float32
+    low = dtype or torch.float32
+    assert list(kinds.values()) == [low, low, low, torch.float32, torch.float32]
+    out.square().mean().backward()
+    for key, parameter in model.named_parameters():
+        assert parameter.grad is not None and parameter.grad.isfinite().all(), key
+    model.eval()
+    with torch.inference_mode():
+        assert torch.equal(model(x), model(x))
+        exact = get_model(tiny_vit, 24).eval()
+        exact.load_state_dict(model.state_dict())
+        assert nn.functional.cosine_similarity(model(x), exact(x)).min() > 0.99
+
+
+def test_vit_hides_random_tokens_in_training():
+    model = ViT(16, 2, drop_path=0, embedding_size=8).train()
+    model.blocks = nn.ModuleList()  # without blocks, a token at the head says where it was
+    nn.init.constant_(model.mask_token, 7.0)
+    seen = {}
+    model.norm.register_forward_hook(lambda _, __, out: seen.update(norm=out.detach()))
+    model.feature.register_forward_pre_hook(lambda _, x: seen.update(head=x[0].detach()))
+    x = torch.randn(3, 3, 112, 112)
+    model(x)
+    assert seen["norm"].shape == (3, 129, 16)  # int(144 * 0.9)
+    head = seen["head"].unflatten(1, (144, 16))
+    hidden = (head == 7).all(-1)  # (B, N)
+    assert (hidden.sum(1) == 144 - 129).all()
+    assert not torch.equal(hidden[0], hidden[1]) and not torch.equal(hidden[1], hidden[2])
+    with torch.no_grad():
+        model(x)
+        again = (seen["head"].unflatten(1, (144, 16)) == 7).all(-1)
+        assert not torch.equal(hidden, again)
+        model.eval()
+        model(x)
+    whole = seen["head"].unflatten(1, (144, 16))  # every other token is where it belongs
+    torch.testing.assert_close(head[~hidden], whole[~hidden])
+    assert not (whole == 7).any()
+
+
+def test_vit_without_masking_leaves_the_mask_token_alone():
+    """A parameter that never gets a gradient would stop DistributedDataParallel."""
+    model = ViT(16, 1, mask=0, embedding_size=8).train()
+    model(torch.randn(2, 3, 112, 112)).sum().backward()
+    without = [key for key, p in model.named_parameters() if p.grad is None]
+    assert without == ["mask_token"] and not model.mask_token.requires_grad
+
+
+def test_drop_path_keeps_the_expectation():
+    block = Block(16, 8, drop=0.3).train()
+    branch = torch.rand(20_000, 2, 3) + 1
+    out = block.drop_path(branch)
+    dropped = (out == 0).flatten(1)
+    assert torch.equal(dropped.all(1), dropped.any(1))  # a sample skips it whole
+    assert dropped[:, 0].float().mean().item() == pytest.approx(0.3, abs=0.02)
+    torch.testing.assert_close(out[~dropped[:, 0]], branch[~dropped[:, 0]] / 0.7)
+    torch.testing.assert_close(out.mean(0), branch.mean(0), rtol=0.03, atol=0)
+    assert block.eval().drop_path(branch) is branch
+
+
+def gradients(model, x):
+    torch.manual_seed(0)  # the same tokens and branches
+    model(x).square().mean().backward()
+    return {key: p.grad for key, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+@pytest.mark.parametrize("kind", ["vit", "iresnet"])
+def test_checkpointing_changes_no_gradient(kind, dtype):
+    x = torch.randn(3, 3, 112, 112)
+    if kind == "vit":
+        plain = ViT(16, 4, drop_path=0.5, embedding_size=8, amp_dtype=dtype).train()
+        saving = copy.deepcopy(plain)
+        saving.checkpointing = True
+        block = saving.blocks[1]
+    else:
+        plain = IResNet((1, 2, 3, 1), 8, width=16, stem_stride=2, amp_dtype=dtype).train()
+        saving = copy.deepcopy(plain)
+        saving.checkpoint_segments = (0, 2, 2, 0)
+        block = saving.layer3[0]
+    calls = []
+    block.register_forward_pre_hook(lambda *_: calls.append(torch.is_grad_enabled()))
+    want, got = gradients(plain, x), gradients(saving, x)
+    assert len(calls) == 2  # once forward, once again for backward
+    torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-7)
+    if kind == "iresnet":  # the docstring's 0.19
+        once = plain.layer3[0].bn1.running_mean
+        torch.testing.assert_close(block.bn1.running_mean, 1.9 * once)
+    with torch.no_grad():
+        saving(x)
+        saving.eval()(x)
+    assert len(calls) == 4
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
@@ -139,6 +291,14 @@ def test_checkpoints_of_others_load(model, tmp_path, wrapper, prefix):
     torch.save({wrapper: state | extra, "epoch": 3}, tmp_path / "other.pt")
     loaded = load_backbone(tmp_path / "other.pt", "demo_w16")
     assert loaded.embedding_size == 16 and not loaded.training
+    torch.testing.assert_close(*outputs(model, loaded))
+
+
+def test_weights_of_a_vit_say_their_embedding_size(tiny_vit, tmp_path):
+    model = get_model(tiny_vit, 24).eval()
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    loaded = load_backbone(tmp_path / "model.pt", tiny_vit)
+    assert loaded.embedding_size == 24
     torch.testing.assert_close(*outputs(model, loaded))
 
 
