@@ -1,0 +1,320 @@
+"""Compatibility metrics against the published table, brute force and simulated populations."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.special import expit
+from scipy.stats import norm
+
+from bct import compatibility
+from bct.compatibility import (
+    Interval,
+    bootstrap_tar_difference,
+    compatible,
+    p_1,
+    p_comp,
+    p_up,
+    price,
+    update_gain,
+)
+from bct.distributed import generator
+from bct.errors import BctError
+from bct.metrics import tar_at_far
+
+# AdvBCT's main table, mAP in % on RParis, ROxford and GLDv2. Per block: old model, paragon and its
+# cross-test, and per method self, cross, then the printed P_up, P_comp, P_1 in %.
+TABLE = {
+    "data": (
+        (75.45, 49.15, 10.03),
+        ((81.15, 63.85, 16.48), (4.93, 1.20, 0.2), 7.19),
+        {
+            "BCT": ((80.58, 56.34, 14.61), (77.37, 49.66, 11.30), (48.02, 54.71, 51.13)),
+            "LCE": ((81.57, 60.85, 16.48), (77.83, 51.35, 12.17), (49.65, 57.41, 53.34)),
+            "UniBCT": ((80.93, 57.24, 16.06), (78.30, 50.97, 13.25), (48.90, 59.19, 53.52)),
+            "Hot-refresh": ((79.57, 58.15, 13.88), (76.53, 50.05, 10.35), (47.78, 52.50, 50.03)),
+            "AdvBCT": ((82.78, 62.13, 15.71), (78.55, 52.31, 11.49), (49.55, 58.09, 53.45)),
+        },
+    ),
+    "class": (
+        (74.29, 54.34, 11.43),
+        ((81.15, 63.85, 16.48), (4.93, 1.29, 0.2), 3.38),
+        {
+            "BCT": ((79.45, 58.94, 14.79), (76.13, 53.43, 12.26), (48.33, 52.79, 50.41)),
+            "LCE": ((81.26, 60.49, 16.07), (76.78, 54.29, 12.04), (49.37, 53.95, 51.51)),
+            "UniBCT": ((76.92, 59.07, 14.80), (74.55, 57.82, 12.31), (48.09, 54.78, 51.17)),
+            "Hot-refresh": ((78.93, 60.31, 14.0), (75.33, 51.68, 10.41), (48.06, 47.26, 47.57)),
+            "AdvBCT": ((82.05, 64.51, 16.44), (77.16, 54.82, 12.05), (50.16, 54.87, 52.35)),
+        },
+    ),
+    "backbone, data": (
+        (75.45, 49.15, 10.03),
+        ((87.66, 76.56, 22.12), (4.81, 2.26, 0.2), 15.44),
+        {
+            "BCT": ((85.54, 68.66, 19.11), (78.95, 54.42, 12.78), (47.81, 55.86, 51.52)),
+            "LCE": ((87.49, 75.16, 21.85), (79.36, 57.18, 13.30), (49.73, 57.31, 53.25)),
+            "UniBCT": ((84.37, 67.42, 21.57), (78.91, 56.18, 13.42), (48.48, 56.80, 52.31)),
+            "Hot-refresh": ((86.78, 75.10, 20.61), (78.81, 57.84, 12.41), (49.19, 56.53, 52.60)),
+            "AdvBCT": ((86.79, 75.71, 20.77), (79.08, 59.03, 12.75), (49.31, 57.30, 53.01)),
+        },
+    ),
+    "backbone, class": (
+        (74.29, 54.34, 11.43),
+        ((87.66, 76.56, 22.12), (4.81, 2.26, 0.2), 11.46),
+        {
+            "BCT": ((84.18, 68.93, 18.85), (77.12, 57.52, 13.47), (47.71, 54.59, 50.91)),
+            "LCE": ((85.77, 72.89, 20.84), (77.31, 58.95, 14.00), (49.04, 55.67, 52.15)),
+            "UniBCT": ((82.48, 66.37, 18.91), (77.33, 58.51, 13.99), (47.29, 55.51, 51.06)),
+            "Hot-refresh": ((85.62, 73.95, 20.47), (77.29, 56.83, 12.44), (49.01, 53.63, 51.21)),
+            "AdvBCT": ((86.24, 73.93, 22.03), (78.31, 60.33, 13.54), (49.65, 56.64, 52.83)),
+        },
+    ),
+}
+METHODS = ["BCT", "LCE", "UniBCT", "Hot-refresh", "AdvBCT"]
+# The table's three misprints, and what the rest of it says instead.
+ROXFORD_PARAGON = {"backbone, class": 75.56}  # printed 76.56, which fits no row of that block
+PRINTED = {("data", "LCE", 2): 53.23, ("backbone, class", "AdvBCT", 1): 56.46}
+
+
+def block(name):
+    old, (paragon, cross, printed), methods = TABLE[name]
+    paragon = (paragon[0], ROXFORD_PARAGON.get(name, paragon[1]), paragon[2])
+    return old, paragon, cross, printed, methods
+
+
+def percentages(self_, cross, old, paragon):
+    parts = p_up(self_, paragon), p_comp(cross, old, paragon), p_1(self_, cross, old, paragon)
+    return [100 * p for p in parts]
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", TABLE)
+def test_the_published_rows(name, method):
+    old, paragon, _, _, methods = block(name)
+    self_, cross, printed = methods[method]
+    printed = [PRINTED.get((name, method, i), value) for i, value in enumerate(printed)]
+    assert percentages(self_, cross, old, paragon) == pytest.approx(printed, abs=0.015)
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_the_published_rows_of_the_paragons(name):
+    old, paragon, cross, printed, _ = block(name)
+    assert 100 * p_comp(cross, old, paragon) == pytest.approx(printed, abs=0.015)
+    assert p_up(paragon, paragon) == 0.5
+
+
+def test_the_misprints_are_misprints():
+    """As printed, they miss by far more than rounding; one wrong paragon spoils a whole block."""
+    for (name, method, i), _ in PRINTED.items():
+        old, paragon, _, _, methods = block(name)
+        self_, cross, printed = methods[method]
+        assert abs(percentages(self_, cross, old, paragon)[i] - printed[i]) > 0.1
+    old, (paragon, _, _), methods = TABLE["backbone, class"]
+    for self_, cross, printed in methods.values():
+        assert abs(percentages(self_, cross, old, paragon)[0] - printed[0]) > 0.05
+
+
+tenths = st.integers(1, 999).map(
+    lambda i: i / 10
+)  # coarse, so that a difference is not rounded off
+rows = st.lists(st.tuples(tenths, tenths, tenths, tenths), min_size=1, max_size=5)
+
+
+@given(rows=rows)
+def test_proportions_against_an_independent_derivation(rows):
+    self_, cross, old, gain = np.array(rows).T
+    paragon = old + gain
+    up, comp = expit(self_ / paragon - 1), expit((cross - old) / (paragon - old))
+    assert p_up(self_, paragon) == pytest.approx(up.mean())
+    assert p_comp(cross, old, paragon) == pytest.approx(comp.mean())
+    assert p_1(self_, cross, old, paragon) == pytest.approx((2 * up * comp / (up + comp)).mean())
+    for p in percentages(self_, cross, old, paragon):
+        assert 0 <= p <= 100
+
+
+@given(self_=tenths, cross=tenths, old=tenths, paragon=tenths)
+def test_what_the_numbers_mean(self_, cross, old, paragon):
+    assert (p_up(self_, paragon) > 0.5) == (self_ > paragon) == (price(self_, paragon) < 0)
+    if paragon > old:
+        assert (p_comp(cross, old, paragon) > 0.5) == compatible(cross, old)
+        assert (update_gain(cross, old, paragon) > 0) == compatible(cross, old)
+    else:
+        assert math.isnan(update_gain(cross, old, paragon))
+        assert math.isnan(p_comp([cross, 2.0], [old, 1.0], [paragon, 3.0]))
+        assert math.isnan(p_1(self_, cross, old, paragon))
+
+
+def test_gain_and_price_by_hand():
+    assert [update_gain(m, 0.5, 0.75) for m in (0.25, 0.5, 0.625, 0.75)] == [-1, 0, 0.5, 1]
+    assert price(0.5, 0.75) == 0.25
+    assert not compatible(0.5, 0.5)  # strict
+    assert not compatible(math.nan, 0.5)
+
+
+def test_p_1_is_not_the_harmonic_mean_of_the_averages():
+    data = [80.0, 20], [60.0, 15], [50.0, 14], [60.0, 60]
+    up, comp = p_up(data[0], data[3]), p_comp(*data[1:])
+    assert p_1(*data) != pytest.approx(2 * up * comp / (up + comp), abs=1e-4)
+
+
+def test_undefined_and_extreme_cases():
+    assert math.isnan(p_up(0.0, 0.0))
+    assert math.isnan(p_up([0.5, math.nan], [0.6, 0.6]))
+    assert p_comp(0.0, 0.5, 0.5 + 1e-12) == 0.0  # exp would overflow
+    assert p_1(0.0, 0.0, 0.5, 0.5 + 1e-12) == 0.0
+
+
+def test_data_sets_must_agree():
+    for call in (
+        lambda: p_up([0.5, 0.6], [0.7]),
+        lambda: p_comp(0.5, [0.4, 0.4], [0.7, 0.7]),
+        lambda: p_1([], [], [], []),
+    ):
+        with pytest.raises(BctError, match="data sets"):
+            call()
+
+
+def trial(seed, templates=9, pairs=60, seeds=2, levels=12):
+    """cross, old, first, second, genuine; few levels make many ties."""
+    rng = np.random.default_rng(seed)
+    genuine = rng.random(pairs) < 0.2
+    genuine[:2] = True, False
+    first, second = rng.integers(0, templates, (2, pairs)) * 5 + 3  # ids with gaps
+    scores = rng.integers(0, levels, (2, seeds, pairs)) + 4 * genuine
+    return (*scores.astype(np.float32), first, second, genuine)
+
+
+def tar(scores, genuine, far):
+    return tar_at_far(scores, genuine, (far,))[0].tar
+
+
+def brute_force(cross, old, first, second, genuine, far, resamples, confidence, seed):
+    """Every resample written out: a pair stands in it as often as its templates were drawn."""
+    ids = np.unique([first, second])
+    stream = generator("cpu", seed, "bootstrap over templates")
+    differences = []
+    while len(differences) < resamples:
+        drawn = ids[torch.randint(len(ids), (len(ids),), generator=stream).numpy()]
+        times = [
+            sum(a == x for x in drawn) * sum(b == x for x in drawn)
+            for a, b in zip(first, second, strict=True)
+        ]
+        kept = np.repeat(np.arange(len(first)), times)
+        if genuine[kept].any() and not genuine[kept].all():
+            differences.append(
+                np.mean([tar(scores[kept], genuine[kept], far) for scores in cross])
+                - np.mean([tar(scores[kept], genuine[kept], far) for scores in old])
+            )
+    return np.percentile(differences, [50 - 50 * confidence, 50 + 50 * confidence])
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    far=st.sampled_from([0.0, 0.02, 0.1, 0.3, 1.0]),
+    seeds=st.integers(1, 3),
+    templates=st.integers(2, 12),
+    pairs=st.integers(2, 300),
+)
+def test_bootstrap_against_pairs_written_out(seed, far, seeds, templates, pairs):
+    data = trial(seed, templates, pairs, seeds)
+    cross, old, _, _, genuine = data
+    result = bootstrap_tar_difference(*data, far, resamples=15, confidence=0.8, seed=seed)
+    plain = [tar(c, genuine, far) - tar(o, genuine, far) for c, o in zip(cross, old, strict=True)]
+    assert result.estimate == pytest.approx(np.mean(plain), abs=1e-12)
+    expected = brute_force(*data, far, 15, 0.8, seed)
+    assert [result.low, result.high] == pytest.approx(expected.tolist(), abs=1e-12)
+
+
+def test_resamples_without_a_genuine_pair_are_drawn_again():
+    """One genuine pair among six templates: it is missing from more than half of the resamples."""
+    first, second = np.array([0, 2, 2, 3, 4]), np.array([1, 3, 4, 5, 5])
+    genuine = np.arange(5) == 0
+    cross, old = np.array([[5.0, 4, 3, 2, 1]]), np.array([[1.0, 2, 3, 4, 5]])
+    data = cross, old, first, second, genuine
+    assert bootstrap_tar_difference(*data, far=0.0) == Interval(1.0, 1.0, 1.0)
+
+
+def test_a_target_that_is_a_whole_number_of_impostors_is_used_up():
+    """Two templates: each resample with a pair is the data. 0.29 of 100 is 29, if not in floats."""
+    genuine = np.arange(200) % 2 == 0
+    cross, old = np.arange(200.0)[None], np.arange(200.0)[None, ::-1]
+    ends = np.zeros(200, int), np.ones(200, int)
+    estimate, low, high = bootstrap_tar_difference(cross, old, *ends, genuine, 0.29, resamples=9)
+    assert estimate == low == high == tar(cross[0], genuine, 0.29) - tar(old[0], genuine, 0.29)
+
+
+def test_it_looks_deeper_when_the_best_impostors_are_not_drawn():
+    """The best 400 of 500 impostors are of one pair of templates, so a resample may lack them."""
+    first = np.array([0] * 400 + list(range(2, 102)) + [102, 104])
+    second = np.array([1] * 400 + list(range(3, 103)) + [103, 105])
+    genuine = np.arange(502) >= 500
+    scores = np.concatenate([np.arange(1000, 600, -1), np.arange(100), [50, 700]])
+    data = scores[None].astype(float), np.flip(scores)[None].astype(float), first, second, genuine
+    result = bootstrap_tar_difference(*data, 0.01, resamples=40, seed=3)
+    expected = brute_force(*data, 0.01, 40, 0.95, 3)
+    assert [result.low, result.high] == pytest.approx(expected.tolist(), abs=1e-12)
+
+
+def test_bootstrap_is_reproducible_however_it_is_cut(monkeypatch):
+    data = trial(0, templates=30, pairs=400)
+    whole = bootstrap_tar_difference(*data, 0.1, resamples=50, seed=1)
+    assert bootstrap_tar_difference(*data, 0.1, resamples=50, seed=1) == whole
+    assert bootstrap_tar_difference(*data, 0.1, resamples=50, seed=2) != whole
+    monkeypatch.setattr(compatibility, "_CHUNK", 400 * 7)
+    assert bootstrap_tar_difference(*data, 0.1, resamples=50, seed=1) == whole
+
+
+def test_equal_systems_differ_by_nothing_and_a_swap_changes_the_sign():
+    cross, old, *rest = trial(4, templates=30, pairs=400)
+    assert bootstrap_tar_difference(cross, cross, *rest, 0.1, 50) == Interval(0.0, 0.0, 0.0)
+    there = bootstrap_tar_difference(cross, old, *rest, 0.1, 50)
+    back = bootstrap_tar_difference(old, cross, *rest, 0.1, 50)
+    assert [back.estimate, back.low, back.high] == pytest.approx(
+        [-there.estimate, -there.high, -there.low]
+    )
+
+
+def test_the_interval_covers_the_true_difference():
+    """Normal scores with effects of templates: TAR at FAR f is Phi(d - z), z the quantile 1 - f."""
+    rng, far, templates = np.random.default_rng(0), 0.1, 60
+    first, second = np.triu_indices(templates, 1)
+    genuine = first // 20 == second // 20
+    z = norm.isf(far)
+    truth = norm.cdf(1.5 - z) - norm.cdf(1.0 - z)
+    intervals = []
+    for seed in range(100):
+        shared, own = rng.normal(0, 0.45, templates), rng.normal(0, 0.5, (2, templates))
+        effects = shared + own  # the same templates are easy for both systems, to a degree
+        noise = rng.normal(0, math.sqrt(1 - 2 * (0.45**2 + 0.5**2)), (2, len(first)))
+        scores = effects[:, first] + effects[:, second] + noise
+        cross, old = scores[:1] + 1.5 * genuine, scores[1:] + 1.0 * genuine
+        intervals.append(
+            bootstrap_tar_difference(cross, old, first, second, genuine, far, 200, seed=seed)
+        )
+    estimate, low, high = np.array(intervals).T
+    assert np.mean(estimate) == pytest.approx(truth, abs=0.02)
+    assert np.mean((low <= truth) & (truth <= high)) >= 0.93
+    assert 0.9 < np.mean(high - low) / (2 * 1.96 * np.std(estimate)) < 1.6
+
+
+def test_bootstrap_refuses_what_does_not_fit():
+    cross, old, first, second, genuine = trial(0)
+    for wrong in (
+        (cross[:1], old, first, second, genuine),
+        (cross[:, 1:], old[:, 1:], first, second, genuine),
+        (cross, old, first[1:], second, genuine),
+        (cross, old, first, second, genuine[1:]),
+        (cross[0], old[0], first, second, genuine),
+        (cross[:0], old[:0], first, second, genuine),
+    ):
+        with pytest.raises(BctError, match="scores are"):
+            bootstrap_tar_difference(*wrong, 0.1)
+    for labels in (np.zeros_like(genuine), np.ones_like(genuine)):
+        with pytest.raises(BctError, match="there is no"):
+            bootstrap_tar_difference(cross, old, first, second, labels, 0.1)
+    with pytest.raises(BctError, match="not finite"):
+        bootstrap_tar_difference(cross * np.nan, old, first, second, genuine, 0.1)
