@@ -33,7 +33,7 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
     # small enough to train on a CPU while you wait
     "demo_w16": partial(IResNet, (1, 1, 1, 1), width=16),
     "demo_w24": partial(IResNet, (1, 1, 1, 1), width=24),
-    "demo_w32": partial(IResNet, (1, 1, 1, 1), width=32, stem_stride=2),  # 3 times as fast as w24
+    "demo_w32": partial(IResNet, (1, 1, 1, 1), width=32, stem_stride=4),  # 7 times as fast as w24
 }
 
 

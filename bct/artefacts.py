@@ -4,6 +4,8 @@
                             <SD>_label.npy      int64 (n,)
                             <SD>_avg_feature.npy                float32 (C, D), unit class means
                             <SD>_credible_ratio_90_feature.npy  bool (n,)
+                            <SD>_credible_entropy_50_feature.npy    bool (n,)
+                            <SD>_class_statistics.npy           one record per class, (C,)
 
 Names and contents are the MixBCT reference's; see bct/scenarios.py for scenario and SD. The
 manifest has the same name with .json: what the array was computed from, so that nothing stale is
@@ -24,7 +26,7 @@ from easydict import EasyDict
 from bct import distributed
 from bct.datasets import Faces
 from bct.errors import BctError
-from bct.files import atomic, read_json, sha256, sha256_file, write_json
+from bct.files import ROOT, atomic, read_json, sha256, sha256_file, write_json
 from bct.scenarios import artefact_name, scenario_of
 
 # kind: (end of the file name, command that makes it)
@@ -36,7 +38,13 @@ KINDS = {
         "credible_ratio_{percent}_feature",
         "python tools/denoise.py --T {T} --SD {sd}",
     ),
+    "credible_by_entropy": (
+        "credible_entropy_{percent}_feature",
+        "python tools/denoise.py --by entropy --T {T} --SD {sd}",
+    ),
+    "class_statistics": ("class_statistics", "python tools/class_statistics.py --SD {sd}"),
 }
+PER_CLASS = ("old_prototype", "class_statistics")  # the others have a row per image
 
 
 def artefact_path(
@@ -70,7 +78,7 @@ def write_artefact(
         {
             **manifest,
             "rows": shape[0],
-            "dim": shape[1] if len(shape) > 1 else None,
+            "dim": shape[1] if len(shape) > 1 else manifest.get("dim"),
             "dtype": str(np.dtype(dtype)),
             "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         },
@@ -123,7 +131,8 @@ def open_artefact(path: Path, how: str = "") -> tuple[np.ndarray, dict[str, Any]
         array = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise BctError(f"{path} is damaged ({error})", make) from None
-    shape = (manifest["rows"],) if manifest["dim"] is None else (manifest["rows"], manifest["dim"])
+    flat = manifest["dim"] is None or array.dtype.names  # of records, dim is that of their vectors
+    shape = (manifest["rows"],) if flat else (manifest["rows"], manifest["dim"])
     if array.shape != shape or str(array.dtype) != manifest["dtype"]:
         raise BctError(
             f"{path} holds {array.dtype} {array.shape}, its manifest says "
@@ -172,6 +181,7 @@ class OldModel:
     """
 
     def __init__(self, cfg: EasyDict, faces: Faces, needs: tuple[str, ...] = ()):
+        self.cfg = cfg
         self._arrays: dict[str, np.ndarray] = {}
         self.manifests: dict[str, dict] = {}
         for kind in needs:
@@ -201,6 +211,45 @@ class OldModel:
         """A whole artefact in memory (masks, class means)."""
         return torch.from_numpy(np.array(self._arrays[kind]))
 
+    def table(self, kind: str) -> dict[str, torch.Tensor]:
+        """The columns of an artefact of records, in memory."""
+        array = self._arrays[kind]
+        return {name: torch.from_numpy(np.array(array[name])) for name in array.dtype.names}
+
+    def seen_classes(self) -> int:
+        """How many classes of the new training set, the first ones, the old model was trained on.
+
+        Raises BctError when the old model's model.json is not there to tell.
+        """
+        if self.cfg.scenario in ("OPdata", "EXdata"):
+            return self.cfg.num_classes
+        return 0 if self.cfg.scenario == "OPclass" else self._model()["num_classes"]
+
+    def classifier(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The old model's own softmax classifier: weight (C_old, D) and bias (C_old,).
+
+        Raises BctError when the old model has none (trained with a margin head) or is gone.
+        """
+        self._model()
+        weights = next(iter(self.manifests.values()))["weights"]
+        state = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
+        if "cls_fc.weight" not in state:
+            raise BctError(
+                f"{weights} holds no classifier: only softmax old models keep theirs",
+                'use influence="prototype"',
+            )
+        return state["cls_fc.weight"].clone(), state["cls_fc.bias"].clone()
+
+    def _model(self) -> dict[str, Any]:
+        weights = Path(next(iter(self.manifests.values()))["weights"])
+        for file in (weights, weights.with_suffix(".json")):
+            if not file.is_file():
+                raise BctError(
+                    f"{file} is not there to say what the old model was trained on",
+                    "put the old model's model.pt and model.json back where they were",
+                )
+        return read_json(file)
+
     @staticmethod
     def _locate(cfg: EasyDict, kind: str) -> tuple[Path, str]:
         if cfg.scenario is None or cfg.old_config is None:
@@ -212,6 +261,9 @@ class OldModel:
         T = cfg.get("T", 0.9)
         sd = artefact_name(cfg.old_config, cfg.shard)
         how = KINDS[kind][1].format(old_config=f"configs/{cfg.old_config}.py", sd=sd, T=T)
+        if cfg.feature_save != str(ROOT / "feature_save"):
+            option = "feature_save=" if "extract_features" in how else "--feature-save "
+            how += option.join((" ", cfg.feature_save))
         if cfg.get(kind):
             return Path(cfg[kind]), how
         return artefact_path(kind, cfg.feature_save, cfg.scenario, sd, T), how
@@ -223,10 +275,12 @@ class OldModel:
                 f"{path} was made from {manifest['data_path']}, which is not the data in {cfg.rec}",
                 f"make it again from this data: {how}",
             )
-        per_image = manifest["kind"] != "old_prototype"
-        if per_image and manifest["rows"] != len(faces):
+        per_class = manifest["kind"] in PER_CLASS
+        wanted = faces.num_classes if per_class else len(faces)
+        if manifest["rows"] != wanted:
             raise BctError(
-                f"{path} has {manifest['rows']} rows, the data set {len(faces)} images",
+                f"{path} has {manifest['rows']} rows, the data set {wanted} "
+                f"{'classes' if per_class else 'images'}",
                 f"make it again: {how}",
             )
         if manifest["dim"] is not None and manifest["dim"] != cfg.embedding_size:

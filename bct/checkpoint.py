@@ -24,6 +24,7 @@ from bct import distributed
 from bct.config import save_config
 from bct.errors import BctError
 from bct.files import atomic, read_json, sha256_file, write_json
+from bct.partial_fc import classes_to_rank0, own_classes
 
 # keys that do not change what is learnt
 _FREE = {
@@ -151,9 +152,13 @@ def save_checkpoint(
 ) -> None:
     """Writes the whole state of a run; every rank has to call it.
 
-    The head's parameters and their optimiser state are stored in global class order.
+    The head's parameters, their optimiser state and what the method cuts like them are stored in
+    global class order.
     """
     head_state = {key: head.to_global(value) for key, value in head.state_dict().items()}
+    method_state = method.state_dict()
+    for key in method.class_sharded:
+        method_state[key] = classes_to_rank0(method_state[key], method.cfg.num_classes)
     state = optimizer.state_dict()
     state["state"] = _map_head_state(state, head.to_global)
     if distributed.is_main():
@@ -162,7 +167,7 @@ def save_checkpoint(
                 {
                     "progress": progress,
                     "backbone": backbone.state_dict(),
-                    "method": method.state_dict(),
+                    "method": method_state,
                     "head": head_state,
                     "optimizer": state,
                     "scaler": scaler.state_dict(),
@@ -183,6 +188,8 @@ def load_checkpoint(
     """Restores a run on any number of ranks and returns its `progress`."""
     saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     backbone.load_state_dict(saved["backbone"])
+    for key in method.class_sharded:
+        saved["method"][key] = own_classes(saved["method"][key], method.cfg.num_classes)
     method.load_state_dict(saved["method"])
     head.load_state_dict({key: head.to_local(value) for key, value in saved["head"].items()})
     state = saved["optimizer"]

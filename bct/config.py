@@ -32,6 +32,7 @@ TYPES = {  # of the keys whose default is None
     **dict.fromkeys(("num_classes", "num_image", "num_epoch"), int),
     **dict.fromkeys(("rec", "rec_val", "output", "shard", "old_config"), str),
     "fp16": bool,
+    "decay_epoch": list,
 }
 POSITIVE = ("embedding_size", "batch_size", "gradient_acc", "frequent", "verbose", "scale", "lr")
 

@@ -94,6 +94,51 @@ def all_gather(tensor: torch.Tensor) -> torch.Tensor:
     return out
 
 
+def all_gather_shares(local: torch.Tensor, total: int) -> torch.Tensor:
+    """Concatenates the ranks' contiguous shares of `total` rows. No gradient."""
+    parts = world_size()
+    longest = contiguous_share(total, 0, parts)[1]
+    padded = local.new_zeros(longest, *local.shape[1:])
+    padded[: len(local)] = local
+    gathered = all_gather(padded).view(parts, longest, *local.shape[1:])
+    return torch.cat([gathered[r, : contiguous_share(total, r, parts)[1]] for r in range(parts)])
+
+
+def reduce_scatter(tensor: torch.Tensor) -> torch.Tensor:
+    """Sum over ranks of (world_size * B, ...), of which each rank gets its own B rows."""
+    if world_size() == 1:
+        return tensor
+    out = tensor.new_empty(tensor.shape[0] // world_size(), *tensor.shape[1:])
+    dist.reduce_scatter_tensor(out, tensor.contiguous())
+    return out
+
+
+class _SumOverRanks(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, local: torch.Tensor) -> torch.Tensor:
+        return all_reduce(local.clone())
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        return all_reduce(grad.clone())
+
+
+def sum_over_ranks(local: torch.Tensor) -> torch.Tensor:
+    """Sum with a gradient, for a loss that each rank averages over its own rows."""
+    return _SumOverRanks.apply(local) if world_size() > 1 else local
+
+
+def mean_of_chosen(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
+    """Mean of the chosen values of all ranks, in the sense that DDP's mean over ranks of the result
+    and its gradient is the mean over the global batch. 0 when no rank has chosen any.
+
+    Args:
+        values: (B,); chosen: bool (B,).
+    """
+    count = all_reduce(chosen.sum(dtype=torch.float32))
+    return torch.where(chosen, values, 0).sum() * world_size() / count.clamp_min(1)
+
+
 class _GatherRows(torch.autograd.Function):
     @staticmethod
     def forward(ctx, local: torch.Tensor) -> torch.Tensor:
@@ -101,9 +146,7 @@ class _GatherRows(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
-        out = grad.new_empty(grad.shape[0] // world_size(), *grad.shape[1:])
-        dist.reduce_scatter_tensor(out, grad.contiguous())
-        return out * world_size()
+        return reduce_scatter(grad) * world_size()
 
 
 def gather_rows(local: torch.Tensor) -> torch.Tensor:

@@ -5,8 +5,8 @@ process copies a buffer to the device, where it is mirrored, normalised and laid
 """
 
 import mmap
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, fields
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -22,17 +22,18 @@ from bct.images import SIZE, to_network
 class Batch:
     """One batch on the device. images float32 (B, 3, H, W) in [-1, 1], labels and index int64 (B,).
 
-    `old` holds what the method asked for of the old model's artefacts for this batch.
+    `old` holds what the method asked for of the old model's artefacts for this batch. `epoch` is
+    how far the training is: 2.5 in the middle of the third epoch.
     """
 
     images: torch.Tensor
     labels: torch.Tensor
     index: torch.Tensor
     old: dict[str, torch.Tensor]
+    epoch: float = 0.0
 
     def tensors(self) -> list[torch.Tensor]:
-        own = [getattr(self, f.name) for f in fields(self) if f.name != "old"]
-        return own + list(self.old.values())
+        return [self.images, self.labels, self.index, *self.old.values()]
 
 
 Fetch = Callable[[torch.Tensor, torch.Tensor, torch.Generator], dict[str, torch.Tensor]]
@@ -50,6 +51,7 @@ class Loader:
         num_classes: labels must lie below it; None: not checked.
         train: True shuffles over all ranks and drops the last partial batch. False gives this rank
             a contiguous run of indices, in order, all of it.
+        indices: with train=False: the images this rank gets instead.
         mirror: mirror a random half of the images; default as `train`.
         size: height and width of the images.
     """
@@ -66,12 +68,15 @@ class Loader:
         train: bool = True,
         mirror: bool | None = None,
         size: int = SIZE,
+        indices: Sequence[int] | None = None,
     ):
         self.device, self.seed, self.train = device, seed, train
         self.mirror = train if mirror is None else mirror
         rank, world_size = distributed.rank(), distributed.world_size()
         if train:
             sampler = DistributedSampler(faces, world_size, rank, shuffle=True, seed=seed)
+        elif indices is not None:
+            sampler = indices
         else:
             start, length = distributed.contiguous_share(len(faces), rank, world_size)
             sampler = range(start, start + length)
@@ -134,7 +139,8 @@ class Loader:
         old = {}
         if fetch is not None:
             old = fetch(index, labels, distributed.generator(self.device, self.seed, "old", *key))
-        return Batch(to_network(images, flip), labels, index, old)
+        _, epoch, number = key
+        return Batch(to_network(images, flip), labels, index, old, epoch + number / len(self))
 
 
 _PREFETCH = 2

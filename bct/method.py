@@ -1,7 +1,9 @@
 """What a training method is. This class is plain training; methods override parts of it."""
 
+from collections.abc import Callable
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from easydict import EasyDict
 from torch import nn
@@ -17,16 +19,35 @@ class Method(nn.Module):
     replicated over ranks and saved with the checkpoint like those of any module.
 
     Attributes:
-        needs: kinds of old artefacts it reads (bct.artefacts.KINDS).
         defaults: the config keys it adds, with the paper's values.
+        class_sharded: names of the buffers whose rows are this rank's classes, cut as PartialFC
+            cuts its centres; checkpoints hold them for all classes.
     """
 
-    needs: ClassVar[tuple[str, ...]] = ()
     defaults: ClassVar[dict[str, Any]] = {}
+    class_sharded: ClassVar[tuple[str, ...]] = ()
+
+    @classmethod
+    def needs(cls, cfg: EasyDict) -> tuple[str, ...]:
+        """Kinds of old artefacts it reads (keys of bct.artefacts.KINDS)."""
+        return ()
 
     def __init__(self, cfg: EasyDict, old: OldModel):
         super().__init__()
         self.cfg, self.old = cfg, old
+
+    def undecayed(self) -> list[nn.Parameter]:
+        """Those of its parameters that weight decay must leave alone."""
+        return []
+
+    def begin_epoch(self, epoch: int, embed: Callable[[np.ndarray], np.ndarray]) -> None:
+        """Called before each epoch, on all ranks at once.
+
+        Args:
+            embed: int64 (k,) indices of the training set -> float32 (k, D), the network's
+                embeddings of these images as they are (evaluation mode, not mirrored). When one
+                rank calls it, all have to; each may ask for other images.
+        """
 
     def fetch(
         self, index: torch.Tensor, labels: torch.Tensor, rng: torch.Generator
@@ -46,7 +67,7 @@ class Method(nn.Module):
 
         Args:
             embeddings: float32 (B, D), new, not normalised.
-            batch: labels (B,), index (B,) and `old`, the result of fetch.
+            batch: labels (B,), index (B,), epoch, and `old`, the result of fetch.
             head: (embeddings, labels, rng) -> mean classification loss.
             rng: this step's random stream on this rank.
         """

@@ -18,6 +18,7 @@ from bct.distributed import (
     gather_rows,
     generator,
     rank,
+    reduce_scatter,
     world_size,
 )
 from bct.errors import BctError
@@ -109,6 +110,123 @@ class _ShardedMarginSoftmax(torch.autograd.Function):
         return grad_e, grad_w, None, None, None, None
 
 
+class _ClassSimilarity(torch.autograd.Function):
+    """b_ij = sum over all ranks' classes of softmax(z)_ic q_cj, each rank getting its own rows.
+
+    Only this rank's columns of z and rows of q exist here. With G = dL/db of the global loss,
+
+        dL/dz_ic = p_ic (sum_j G_ij q_cj - sum_j G_ij b_ij)
+    """
+
+    @staticmethod
+    def forward(ctx, z, q):
+        # z (N, n), q (n, Q) constant -> (B, Q)
+        p = class_probabilities(z)
+        b = reduce_scatter((p.to(q.dtype) @ q).to(z.dtype))
+        ctx.save_for_backward(p, q, b)
+        return b
+
+    @staticmethod
+    def backward(ctx, grad):
+        p, q, b = ctx.saved_tensors
+        grad = grad / world_size()  # DDP takes the mean of the ranks' losses
+        radial = all_gather(torch.linalg.vecdot(grad, b))  # (N,)
+        g = (all_gather(grad).to(q.dtype) @ q.t()).to(p.dtype)
+        return p * (g - radial[:, None]), None
+
+
+def class_probabilities(logits: torch.Tensor) -> torch.Tensor:
+    """Softmax over all ranks' classes of this rank's columns (N, n). No gradient."""
+    top = all_reduce(logits.amax(1), dist.ReduceOp.MAX)
+    p = (logits - top[:, None]).exp_()
+    return p.div_(all_reduce(p.sum(1))[:, None])
+
+
+def class_similarity(logits: torch.Tensor, queue: torch.Tensor) -> torch.Tensor:
+    """Scalar products of class probabilities with stored ones, the classes cut over ranks.
+
+    Args:
+        logits: (N, n), the gathered batch against this rank's classes.
+        queue: (n, Q), stored probabilities of this rank's classes; no gradient.
+
+    Returns:
+        (B, Q), this rank's rows. Its gradient fits a loss that each rank averages over its own
+        rows, when the logits come from `gather_rows` and PartialFC's centres.
+    """
+    return _ClassSimilarity.apply(logits, queue)
+
+
+def prototype_softmax(
+    embeddings: torch.Tensor,
+    labels: torch.Tensor,
+    prototypes: torch.Tensor,
+    start: int,
+    margin: tuple[float, float, float] = (1.0, 0.0, 0.0),
+    scale: float = 64.0,
+) -> torch.Tensor:
+    """PartialFC's loss against given class prototypes instead of learnt centres.
+
+    Args:
+        embeddings: (B, D), this rank's; labels: (B,) global classes, -1 leaves a row out.
+        prototypes: (n, D), this rank's share of the classes, the first of which is `start`.
+
+    Returns:
+        Mean over the labelled rows of the global batch; 0 when there is none.
+    """
+    e, labels = gather_rows(F.normalize(embeddings.float())), all_gather(labels)
+    e, labels = e[labels >= 0], labels[labels >= 0]
+    if len(labels) == 0:
+        return e.sum()
+    target = own_columns(labels, start, len(prototypes))
+    return _ShardedMarginSoftmax.apply(e, prototypes, target, tuple(margin), scale, 0.0)
+
+
+def class_share(num_classes: int) -> tuple[int, int]:
+    """(first class, number of classes) of this rank. BctError with fewer classes than ranks."""
+    if num_classes < world_size():
+        raise BctError(
+            f"{num_classes} classes can't be cut over {world_size()} ranks", "use fewer ranks"
+        )
+    return contiguous_share(num_classes, rank(), world_size())
+
+
+def own_columns(labels: torch.Tensor, start: int, count: int) -> torch.Tensor:
+    """Position of each label among this rank's classes, -1 if it is another rank's."""
+    target = labels - start
+    return target.where((target >= 0) & (target < count), -1)
+
+
+def classes_to_rank0(rows: torch.Tensor, num_classes: int) -> torch.Tensor | None:
+    """This rank's rows (n, ...) -> all classes' (C, ...), in class order, on rank 0's CPU.
+
+    Every rank has to call it; the others get None.
+    """
+    out = None
+    if rank() == 0:
+        out = torch.empty(num_classes, *rows.shape[1:], dtype=rows.dtype)
+        out[: len(rows)] = rows
+    for source in range(1, world_size()):
+        start, count = contiguous_share(num_classes, source, world_size())
+        if rank() == source:
+            dist.send(rows.contiguous(), 0)
+        elif rank() == 0:
+            piece = rows.new_empty(count, *rows.shape[1:])
+            dist.recv(piece, source)
+            out[start : start + count] = piece
+    return out
+
+
+def own_classes(rows: torch.Tensor, num_classes: int) -> torch.Tensor:
+    """All classes' rows (C, ...) -> this rank's (n, ...)."""
+    if len(rows) != num_classes:
+        raise BctError(
+            f"the checkpoint has {len(rows)} classes, the data {num_classes}",
+            "resume with the data set the run was started with",
+        )
+    start, count = class_share(num_classes)
+    return rows[start : start + count]
+
+
 class PartialFC(nn.Module):
     """Margin softmax whose class centres are cut over the ranks.
 
@@ -149,13 +267,9 @@ class PartialFC(nn.Module):
         super().__init__()
         if not 0 < sample_rate <= 1:
             raise BctError(f"sample_rate = {sample_rate}", "give a value above 0, at most 1")
-        if num_classes < world_size():
-            raise BctError(
-                f"{num_classes} classes can't be cut over {world_size()} ranks", "use fewer ranks"
-            )
         self.num_classes, self.margin, self.scale = num_classes, tuple(margin), scale
         self.sample_rate, self.filter_above = sample_rate, filter_above
-        self.start, count = contiguous_share(num_classes, rank(), world_size())
+        self.start, count = class_share(num_classes)
         self.weight = nn.Parameter(torch.empty(count, embedding_size))
         self.sampled = None
         stop = self.start + count
@@ -177,11 +291,10 @@ class PartialFC(nn.Module):
             rng: this rank's stream for the negatives, needed when sample_rate < 1.
         """
         e = gather_rows(F.normalize(embeddings.float()))  # (N, D)
-        target = all_gather(labels) - self.start  # (N,)
-        mine = (target >= 0) & (target < len(self.weight))
-        target = target.where(mine, -1)
+        target = own_columns(all_gather(labels), self.start, len(self.weight))  # (N,)
         weight = self.weight
         if self.sample_rate < 1:
+            mine = target >= 0
             used = self._sample(target[mine], rng)
             self.sampled = used + self.start
             weight = weight.index_select(0, used)
@@ -190,33 +303,15 @@ class PartialFC(nn.Module):
             e, weight, target, self.margin, self.scale, self.filter_above
         )
 
-    def to_global(self, rows: torch.Tensor) -> torch.Tensor | None:
-        """This rank's rows (n, ...) -> all classes' (C, ...), in class order, on rank 0's CPU.
+    def cosines(self, e: torch.Tensor) -> torch.Tensor:
+        """Of unit rows (N, D) with this rank's centres: (N, n), with gradients."""
+        return e @ F.normalize(self.weight).t()
 
-        Every rank has to call it; the others get None.
-        """
-        out = None
-        if rank() == 0:
-            out = torch.empty(self.num_classes, *rows.shape[1:], dtype=rows.dtype)
-            out[: len(rows)] = rows
-        for source in range(1, world_size()):
-            start, count = contiguous_share(self.num_classes, source, world_size())
-            if rank() == source:
-                dist.send(rows.contiguous(), 0)
-            elif rank() == 0:
-                piece = rows.new_empty(count, *rows.shape[1:])
-                dist.recv(piece, source)
-                out[start : start + count] = piece
-        return out
+    def to_global(self, rows: torch.Tensor) -> torch.Tensor | None:
+        return classes_to_rank0(rows, self.num_classes)
 
     def to_local(self, rows: torch.Tensor) -> torch.Tensor:
-        """All classes' rows (C, ...) -> this rank's (n, ...)."""
-        if len(rows) != self.num_classes:
-            raise BctError(
-                f"the checkpoint has {len(rows)} centres, the data {self.num_classes} classes",
-                "resume with the data set the run was started with",
-            )
-        return rows[self.start : self.start + len(self.weight)]
+        return own_classes(rows, self.num_classes)
 
     def _sample(self, positives: torch.Tensor, rng: torch.Generator) -> torch.Tensor:
         """Ascending local indices: all positives, filled up with random negatives."""

@@ -3,6 +3,7 @@
 Memory stays near (C, D) float64 and float32 plus a few values per image, however many images.
 """
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -109,6 +110,87 @@ def credible_mask(features: np.ndarray, labels: np.ndarray, T: float) -> np.ndar
     mask = np.empty(len(labels), bool)
     mask[order] = rank < np.ceil(T * sizes)[labels[order]]
     return mask
+
+
+def entropy_mask(features: np.ndarray, labels: np.ndarray, T: float) -> np.ndarray:
+    """NCCL's filter: which old embeddings the old space assigns to few classes (Wu et al., AAAI
+    2022, "highly credible" samples).
+
+        p_i = softmax over all classes c of -|n(o_i) - m_c|^2 / v,     m_c = mean of n(o) in c
+        credible: entropy(p_i) <= T ln C,     v = mean over images of |n(o_i) - own m|^2
+
+    The published script normalises over an axis of length 1, so its entropy is always 0.
+
+    Args:
+        features: float (n, D); labels: int64 (n,); T: share of the largest possible entropy.
+
+    Returns:
+        bool (n,).
+    """
+    sums, counts = class_sums(features, labels, unit=True)
+    means = (sums / counts[:, None]).float()
+    # the mean square distance to the own mean is 1 - |m|^2, weighted by class size
+    spread = 1 - (counts * means.double().square().sum(1)).sum().item() / len(labels)
+    squares = means.square().sum(1)
+    mask = np.empty(len(labels), bool)
+    block = max(1, min(BLOCK, (1 << 26) // len(means)))  # (block, C) stays within 256 MiB
+    for rows, x in row_blocks(features, block):
+        distance = 1 + squares - 2 * F.normalize(x) @ means.t()
+        log_p = F.log_softmax(-distance / max(spread, 1e-6), dim=1)
+        entropy = -(log_p.exp() * log_p).sum(1)
+        mask[rows] = (entropy <= T * math.log(len(means))).numpy()
+    return mask
+
+
+def class_statistics(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """How far each class reaches in the old space (AdvBCT's and LCE's class statistics).
+
+    Embeddings are L2-normalised; a class's centre is the plain mean of its unit embeddings, not
+    normalised again. Of the sorted distances r of its n >= 4 images to the centre those outside
+    [q1 - 1.5 (q3 - q1), q3 + 1.5 (q3 - q1)] are dropped, q1 = r[n // 4], q3 = r[3 n // 4]; likewise
+    of the angles to the centre's direction. Source: Pan et al., AdvBCT, CVPR 2023.
+
+    Args:
+        features: float (n, D); labels: int64 (n,).
+
+    Returns:
+        (C,) records: centre float32 (D,); radius and smallest_radius, the largest and smallest
+        distance kept; angle, the largest angle kept, in radians; count, images; kept, distances
+        kept. A radius says something only where kept > 1.
+    """
+    sums, counts = class_sums(features, labels, unit=True)
+    centres = (sums / counts[:, None]).float()
+    directions = F.normalize(centres)
+    radii, angles = np.empty(len(labels), np.float32), np.empty(len(labels), np.float32)
+    for rows, x in row_blocks(features):
+        x, y = F.normalize(x), torch.from_numpy(labels[rows])
+        radii[rows] = torch.linalg.vector_norm(x - centres[y], dim=1).numpy()
+        angles[rows] = torch.linalg.vecdot(x, directions[y]).clamp(-1, 1).acos().numpy()
+    out = np.zeros(len(counts), class_statistics_dtype(features.shape[1]))
+    out["centre"], out["count"] = centres.numpy(), counts.numpy()
+    out["smallest_radius"], out["radius"], out["kept"] = _within_fences(radii, labels)
+    _, out["angle"], _ = _within_fences(angles, labels)
+    return out
+
+
+def class_statistics_dtype(dim: int) -> np.dtype:
+    numbers = [(name, np.float32) for name in ("radius", "smallest_radius", "angle")]
+    counts = [(name, np.int64) for name in ("count", "kept")]
+    return np.dtype([("centre", np.float32, (dim,)), *numbers, *counts])
+
+
+def _within_fences(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
+    """(smallest, largest, number) of each class's values after the 1.5 IQR rule."""
+    values = values[np.lexsort((values, labels))]  # by class, within it ascending
+    sizes = np.bincount(labels)
+    first = np.cumsum(sizes) - sizes
+    q1, q3 = values[first + sizes // 4], values[first + 3 * sizes // 4]
+    reach = np.where(sizes >= 4, np.float32(1.5) * (q3 - q1), np.float32(np.inf))
+    low, high = np.repeat(q1 - reach, sizes), np.repeat(q3 + reach, sizes)
+    keep = (values >= low) & (values <= high)  # never empty: q1 and q3 lie within
+    smallest = np.minimum.reduceat(np.where(keep, values, np.inf), first)
+    largest = np.maximum.reduceat(np.where(keep, values, -np.inf), first)
+    return smallest, largest, np.add.reduceat(keep, first)
 
 
 def _prepared(x: torch.Tensor, scale: torch.Tensor | None, unit: bool) -> torch.Tensor:

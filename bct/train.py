@@ -5,8 +5,10 @@ import inspect
 import logging
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
+import numpy as np
 import torch
 from easydict import EasyDict
 from torch import nn
@@ -58,7 +60,7 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> No
     """Trains cfg.network on cfg.rec with a method and leaves the result in cfg.output."""
     require(cfg, "rec", "num_epoch")
     faces = open_training_faces(cfg)
-    old = OldModel(cfg, faces, method_class.needs)
+    old = OldModel(cfg, faces, method_class.needs(cfg))
 
     # ---- build: everything that can be refused is refused before the output is touched
     torch.manual_seed(cfg.seed)
@@ -67,7 +69,7 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> No
     backbone = get_model(cfg.network, cfg.embedding_size, dtype).to(device)
     head = make_head(cfg).to(device)
     method = method_class(cfg, old).to(device)
-    optimizer = make_optimizer(cfg, [backbone, method], head)
+    optimizer = make_optimizer(cfg, backbone, method, head)
     scaler = make_scaler(dtype, device)
     loader = Loader(
         faces,
@@ -100,10 +102,15 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> No
             f"{method_class.__name__}: {cfg.network} in {dtype or torch.float32} on {device}, "
             f"{len(faces)} images of {cfg.num_classes} classes, {total} steps"
         )
+        embed = partial(embed_images, cfg, backbone, faces, device)
         for epoch in range(state["epoch"], cfg.num_epoch):
+            with log.paused():
+                method.begin_epoch(epoch, embed)
             batches = log.timed(loader.epoch(epoch, method.fetch))
             for _ in range(steps_per_epoch):
                 lr = lr_at(state["step"], total, warmup, cfg.lr, cfg.lr_power)
+                if cfg.decay_epoch:
+                    lr = cfg.lr * 0.1 ** sum(epoch >= decay for decay in cfg.decay_epoch)
                 losses = train_step(cfg, batches, trained, optimizer, scaler, lr, state["step"])
                 state["step"] += 1
                 log.step(state["step"], epoch, lr, losses, scaler)
@@ -137,9 +144,9 @@ def train_step(
     totals: dict[str, torch.Tensor] = {}
     for micro in range(cfg.gradient_acc):
         batch = next(batches)
-        rng = distributed.generator(
-            batch.images.device, cfg.seed, "head", distributed.rank(), step, micro
-        )
+        key = cfg.seed, distributed.rank(), step, micro
+        rng = distributed.generator(batch.images.device, "head", *key)
+        torch.manual_seed(distributed.seed_of("backbone", *key))  # drop path, masks of ViTs
         with contextlib.ExitStack() as stack:
             if micro < cfg.gradient_acc - 1:  # gradients travel once, with the last micro-batch
                 for module in trained:
@@ -158,6 +165,24 @@ def train_step(
     scaler.update()
     optimizer.zero_grad()
     return totals
+
+
+@torch.no_grad()
+def embed_images(
+    cfg: EasyDict, backbone: nn.Module, faces: Faces, device: torch.device, indices: np.ndarray
+) -> np.ndarray:
+    """The network's embeddings of these images, as they are: float32 (len(indices), D).
+
+    Every rank has to call it, each with its own indices.
+    """
+    share_statistics(cfg, backbone)
+    backbone.eval()
+    workers = cfg.num_workers
+    loader = Loader(
+        faces, cfg.batch_size, device, num_workers=workers, train=False, indices=indices
+    )
+    parts = [backbone(batch.images).float().cpu().numpy() for batch in loader.epoch()]
+    return np.concatenate(parts) if parts else np.zeros((0, cfg.embedding_size), np.float32)
 
 
 def lr_at(step: int, total: int, warmup: int, base: float, power: float) -> float:
@@ -206,11 +231,15 @@ def make_head(cfg: EasyDict) -> PartialFC | SoftmaxHead:
 
 
 def make_optimizer(
-    cfg: EasyDict, modules: list[nn.Module], head: nn.Module
+    cfg: EasyDict, backbone: nn.Module, method: Method, head: nn.Module
 ) -> torch.optim.Optimizer:
-    """SGD or AdamW over two groups: the modules' parameters, and the head's (always last)."""
-    body = [p for module in modules for p in module.parameters() if p.requires_grad]
-    groups = [{"params": body}, {"params": list(head.parameters())}]
+    """SGD or AdamW. The first parameter group is what gradient clipping acts on, backbone and
+    method; the second what the method keeps from weight decay; the last the head's."""
+    free = method.undecayed()
+    body = [*backbone.parameters(), *method.parameters()]
+    body = [p for p in body if p.requires_grad and not any(p is q for q in free)]
+    groups = [{"params": body}, {"params": free, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]] + [{"params": list(head.parameters())}]
     if cfg.optimizer == "adamw":
         return torch.optim.AdamW(groups, cfg.lr, weight_decay=cfg.weight_decay, fused=True)
     return torch.optim.SGD(

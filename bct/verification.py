@@ -103,21 +103,12 @@ def embed(
     start, length = distributed.contiguous_share(
         len(images), distributed.rank(), distributed.world_size()
     )
-    longest = distributed.contiguous_share(len(images), 0, distributed.world_size())[1]
     parts = []
     for first in range(start, start + length, batch_size):
         block = torch.from_numpy(images[first : min(first + batch_size, start + length)]).to(device)
         mirror = torch.ones(len(block), dtype=torch.bool, device=device)
         parts.append(backbone(to_network(block)) + backbone(to_network(block, mirror)))
-    local = torch.cat(parts)
-    padded = local.new_zeros(longest, local.shape[1])
-    padded[:length] = local
-    gathered = distributed.all_gather(padded).cpu().numpy()
-    shares = [
-        distributed.contiguous_share(len(images), r, distributed.world_size())[1]
-        for r in range(distributed.world_size())
-    ]
-    return np.concatenate([gathered[r * longest :][:share] for r, share in enumerate(shares)])
+    return distributed.all_gather_shares(torch.cat(parts), len(images)).cpu().numpy()
 
 
 class Accuracy(NamedTuple):

@@ -47,6 +47,7 @@ config.lr = 0.1
 config.lr_power = (
     2.0  # lr * (1 - progress) ** lr_power after the warm-up; insightface has 1, MixBCT 2
 )
+config.decay_epoch = None  # e.g. [20, 26, 32]: lr / 10 from each of these epochs on, instead
 config.momentum = 0.9
 config.weight_decay = 5e-4
 config.clip_norm = 5.0  # of the backbone's gradient

@@ -30,8 +30,10 @@ $PYTHON train_old.py configs/$OLD.py "${HERE[@]}" output="$OUT/$OLD" "${SETTINGS
 stage "4/8 extract its embeddings of the new model's images"
 $PYTHON tools/extract_features.py configs/$OLD.py --SD demo_w16_softmax_class70 "${HERE[@]}" output="$OUT/$OLD"
 
-stage "5/8 mark those that can be trusted"
-$PYTHON tools/denoise.py --T 0.9 --SD demo_w16_softmax_class70 --feature-save "$OUT/feature_save"
+stage "5/8 mark those that can be trusted; class means and statistics, for the other methods"
+for tool in denoise average_features class_statistics; do
+    $PYTHON tools/$tool.py --SD demo_w16_softmax_class70 --feature-save "$OUT/feature_save"
+done
 
 stage "6/8 train the new model, compatible by MixBCT"
 (cd methods/MixBCT && $PYTHON train.py "${HERE[@]}" output="$OUT/$NEW" "${SETTINGS[@]}")

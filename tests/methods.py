@@ -24,3 +24,7 @@ class OldArrays:
 
     def whole(self, kind):
         return torch.from_numpy(self.arrays[kind])
+
+    def table(self, kind):
+        array = self.arrays[kind]
+        return {name: torch.from_numpy(np.array(array[name])) for name in array.dtype.names}

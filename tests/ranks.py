@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 # ranks are forked from a clean process that has imported everything once: seconds less per call
 multiprocessing.set_forkserver_preload(
-    ["torch", "bct.train", "sklearn.metrics", "hypothesis", "pytest"]
+    ["torch", "torch._dynamo", "bct.train", "sklearn.metrics", "hypothesis", "pytest"]
 )
 
 

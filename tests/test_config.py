@@ -162,7 +162,8 @@ def test_every_shipped_config_loads(path):
         defaults = runpy.run_path(str(method / "train.py"))[method.name].defaults
     if path.stem != "base":
         cfg = load_config(path, (), defaults)
-        assert cfg.rec and cfg.num_epoch
+        if not path.stem.startswith("bench"):  # runs/benchmark.sh gives these the rest
+            assert cfg.rec and cfg.num_epoch
 
 
 @pytest.mark.parametrize(

@@ -52,7 +52,7 @@ def step_on_ranks(head_kind, gradient_acc, batch_size, optimizer="sgd"):
     if head_kind == "margin":
         head.weight.data.mul_(40)  # about unit length: short centres magnify rounding by 1 / |w|
     method = Method(cfg, None)
-    optim = make_optimizer(cfg, [backbone, method], head)
+    optim = make_optimizer(cfg, backbone, method, head)
     scaler = make_scaler(None, CPU)
     trained = [replicate(m, CPU) for m in (backbone, method, head)]
     rng = torch.Generator().manual_seed(3)
@@ -91,7 +91,7 @@ def test_only_the_backbone_is_clipped():
     cfg = small_cfg(clip_norm=1e-3, momentum=0.0, weight_decay=0.0)
     backbone, head = nn.Sequential(nn.Flatten(), nn.Linear(12, 6)), SoftmaxHead(6, 10)
     before = copy.deepcopy(backbone), copy.deepcopy(head)
-    optim = make_optimizer(cfg, [backbone], head)
+    optim = make_optimizer(cfg, backbone, Method(cfg, None), head)
     batch = Batch(10 * torch.randn(8, 3, 2, 2), torch.randint(0, 10, (8,)), None, {})
     train_step(
         cfg,
@@ -115,7 +115,7 @@ def test_only_the_backbone_is_clipped():
 def overflow_on_one_rank():
     torch.manual_seed(0)
     backbone, head = nn.Linear(4, 3), PartialFC(3, 6)
-    optim = make_optimizer(small_cfg(), [backbone], head)
+    optim = make_optimizer(small_cfg(), backbone, Method(small_cfg(), None), head)
     scaler = make_scaler(torch.float16, CPU)
     steps = []
     for overflow in (True, False):
@@ -170,7 +170,7 @@ def checkpoint_on_ranks(path, save, optimizer):
     torch.manual_seed(0)
     cfg = small_cfg(optimizer=optimizer)
     backbone, head = nn.Linear(4, 3), PartialFC(3, 11, seed=5)
-    optim = make_optimizer(cfg, [backbone], head)
+    optim = make_optimizer(cfg, backbone, Method(cfg, None), head)
     parts = (backbone, Method(cfg, None), head, optim, make_scaler(None, CPU))
     if save:
         head(backbone(torch.ones(2, 4)), torch.tensor([3, 9])).backward()

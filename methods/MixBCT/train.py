@@ -25,13 +25,16 @@ from bct.train import main
 
 
 class MixBCT(Method):
-    needs = ("old_embedding", "credible_old_feature")
     defaults = {  # noqa: RUF012
         "mix_ratio": 0.3,  # share of the batch that becomes old embeddings
         "T": 0.9,  # share of each class's old embeddings that is credible
         "old_embedding": None,  # paths; None: they follow from scenario and old_config
         "credible_old_feature": None,
     }
+
+    @classmethod
+    def needs(cls, cfg):
+        return "old_embedding", "credible_old_feature"
 
     def __init__(self, cfg, old):
         super().__init__(cfg, old)

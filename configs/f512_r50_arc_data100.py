@@ -1,0 +1,7 @@
+"""Paragon of the MixBCT benchmark: r50, ArcFace, 512-d, alone on all of MS1MV3."""
+
+from easydict import EasyDict as edict
+
+config = edict()
+config.rec = "dataset/ms1m-retinaface-t1"
+config.num_epoch = 35

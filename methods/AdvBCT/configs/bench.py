@@ -1,0 +1,5 @@
+"""AdvBCT with the settings of runs/benchmark.sh."""
+
+from easydict import EasyDict as edict
+
+config = edict()

@@ -1,0 +1,6 @@
+"""Weakened L2 with the settings of runs/benchmark.sh."""
+
+from easydict import EasyDict as edict
+
+config = edict()
+config.threshold = 0.2

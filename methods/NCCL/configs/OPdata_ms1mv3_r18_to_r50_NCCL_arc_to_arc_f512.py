@@ -1,0 +1,9 @@
+"""NCCL on MS1MV3, open-data: r18 ArcFace old model, r50 ArcFace new one, 512-d."""
+
+from easydict import EasyDict as edict
+
+config = edict()
+config.rec = "dataset/ms1m-retinaface-t1"
+config.scenario = "OPdata"
+config.old_config = "f512_r18_arc_data30"
+config.num_epoch = 35

@@ -1,0 +1,6 @@
+"""NCCL with the settings of runs/benchmark.sh."""
+
+from easydict import EasyDict as edict
+
+config = edict()
+config.queue_size = 2048
