@@ -29,7 +29,7 @@ lint: install
 	@$(BIN)/ruff format --check .
 
 bench: install           ## the benchmarks, with their results in benchmarks/results/
-	@for name in loader partial_fc ijbc artefacts; do \
+	@for name in loader partial_fc ijbc artefacts methods; do \
 		$(BIN)/python -m benchmarks.$$name --save || exit 1; done
 
 install: $(VENV)/.complete

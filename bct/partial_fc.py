@@ -115,23 +115,23 @@ class _ClassSimilarity(torch.autograd.Function):
 
     Only this rank's columns of z and rows of q exist here. With G = dL/db of the global loss,
 
-        dL/dz_ic = p_ic (sum_j G_ij q_cj - sum_j G_ij b_ij)
+        g_ic = sum_j G_ij q_cj,      dL/dz_ic = p_ic (g_ic - sum over all classes d of p_id g_id)
     """
 
     @staticmethod
     def forward(ctx, z, q):
         # z (N, n), q (n, Q) constant -> (B, Q)
         p = class_probabilities(z)
-        b = reduce_scatter((p.to(q.dtype) @ q).to(z.dtype))
-        ctx.save_for_backward(p, q, b)
-        return b
+        ctx.save_for_backward(p, q)
+        return reduce_scatter((p.to(q.dtype) @ q).to(z.dtype))
 
     @staticmethod
     def backward(ctx, grad):
-        p, q, b = ctx.saved_tensors
-        grad = grad / world_size()  # DDP takes the mean of the ranks' losses
-        radial = all_gather(torch.linalg.vecdot(grad, b))  # (N,)
-        g = (all_gather(grad).to(q.dtype) @ q.t()).to(p.dtype)
+        p, q = ctx.saved_tensors
+        grad = all_gather(grad / world_size())  # DDP takes the mean of the ranks' losses
+        g = (grad.to(q.dtype) @ q.t()).to(p.dtype)
+        # from the rounded g: where p is nearly one-hot the two all but cancel
+        radial = all_reduce(torch.linalg.vecdot(p, g))  # (N,)
         return p * (g - radial[:, None]), None
 
 

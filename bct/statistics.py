@@ -116,10 +116,11 @@ def entropy_mask(features: np.ndarray, labels: np.ndarray, T: float) -> np.ndarr
     """NCCL's filter: which old embeddings the old space assigns to few classes (Wu et al., AAAI
     2022, "highly credible" samples).
 
-        p_i = softmax over all classes c of -|n(o_i) - m_c|^2 / v,     m_c = mean of n(o) in c
-        credible: entropy(p_i) <= T ln C,     v = mean over images of |n(o_i) - own m|^2
+        p_i = softmax over all classes c of -|n(o_i) - m_c|^2 D / (2 v),   m_c = mean of n(o) in c
+        credible: entropy(p_i) <= T ln C,       v = mean over images of |n(o_i) - own m|^2
 
-    The published script normalises over an axis of length 1, so its entropy is always 0.
+    p_i is the posterior when classes are Gaussians around their means, of variance v / D in each
+    dimension. The published script normalises over an axis of length 1, so its entropy is always 0.
 
     Args:
         features: float (n, D); labels: int64 (n,); T: share of the largest possible entropy.
@@ -136,7 +137,7 @@ def entropy_mask(features: np.ndarray, labels: np.ndarray, T: float) -> np.ndarr
     block = max(1, min(BLOCK, (1 << 26) // len(means)))  # (block, C) stays within 256 MiB
     for rows, x in row_blocks(features, block):
         distance = 1 + squares - 2 * F.normalize(x) @ means.t()
-        log_p = F.log_softmax(-distance / max(spread, 1e-6), dim=1)
+        log_p = F.log_softmax(-distance * features.shape[1] / max(2 * spread, 1e-6), dim=1)
         entropy = -(log_p.exp() * log_p).sum(1)
         mask[rows] = (entropy <= T * math.log(len(means))).numpy()
     return mask

@@ -1,4 +1,4 @@
-"""Class means and the credible mask: golden values, a plain re-derivation, streaming."""
+"""Class means and radii, credible masks: golden values, plain re-derivations, streaming."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from bct import statistics
 from bct.errors import BctError
-from bct.statistics import class_means, credible_mask
+from bct.statistics import class_means, class_statistics, credible_mask, entropy_mask
 
 
 def plain_means(features, labels):
@@ -29,6 +29,38 @@ def plain_mask(features, labels, T):
     return mask
 
 
+def plain_statistics(features, labels):
+    """Per class: centre, largest and smallest radius, largest angle, images, radii kept."""
+    x = features.astype(np.float64)
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    out = []
+    for c in range(labels.max() + 1):
+        rows = x[labels == c]
+        centre, n = rows.mean(0), len(rows)
+        cosines = rows @ centre / np.linalg.norm(centre)
+        kept = []
+        for r in np.linalg.norm(rows - centre, axis=1), np.arccos(np.clip(cosines, -1, 1)):
+            r = np.sort(r)
+            if n >= 4:
+                q1, q3 = r[n // 4], r[3 * n // 4]
+                r = r[(r >= q1 - 1.5 * (q3 - q1)) & (r <= q3 + 1.5 * (q3 - q1))]
+            kept.append(r)
+        out.append((centre, kept[0][-1], kept[0][0], kept[1][-1], n, len(kept[0])))
+    return [np.array(column) for column in zip(*out, strict=True)]
+
+
+def plain_entropy(features, labels):
+    """Of each image's distribution over the classes."""
+    x = features.astype(np.float64)
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    means = np.stack([x[labels == c].mean(0) for c in range(labels.max() + 1)])
+    squares = ((x[:, None] - means) ** 2).sum(2)
+    per_dimension = squares[np.arange(len(x)), labels].mean() / x.shape[1]
+    p = np.exp(-squares / (2 * per_dimension))
+    p /= p.sum(1, keepdims=True)
+    return -(p * np.log(p)).sum(1)
+
+
 def random_case(seed, classes=12, images=150, dim=8):
     rng = np.random.default_rng(seed)
     labels = np.concatenate([np.arange(classes), rng.integers(0, classes, images - classes)])
@@ -43,6 +75,10 @@ def test_golden(shared):
         np.testing.assert_array_equal(
             credible_mask(features, labels, percent / 100), data[f"credible_T{percent}"]
         )
+    table = class_statistics(features, labels)
+    np.testing.assert_allclose(table["centre"], data["advbct_centers"], atol=1e-6)
+    np.testing.assert_allclose(table["radius"], data["advbct_radius_max"], atol=1e-6)
+    np.testing.assert_array_equal(table["kept"], data["advbct_radius_count"])
 
 
 @settings(max_examples=25, deadline=None)
@@ -58,14 +94,79 @@ def test_against_a_plain_loop_in_float64(seed, T):
     np.testing.assert_array_equal(np.bincount(labels[mask], minlength=12), np.ceil(T * sizes))
 
 
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), sizes=st.lists(st.integers(1, 12), min_size=1, max_size=8))
+def test_class_statistics_against_a_plain_loop_in_float64(seed, sizes):
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    features = (rng.standard_normal((len(labels), 5)) ** 3).astype(np.float32)  # has outliers
+    table = class_statistics(features, labels)
+    names = ("centre", "radius", "smallest_radius", "angle", "count", "kept")
+    for name, want in zip(names, plain_statistics(features, labels), strict=True):
+        # float32 arccos near 1 is off by up to 5e-4: classes of one image
+        np.testing.assert_allclose(table[name], want, atol=1e-3 if name == "angle" else 1e-5)
+    assert table["count"].tolist() == sizes
+
+
+def test_outliers_are_dropped_from_the_radii():
+    """Nine images near one direction and one opposite: their radii without the outlier's."""
+    features = np.eye(10, dtype=np.float32) + 5
+    features[-1] *= -1
+    (row,) = class_statistics(features, np.zeros(10, int))
+    assert (row["count"], row["kept"]) == (10, 9)
+    want = [np.linalg.norm(x / np.linalg.norm(x) - row["centre"]) for x in features]
+    assert row["radius"] == pytest.approx(max(want[:9]), rel=1e-5) and want[9] > 1.5
+    assert row["angle"] < 0.3
+
+
+@pytest.mark.parametrize(("images", "kept"), [(3, 3), (4, 3), (5, 4)])
+def test_four_images_are_enough_to_drop_one(images, kept):
+    """One image in the middle of the others."""
+    middle, around = np.zeros((1, 8)), np.eye(8)[1:images]
+    features = np.concatenate((middle, around)).astype(np.float32)
+    features[:, 0] = 2
+    (row,) = class_statistics(features, np.zeros(images, int))
+    assert row["kept"] == kept
+
+
+@pytest.mark.parametrize("T", [0.1, 0.3, 0.5])
+def test_entropy_mask_against_float64(T):
+    features, labels = random_case(2)
+    features += 6 * np.random.default_rng(3).standard_normal((12, 8)).astype(np.float32)[labels]
+    entropy = plain_entropy(features, labels)
+    mask = entropy_mask(features, labels, T)
+    sure = abs(entropy - T * np.log(12)) > 1e-4
+    np.testing.assert_array_equal(mask[sure], (entropy <= T * np.log(12))[sure])
+    assert sure.sum() > 140
+
+
+def test_images_between_classes_are_not_credible():
+    """Six separate clusters; one image of class 0 halfway to class 1."""
+    labels = np.repeat(np.arange(6), 20)
+    noise = np.random.default_rng(0).standard_normal((120, 6)).astype(np.float32)
+    features = np.eye(6, dtype=np.float32)[labels] + 0.15 * noise
+    assert entropy_mask(features, labels, 0.05).all()
+    features[7] = [1, 1, 0, 0, 0, 0]  # at most ln 2 = 0.39 ln 6
+    assert np.flatnonzero(~entropy_mask(features, labels, 0.1)).tolist() == [7]
+    assert entropy_mask(features, labels, 0.4).all()
+
+
 def test_blocks_and_files_give_the_same(tmp_path, monkeypatch):
     features, labels = random_case(1)
     want = class_means(features, labels), credible_mask(features, labels, 0.7)
+    T = np.median(plain_entropy(features, labels)) / np.log(12)
+    table, entropy = class_statistics(features, labels), entropy_mask(features, labels, T)
+    assert entropy.sum() == 75
     np.save(tmp_path / "f.npy", features)
     monkeypatch.setattr(statistics.row_blocks, "__defaults__", (7,))
+    monkeypatch.setattr(statistics, "BLOCK", 7)
     for source in (features, np.load(tmp_path / "f.npy", mmap_mode="r")):
         np.testing.assert_allclose(class_means(source, labels), want[0], atol=1e-6)
         np.testing.assert_array_equal(credible_mask(source, labels, 0.7), want[1])
+        again = class_statistics(source, labels)
+        for name in table.dtype.names:
+            np.testing.assert_allclose(again[name], table[name], atol=1e-6)
+        np.testing.assert_array_equal(entropy_mask(source, labels, T), entropy)
 
 
 def test_equal_distances_keep_the_first():

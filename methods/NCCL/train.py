@@ -67,6 +67,10 @@ class NCCL(Method):
                 "NCCL compares the opinions of a whole margin classifier",
                 'use head="margin" and sample_rate=1.0',
             )
+        if cfg.credible and self.published:
+            raise BctError(
+                "the published training does not use its filter", "leave credible=True out"
+            )
         _, own = class_share(cfg.num_classes)
         size = cfg.queue_size
         if self.published:
@@ -81,6 +85,11 @@ class NCCL(Method):
         self.register_buffer("queue_labels", torch.full((size,), -1))
         self.register_buffer("position", torch.zeros((), dtype=torch.long))
         mask = old.whole("credible_by_entropy") if cfg.credible else None
+        if mask is not None and not mask.any():
+            raise BctError(
+                f"no old embedding is credible at T = {cfg.T}",
+                "raise T, or leave credible=True out",
+            )
         self.register_buffer("credible", mask, persistent=False)
 
     def fetch(self, index, labels, rng):

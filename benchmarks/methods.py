@@ -1,0 +1,196 @@
+"""What each method adds to a step of plain training, and the memory of NCCL's queue.
+
+A step is all that training does per batch: bct.train.train_step with the product's loader, the old
+rows from a memory-mapped file (in the page cache). All candidates take a step in turn, each with a
+network of its own; three turns are a round. Images and old embeddings are random.
+"""
+
+import ctypes
+import json
+import os
+import runpy
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+
+from backbones import get_model
+from bct.amp import allow_fast_matmul, amp_dtype, make_scaler
+from bct.artefacts import OldModel, artefact_path, write_artefact
+from bct.config import load_config
+from bct.datasets import SyntheticFaces
+from bct.files import ROOT
+from bct.loader import Loader
+from bct.method import Method
+from bct.statistics import class_means, class_statistics, credible_mask
+from bct.train import make_head, make_optimizer, train_step
+from benchmarks.common import interleaved, median, publish, spread, start
+
+ROUND, RANKS = 3, 2
+NAMES = ("MixBCT", "BCT", "UniBCT", "NCCL", "AdvBCT", "L2")
+PARTS = {name: runpy.run_path(str(ROOT / "methods" / name / "train.py")) for name in NAMES}
+NCCL = PARTS["NCCL"]["NCCL"]
+
+
+class FeatureTerm(NCCL):
+    """NCCL without the terms and the part of the queue that compare class probabilities."""
+
+    def __init__(self, cfg, old):
+        super().__init__(cfg, old)
+        self.opinions = self.opinions[:0]
+
+    def forward(self, embeddings, batch, head, rng):
+        labels, old = batch.labels, batch.old["features"]
+        self.push(old, self.opinions[:, : len(old)], labels)
+        similarity = F.normalize(embeddings.float()) @ self.queue.t() / self.cfg.temperature
+        weight = (1 + old @ self.queue.t()) / 2
+        consensus = self.consensus(similarity, weight, labels[:, None] == self.queue_labels)
+        return {"cls": head(embeddings, labels, rng), "feature": self.cfg.alpha * consensus}
+
+
+def fill(method: Method) -> None:
+    """Fills NCCL's queue, 256 slots at a time."""
+    classes, dim = method.cfg.num_classes, method.cfg.embedding_size
+    for _ in range(len(method.queue) // 256):
+        opinions = torch.rand(len(method.opinions), 256) / classes
+        old = F.normalize(torch.randn(256, dim))
+        method.push(old, opinions, torch.randint(classes, (256,)))
+
+
+def write_old(cfg, faces: SyntheticFaces) -> None:
+    """All old artefacts, of random embeddings with an identity in them."""
+    rng, dim = np.random.default_rng(0), cfg.embedding_size
+    features = rng.standard_normal((faces.num_classes, dim), np.float32)[faces.labels]
+    features += rng.standard_normal(features.shape, np.float32)
+    for kind, array in {
+        "old_embedding": features,
+        "old_embedding_label": faces.labels,
+        "old_prototype": class_means(features, faces.labels),
+        "credible_old_feature": credible_mask(features, faces.labels, 0.9),
+        "class_statistics": class_statistics(features, faces.labels),
+    }.items():
+        made_from = {"kind": kind, "model": "", "weights": "", "data": faces.fingerprint}
+        made_from["dim"] = dim if array.dtype.names else None
+        path = artefact_path(kind, cfg.feature_save, cfg.scenario, "old_class70")
+        with write_artefact(path, array.shape, array.dtype, **made_from) as out:
+            out[:] = array
+
+
+def trainer(kind: type[Method], options: list[str], faces: SyntheticFaces) -> Callable:
+    """A function that trains for one step, built as in bct.train.train."""
+    cfg, device = load_config("configs/base.py", options, kind.defaults), torch.device("cpu")
+    dtype = amp_dtype(cfg, device)
+    allow_fast_matmul(dtype, device)
+    backbone, head = get_model(cfg.network, cfg.embedding_size, dtype), make_head(cfg)
+    old = OldModel(cfg, faces, kind.needs(cfg))
+    method = kind(cfg, old)
+    if isinstance(method, NCCL):
+        fill(method)
+    if "refresh_epochs" in cfg:  # UniBCT, with prototypes from the first step on
+        cfg.refresh_epochs = [0]
+        method.begin_epoch(0, lambda i: old.rows("old_embedding", torch.from_numpy(i)).numpy())
+    loader = Loader(faces, cfg.batch_size, device, num_workers=0, num_classes=cfg.num_classes)
+    batches, whole = loader.epoch(0, method.fetch), [backbone, method, head]
+    optimizer, scaler = make_optimizer(cfg, backbone, method, head), make_scaler(dtype, device)
+    return lambda: train_step(cfg, batches, whole, optimizer, scaler, 0.01, 0)
+
+
+def steps(network: str, batch: int, dim: int, classes: int, images: int, turns: int) -> list[str]:
+    faces = SyntheticFaces(images, classes)
+    kinds = {"plain": Method} | {name: PARTS[name][name] for name in NAMES}
+    kinds["NCCL without its class term"] = FeatureTerm
+    with tempfile.TemporaryDirectory() as folder:
+        options = [f"network={network}", f"batch_size={batch}", f"embedding_size={dim}"]
+        options += ["scenario=OPclass", "old_config=old_class30", f"feature_save={folder}"]
+        options += [f"num_classes={classes}", "num_epoch=20"]
+        write_old(load_config("configs/base.py", options), faces)
+        calls = {name: trainer(kind, options, faces) for name, kind in kinds.items()}
+        times = interleaved(calls, turns)
+    lines = [
+        f"{network}, batch {batch}, {dim}-d, {classes:,} classes, queue 8,192; {turns} steps:\n",
+        "| method | ms per step, median (min to max) | times plain, of rounds (limit 1.15) |",
+        "|---|---|---|",
+    ]
+    rounds = [slice(i, i + ROUND) for i in range(0, turns, ROUND)]
+    for name, t in times.items():
+        ratios = [median(t[r]) / median(times["plain"][r]) for r in rounds]
+        lines.append(f"| {name} | {spread(t, 1e3, 1)} | {spread(ratios)} |")
+    return [*lines, ""]
+
+
+def refresh(images: int, dim: int) -> str:
+    """UniBCT's graphs and linear systems, the new embeddings given."""
+    rng = np.random.default_rng(0)
+    sizes = rng.poisson(55, images // 55)
+    cfg = load_config("configs/base.py", [], PARTS["UniBCT"]["UniBCT"].defaults)
+    new = np.repeat(rng.standard_normal((len(sizes), dim), np.float32), sizes, axis=0)
+    new = torch.from_numpy(new + rng.standard_normal(new.shape, np.float32))
+    refined = PARTS["UniBCT"]["refined_prototypes"]
+    times = interleaved({"": lambda: refined(cfg, new, new.flip(1), sizes)}, 5)[""]
+    seconds, what = spread(times, 1e4 / len(new)), f"{len(new):,} of {len(sizes)} classes, {dim}-d"
+    return f"UniBCT's refresh, given the embeddings: {seconds} s per 10,000 images ({what}).\n"
+
+
+def resident() -> int:
+    ctypes.CDLL(None).malloc_trim(0)
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def hold_queue(rank: int, folder: str, classes: int, size: int, dim: int) -> None:
+    """One rank: fills its queue and notes the bytes of the buffers and what they add to it."""
+    store = f"file://{folder}/store"
+    dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
+    cfg = load_config("configs/base.py", [f"num_classes={classes}"], NCCL.defaults)
+    cfg.embedding_size = dim
+    for cfg.queue_size in (256, size):  # the first only to have all code loaded
+        before = resident()
+        method = NCCL(cfg, None)
+        fill(method)
+        grown = resident() - before
+        held = sum(b.nbytes for b in method.buffers())
+        del method
+    Path(f"{folder}/{rank}.json").write_text(json.dumps([held, grown]))
+    dist.barrier()
+    dist.destroy_process_group()
+
+
+def memory(classes: int, size: int, dim: int) -> list[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(hold_queue, (folder, classes, size, dim), nprocs=RANKS)
+        ranks = [json.loads(Path(f"{folder}/{rank}.json").read_text()) for rank in range(RANKS)]
+    formula = size * (2 * -(-classes // RANKS) + 4 * dim + 8)
+    ours, published = 8192 * (2 * -(-93_431 // 8) + 4 * dim + 8), 8192 * 4 * 93_431
+    assert abs(ranks[0][0] - formula) < 64, (ranks, formula)  # and the position in the queue
+    assert ours <= published / 8
+    lines = [
+        f"NCCL's queue, Q (2 ceil(C / R) + 4 D + 8) bytes per rank: {ours / 1e9:.3f} GB at "
+        f"C = 93,431, Q = 8,192, R = 8, D = {dim}; published, 4 Q C = {published / 1e9:.2f} GB, "
+        f"{published / ours:.1f} times as much (limit: at least 8).\n",
+        f"Measured at C = {classes:,}, Q = {size:,}, R = {RANKS}, D = {dim}:\n",
+        "| rank | formula, MB | buffers, MB | growth of resident memory when filled, MB |",
+        "|---:|---:|---:|---:|",
+    ]
+    for rank, (held, grown) in enumerate(ranks):
+        lines.append(f"| {rank} | {formula / 1e6:.1f} | {held / 1e6:.1f} | {grown / 1e6:.1f} |")
+    return lines
+
+
+def main() -> None:
+    args = start(__doc__)
+    if args.small:
+        lines = steps("demo_w24", 128, 128, 1184, 10_000, 2)
+        lines += [refresh(1000, 64), *memory(9343, 1024, 512)]
+    else:
+        lines = steps("demo_w24", 128, 128, 1184, 100_000, 6 * ROUND)
+        lines += steps("r18", 32, 512, 10_000, 100_000, 3 * ROUND)
+        lines += [refresh(10_000, 512), *memory(93_431, 8192, 512)]
+    publish(args, "\n".join(lines))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,268 @@
+"""AdvBCT: elastic balls, what the discriminator can learn, the reversal, any number of ranks."""
+
+import logging
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from easydict import EasyDict
+from ranks import run_on_ranks
+from test_partial_fc import head_with
+from test_train import small_cfg
+from torch import nn
+
+from bct import distributed
+from bct.errors import BctError
+from bct.loader import Batch
+from bct.statistics import class_statistics
+from bct.train import make_optimizer, replicate
+from methods import OldArrays, method_class
+
+AdvBCT = method_class("AdvBCT")
+CLASSES, DIM, EPOCHS, THRESHOLD, WEIGHT = 7, 6, 10, 0.9, 3.0
+LABELS = np.concatenate([np.arange(CLASSES), np.arange(33) % (CLASSES - 1)])  # the last has one
+OLD = np.random.default_rng(0).standard_normal((len(LABELS), DIM)).astype(np.float32)
+TABLE = class_statistics(OLD, LABELS)
+
+
+def make(parity="corrected", table=TABLE, **more):
+    cfg = {"threshold": THRESHOLD, "adv_weight": WEIGHT, "hidden": 5, "num_classes": CLASSES}
+    cfg |= {"embedding_size": DIM, "num_epoch": EPOCHS, "parity": parity}
+    torch.manual_seed(1)
+    arrays = OldArrays(old_embedding=OLD, class_statistics=table)
+    return AdvBCT(EasyDict({**AdvBCT.defaults, **cfg, **more}), arrays)
+
+
+def problem(rows=16):
+    """New embeddings, labels and images of a global batch."""
+    rng = torch.Generator().manual_seed(3)
+    index = torch.randint(0, len(LABELS), (rows,), generator=rng)
+    return torch.randn(rows, DIM, generator=rng), torch.from_numpy(LABELS)[index], index
+
+
+def own(*tensors):
+    """This rank's rows."""
+    parts = (t.chunk(distributed.world_size())[distributed.rank()] for t in tensors)
+    return [part.clone().requires_grad_(part.is_floating_point()) for part in parts]
+
+
+def terms(method, f, y, index, epoch=0.0, trained=None):
+    """The method's terms; trained: the method as DDP wraps it."""
+    fetched = method.fetch(index, y, None)
+    assert not fetched["features"].requires_grad  # the old side is constant
+    batch = Batch(None, y, index, fetched, epoch)
+    return (trained or method)(f, batch, head_with(torch.eye(CLASSES, DIM)), None)
+
+
+def dense(f, y, index, epoch, joint=True):
+    """(p2s, adv), then their summed gradient by f and by each parameter: the docstring's formulas
+    in float64, image by image. joint: old and new are normalised together."""
+    p = {k: v.detach().double().requires_grad_() for k, v in make().named_parameters()}
+    f = f.double().requires_grad_()
+    new, old = F.normalize(f), F.normalize(torch.from_numpy(OLD[index.numpy()]).double())
+    excess = []
+    for row, label in zip(new, y.tolist(), strict=True):
+        ball, share = TABLE[label], p["boundary"][label].sigmoid()
+        limit = float(ball["radius"]) + (THRESHOLD - float(ball["radius"])) * share
+        distance = (row - torch.from_numpy(ball["centre"]).double()).norm()
+        if ball["kept"] > 1 and distance > limit:
+            excess.append(distance - limit)
+    assert 0 < len(excess) < len(f)
+    p2s = WEIGHT * sum(excess) / len(excess)
+
+    def log_probabilities(x):
+        x = F.linear(x, p["discriminator.0.weight"], p["discriminator.0.bias"])
+        norm = p["discriminator.1.weight"], p["discriminator.1.bias"]
+        x = F.batch_norm(x, None, None, *norm, training=True).relu()
+        x = F.linear(x, p["discriminator.3.weight"], p["discriminator.3.bias"])
+        return x.log_softmax(1)
+
+    n = len(f)
+    if joint:
+        of_new, of_old = log_probabilities(torch.cat((new, old))).split(n)
+    else:
+        of_new, of_old = log_probabilities(new), log_probabilities(old)
+    adv = -(of_new[:, 0].mean() + of_old[:, 1].mean())
+    adv = WEIGHT * (EPOCHS - int(epoch) + 1) / EPOCHS * adv
+    strength = 2 / (1 + math.exp(-10 * epoch / EPOCHS)) - 1
+    leaves = [f, *p.values()]
+    by_p2s = torch.autograd.grad(p2s, leaves, retain_graph=True, materialize_grads=True)
+    by_adv = torch.autograd.grad(adv, leaves, materialize_grads=True)
+    signs = [-strength] + [1] * len(p)
+    grads = [a + sign * b for a, b, sign in zip(by_p2s, by_adv, signs, strict=True)]
+    return (p2s.item(), adv.item()), grads
+
+
+def gradients(f, y, index, epoch, parity):
+    """What dense() gives, of this rank before DDP's mean."""
+    method = make(parity)
+    f, y, index = own(f, y, index)
+    losses = terms(method, f, y, index, epoch)
+    (losses["p2s"] + losses["adv"]).backward()
+    values = losses["p2s"].item(), losses["adv"].item()
+    return values, [f.grad, *(p.grad for p in method.parameters())]
+
+
+def assert_equal(got, want):
+    assert got[0] == pytest.approx(want[0], rel=1e-5)
+    for a, b in zip(got[1], want[1], strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_terms_and_gradients_match_float64_on_any_number_of_ranks(world_size):
+    problem_ = problem()
+    results = run_on_ranks(world_size, gradients, *problem_, 3.7, "corrected")
+    values, grads = zip(*results, strict=True)
+    by_f, *by_parameter = zip(*grads, strict=True)
+    mean = [torch.stack(g).mean(0) for g in by_parameter]
+    got = tuple(np.mean(values, 0)), [torch.cat(by_f) / world_size, *mean]
+    assert_equal(got, dense(*problem_, 3.7))
+
+
+def test_published_ranks_and_domains_stay_alone():
+    """Each rank averages over its own offenders, D normalises old and new separately."""
+    parts = [x.chunk(2) for x in problem(32)]
+    for rank, got in enumerate(run_on_ranks(2, gradients, *problem(32), 3.7, "published")):
+        assert_equal(got, dense(*(x[rank] for x in parts), 3.7, joint=False))
+
+
+# ---- point to set
+
+
+@pytest.mark.parametrize(("u", "share"), [(-50.0, 0.0), (0.0, 0.5), (50.0, 1.0)])
+def test_limit_goes_from_the_largest_radius_to_the_threshold(u, share):
+    method, (f, y, _) = make(), problem()
+    method.boundary.data.fill_(u)
+    radius = TABLE["radius"][y]
+    limit = (1 - share) * radius + share * THRESHOLD
+    excess = np.linalg.norm(F.normalize(f).numpy() - TABLE["centre"][y], axis=1) - limit
+    want = excess[(excess > 0) & (TABLE["kept"][y] > 1)].mean()
+    assert method.point_to_set(F.normalize(f), y).item() == pytest.approx(want, rel=1e-5)
+
+
+def steps_with_few_offenders(parity):
+    """p2s and u's gradient under DDP of a step where just rank 1 has offenders, and of one where
+    nobody has."""
+    method, y, out = make(parity, threshold=1.05), torch.arange(CLASSES - 1), []
+    method.boundary.data.fill_(3.0)  # limits near the threshold
+    trained = replicate(method, torch.device("cpu"))
+    for towards in (1 - 2 * distributed.rank(), 1):
+        method.zero_grad()
+        f = (towards * method.centre[y]).requires_grad_()
+        losses = terms(method, f, y, y, trained=trained)  # image c has label c
+        sum(losses.values()).backward()
+        out.append((losses["p2s"].item(), method.boundary.grad.clone()))
+    return out
+
+
+@pytest.mark.parametrize("parity", ["published", "corrected"])
+def test_ranks_without_offenders_keep_in_step(parity):
+    """Loss and gradient of u are zero, not absent: DDP waits for nothing."""
+    ranks = run_on_ranks(2, steps_with_few_offenders, parity)
+    ((quiet, a), (loud, b)), last = zip(*ranks, strict=True)
+    assert quiet == 0 < loud and torch.equal(a, b) and (a[:-1] != 0).all()
+    assert all(value == 0 and (grad == 0).all() for value, grad in last)
+    ((_, alone), _) = steps_with_few_offenders(parity)
+    assert (alone == 0).all()
+
+
+def test_classes_with_one_image_have_no_ball(caplog):
+    with caplog.at_level(logging.WARNING):
+        method = make()
+    assert "1 classes have one image" in caplog.text
+    f, y = -method.centre[[CLASSES - 1]].clone().requires_grad_(), torch.tensor([CLASSES - 1])
+    loss = method.point_to_set(f, y)
+    by_f, by_u = torch.autograd.grad(loss, (f, method.boundary))
+    assert loss == 0 and (by_f == 0).all() and (by_u == 0).all()
+    with pytest.raises(BctError, match="no class has two images"):
+        make(table=class_statistics(OLD[:CLASSES], LABELS[:CLASSES]))
+
+
+def test_u_is_kept_from_weight_decay():
+    """A step without gradient leaves u alone and shrinks the rest; published, u shrinks as well."""
+    for parity, kept in (("corrected", True), ("published", False)):
+        method, head = make(parity), head_with(torch.eye(CLASSES, DIM))
+        optimizer = make_optimizer(small_cfg(), nn.Linear(2, 2), method, head)
+        decays = [g["weight_decay"] for g in optimizer.param_groups for p in g["params"]
+                  if p is method.boundary]  # fmt: skip
+        assert decays == [0.0 if kept else 5e-4]
+        before = {name: p.detach().clone() for name, p in method.named_parameters()}
+        for p in method.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+        assert torch.equal(method.boundary, before["boundary"]) == kept
+        assert not torch.equal(method.discriminator[0].weight, before["discriminator.0.weight"])
+
+
+# ---- old against new
+
+
+@pytest.fixture
+def one_thread():
+    """Two threads of small work wait for each other on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
+@pytest.mark.parametrize(("shift", "spread"), [(1.0, 1.0), (0.0, 3.0)])
+def test_what_the_discriminator_can_learn(shift, spread):
+    """A shift or another scale of all old embeddings: nothing as published, all corrected."""
+    for parity, low, high in (("published", 1.3, 1.5), ("corrected", 0.0, 0.1)):
+        method, losses = make(parity, embedding_size=32, hidden=100), []
+        optimizer = torch.optim.Adam(method.discriminator.parameters(), 1e-2)
+        for _ in range(150):
+            new, old = torch.randn(2, 64, 32)
+            loss = method.adversary(new, shift + spread * old)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[0] > 1.2
+        assert low <= np.mean(losses[-20:]) < high
+
+
+@pytest.mark.parametrize(
+    ("epoch", "strength", "weight"),
+    [(0.0, 0.0, 1.1), (0.5, 0.245, 1.1), (1.0, 0.462, 1.0), (2.0, 0.762, 0.9), (9.99, 1.0, 0.2)],
+)
+def test_reversal(epoch, strength, weight):
+    """D learns with weight (E - e + 1) / E, embeddings get -strength times that."""
+    method, (f, y, index) = make(), problem()
+    f.requires_grad_()
+    leaves = f, *method.discriminator.parameters()
+    old = method.fetch(index, y, None)["features"]
+    plain = torch.autograd.grad(method.adversary(F.normalize(f), old), leaves)
+    got = torch.autograd.grad(terms(method, f, y, index, epoch)["adv"], leaves)
+    factors = [-strength] + [1] * (len(leaves) - 1)
+    for a, b, factor in zip(got, plain, factors, strict=True):
+        want = WEIGHT * weight * factor * b
+        torch.testing.assert_close(a, want, rtol=2e-3, atol=1e-6)  # strengths have three digits
+
+
+def norm_on_ranks(joint, x, g):
+    """Output, gradient by x after DDP's mean, and by weight and bias before it."""
+    norm = nn.BatchNorm1d(5) if not joint else make().discriminator[1]
+    for p, value in zip(norm.parameters(), (1.5, -0.3), strict=True):
+        p.data = value + torch.arange(5) / 10
+    x, g = own(x, g)
+    out = norm(x)
+    (out * g).sum(1).mean().backward()
+    return out.detach(), x.grad / distributed.world_size(), norm.weight.grad, norm.bias.grad
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_joint_norm_is_batch_norm_of_the_whole_batch(world_size):
+    rng = torch.Generator().manual_seed(4)
+    x, g = 3 * torch.randn(24, 5, generator=rng) + 10, torch.randn(24, 5, generator=rng)
+    out, by_x, *by_parameter = zip(
+        *run_on_ranks(world_size, norm_on_ranks, True, x, g), strict=True
+    )
+    got = torch.cat(out), torch.cat(by_x), *(torch.stack(p).mean(0) for p in by_parameter)
+    for a, b in zip(got, norm_on_ranks(False, x, g), strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
