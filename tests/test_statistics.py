@@ -147,7 +147,7 @@ def test_images_between_classes_are_not_credible():
     features = np.eye(6, dtype=np.float32)[labels] + 0.15 * noise
     assert entropy_mask(features, labels, 0.05).all()
     features[7] = [1, 1, 0, 0, 0, 0]  # at most ln 2 = 0.39 ln 6
-    assert np.flatnonzero(~entropy_mask(features, labels, 0.1)).tolist() == [7]
+    assert np.flatnonzero(~entropy_mask(features, labels, 0.05)).tolist() == [7]
     assert entropy_mask(features, labels, 0.4).all()
 
 
