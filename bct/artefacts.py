@@ -13,6 +13,7 @@ ever used.
 """
 
 import datetime
+import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -142,6 +143,14 @@ def open_artefact(path: Path, how: str = "") -> tuple[np.ndarray, dict[str, Any]
     return array, manifest
 
 
+def _with_folder(command: str, feature_save: str | Path) -> str:
+    """A tool's command for artefacts that are not in the default folder."""
+    if Path(feature_save) == ROOT / "feature_save":
+        return command
+    option = "feature_save=" if "extract_features" in command else "--feature-save "
+    return f"{command} {option}{shlex.quote(str(feature_save))}"
+
+
 def open_features(
     feature_save: str | Path, sd: str
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
@@ -150,6 +159,7 @@ def open_features(
     Raises BctError when one is missing or damaged, or when they do not belong together.
     """
     how = f"python tools/extract_features.py <the old model's config> --SD {sd}"
+    how = _with_folder(how, feature_save)
     scenario = scenario_of(sd)
     features, manifest = open_artefact(
         artefact_path("old_embedding", feature_save, scenario, sd), how
@@ -261,9 +271,7 @@ class OldModel:
         T = cfg.get("T", 0.9)
         sd = artefact_name(cfg.old_config, cfg.shard)
         how = KINDS[kind][1].format(old_config=f"configs/{cfg.old_config}.py", sd=sd, T=T)
-        if cfg.feature_save != str(ROOT / "feature_save"):
-            option = "feature_save=" if "extract_features" in how else "--feature-save "
-            how += option.join((" ", cfg.feature_save))
+        how = _with_folder(how, cfg.feature_save)
         if cfg.get(kind):
             return Path(cfg[kind]), how
         return artefact_path(kind, cfg.feature_save, cfg.scenario, sd, T), how

@@ -28,7 +28,7 @@ TERMS = {
     "AdvBCT": {"cls", "p2s", "adv"},
     "L2": {"cls", "l2"},
 }
-SMALL = {"UniBCT": ["refresh_epochs=[1, 2]"], "NCCL": ["queue_size=20"]}
+SMALL = {"UniBCT": ["refresh_epochs=[0, 2]"], "NCCL": ["queue_size=20"]}
 TRAINING = ["batch_size=8", "num_epoch=3", "frequent=1", "num_workers=0", "amp=off", "lr=0.01"]
 
 
@@ -181,7 +181,10 @@ def test_nccl_with_the_credibility_filter(house, tmp_path):
 @pytest.mark.parametrize("name", TERMS)
 def test_a_missing_artefact_names_the_command_that_makes_it(house, tmp_path, name):
     """With nothing but the old model, doing what the errors say leads to a run that trains."""
-    given = f"feature_save={tmp_path / 'nothing yet'}", "num_epoch=1"
+    saved = f"feature_save={tmp_path / 'nothing yet'}"
+    given = saved, "num_epoch=1"
+    if name == "BCT":  # reads no embeddings itself; the tool it names says that they are missing
+        tool("extract_features", house / "old_class30.py", "--SD", "old_class70", saved)
     more = ("credible=True",) if name == "NCCL" else ()
     for _ in range(5):
         try:
@@ -189,8 +192,8 @@ def test_a_missing_artefact_names_the_command_that_makes_it(house, tmp_path, nam
         except BctError as error:
             command = re.search(r"make it with: python tools/(\w+)\.py (.*)", str(error))
             assert command, str(error)
-            arguments = shlex.split(command[2])
-            tool(command[1], *(str(house / a) if a.endswith(".py") else a for a in arguments))
+            words = shlex.split(command[2].replace("configs/", f"{house}/"))
+            tool(command[1], *words)
         else:
             break
     assert (tmp_path / "run" / "model.pt").is_file()

@@ -1,0 +1,264 @@
+"""The table of runs/benchmark.sh: all methods in all scenarios, over seeds.
+
+    python eval/benchmark.py work_dirs/benchmark -d /data/ijb --bin lfw.bin --far 1e-2
+
+Reads <root>/<kind>/seed<k>/old and <root>/<scenario>/seed<k>/<method>, runs that are finished, and
+evaluates each on IJB-C's 1:1 and 1:N protocols and, with --bin, on a verification set whose first
+images are the old model's and second ones the new model's. Writes <root>/table.md and table.json.
+Embeddings are cached.
+"""
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from easydict import EasyDict
+
+from bct import distributed
+from bct.amp import amp_dtype
+from bct.artefacts import is_valid, open_artefact, write_artefact
+from bct.compatibility import (
+    bootstrap_tar_difference,
+    compatible,
+    p_1,
+    p_comp,
+    p_up,
+    price,
+    update_gain,
+)
+from bct.errors import BctError, run_cli
+from bct.files import ROOT, atomic, read_json, sha256_file, write_json
+from bct.metrics import rate_name, tar_at_far
+from bct.verification import VerificationSet, embed, load_bin
+from bct.weights import load_backbone
+from tools.ijbc.features import image_features
+from tools.ijbc.protocol import Protocol, read_galleries, read_protocol
+from tools.ijbc.scoring import Templates, open_set, pair_scores, template_features
+
+METHODS = ("MixBCT", "BCT", "UniBCT", "NCCL", "AdvBCT", "L2", "weakenedL2")
+SCENARIOS = ("OPclass", "OPdata", "EXclass", "EXdata")
+LEGEND = """\
+TAR at FAR {far} on IJB-C 1:1, mean +- standard deviation over seeds. old: old model with itself;
+self: new model with itself; cross: new query, old gallery; paragon: the new network trained alone,
+with itself, and in the column cross against the old gallery. "cross - old" has the 95 % bootstrap
+interval over templates; a method is compatible when it is above 0, clearly so or clearly not when
+the whole interval is. gain = (cross - old) / (paragon - old); price = paragon - self;
+P_up, P_comp and P_1 as in bct/compatibility.py, x 100; top-1: 1:N, mean of the galleries."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("root", type=Path)
+    parser.add_argument("-d", "--data_path", required=True, help="folder that contains IJBC/")
+    parser.add_argument("-s", "--subset", default="IJBC", choices=("IJBC", "IJBB"))
+    parser.add_argument("--bin", type=Path, help="verification set for another cross test")
+    parser.add_argument("--far", type=float, default=1e-2)
+    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--amp", choices=("bf16", "fp16", "off"))
+    parser.add_argument("--cache", type=Path, default=ROOT / "work_dirs" / "ijbc_cache")
+    args = parser.parse_args()
+    device = distributed.setup()
+    judge = Judge(args, device)
+    results = {}
+    for scenario in SCENARIOS:
+        seeds = finished_seeds(args.root, scenario)
+        if seeds:
+            results[scenario] = judge.scenario(args.root, scenario, seeds)
+    if not results:
+        raise BctError(
+            f"{args.root} holds no finished old model, paragon and method of one scenario",
+            "train them with runs/benchmark.sh",
+        )
+    text = (
+        LEGEND.format(far=rate_name(args.far)) + "\n\n" + "\n\n".join(map(table, results.items()))
+    )
+    write_json(args.root / "table.json", {"far": args.far, "scenarios": results})
+    with atomic(args.root / "table.md") as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    print(f"{text}\n\nwritten to {args.root}/table.md and table.json")
+
+
+def finished_seeds(root: Path, scenario: str) -> dict[str, list[str]]:
+    """method -> the seeds of which it, the old model and the paragon have finished."""
+    return {
+        method: seeds
+        for method in METHODS
+        if (
+            seeds := sorted(
+                folder.name
+                for folder in (root / scenario).glob("seed*")
+                if finished(folder / method)
+                and finished(folder / "paragon")
+                and finished(root / scenario[2:] / folder.name / "old")
+            )
+        )
+    }
+
+
+def finished(run: Path) -> bool:
+    return (run / "run.json").is_file() and read_json(run / "run.json")["finished"]
+
+
+class Judge:
+    """Embeds models once and compares them."""
+
+    def __init__(self, args: argparse.Namespace, device: torch.device):
+        self.args, self.device = args, device
+        self.dtype = amp_dtype(EasyDict(amp=args.amp, fp16=None), device)
+        self.protocol: Protocol = read_protocol(args.data_path, args.subset)
+        self.galleries = read_galleries(self.protocol)
+        self.set: VerificationSet | None = load_bin(args.bin) if args.bin else None
+        self.known: dict[Path, tuple[Templates, np.ndarray | None]] = {}
+
+    def embeddings(self, run: Path) -> tuple[Templates, np.ndarray | None]:
+        """Template features of the protocol, and unit embeddings (2P, D) of the set."""
+        if run not in self.known:
+            weights, pairs = run / "model.pt", None
+            features = image_features(
+                self.protocol, weights, None, self.args.cache, self.device, self.dtype
+            )
+            if self.set:
+                pairs = self.set_embeddings(weights)
+            self.known[run] = template_features(features, self.protocol), pairs
+        return self.known[run]
+
+    def set_embeddings(self, weights: Path) -> np.ndarray:
+        made_from = {
+            "model": sha256_file(weights),
+            "data": sha256_file(self.args.bin),
+            "amp": str(self.dtype or torch.float32).removeprefix("torch."),
+        }
+        path = self.args.cache / f"{'_'.join(value[:12] for value in made_from.values())}.npy"
+        if not is_valid(path, **made_from):
+            backbone = load_backbone(weights, None, self.dtype).to(self.device)
+            embeddings = embed(backbone, self.set.images, self.device)
+            with write_artefact(path, embeddings.shape, "float32", **made_from) as out:
+                out[:] = embeddings
+        embeddings = np.array(open_artefact(path)[0])
+        return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
+
+    def scenario(self, root: Path, scenario: str, seeds: dict[str, list[str]]) -> dict[str, dict]:
+        """method -> its figures."""
+        out = {}
+        for method, names in seeds.items():
+            runs = {
+                "old": [root / scenario[2:] / name / "old" for name in names],
+                "new": [root / scenario / name / method for name in names],
+                "paragon": [root / scenario / name / "paragon" for name in names],
+            }
+            pairings = {  # test: (gallery, query)
+                "old": ("old", "old"),
+                "cross": ("old", "new"),
+                "self": ("new", "new"),
+                "paragon": ("paragon", "paragon"),
+                "alone": ("old", "paragon"),
+            }
+            tests = {
+                test: [self.test(*pair) for pair in zip(runs[g], runs[q], strict=True)]
+                for test, (g, q) in pairings.items()
+            }
+            out[method] = self.compare(names, tests)
+        return out
+
+    def test(self, gallery: Path, query: Path) -> dict[str, Any]:
+        """Figures of one gallery model with one query model."""
+        (enrolled, first), (probe, second) = self.embeddings(gallery), self.embeddings(query)
+        protocol, far = self.protocol, (self.args.far,)
+        scores = pair_scores(enrolled, probe, protocol.first, protocol.second)
+        search = open_set(enrolled, probe, *self.galleries)
+        figures = {
+            "scores": scores,
+            "tar": tar_at_far(scores, protocol.genuine, far)[0].tar,
+            "top1": search["mean"]["top1"],
+        }
+        if self.set:
+            of_set = (first[0::2] * second[1::2]).sum(1)
+            figures["set"] = tar_at_far(of_set, self.set.issame, far)[0].tar
+        return figures
+
+    def compare(self, names: list[str], tests: dict[str, list[dict]]) -> dict[str, Any]:
+        """A method's figures from its tests, each with one result per seed."""
+        figures = {
+            f"{test}_{key}": [float(result[key]) for result in results]
+            for test, results in tests.items()
+            for key in results[0]
+            if key != "scores"
+        }
+        mean = {key: float(np.mean(values)) for key, values in figures.items()}
+        o, c, s, p = (mean[f"{test}_tar"] for test in ("old", "cross", "self", "paragon"))
+        interval = bootstrap_tar_difference(
+            np.stack([r["scores"] for r in tests["cross"]]),
+            np.stack([r["scores"] for r in tests["old"]]),
+            self.protocol.first,
+            self.protocol.second,
+            self.protocol.genuine,
+            self.args.far,
+            self.args.resamples,
+        )
+        return {
+            "seeds": names,
+            **figures,
+            "difference": interval._asdict(),
+            "compatible": compatible(c, o),
+            "update_gain": update_gain(c, o, p),
+            "price": price(s, p),
+            "p_up": p_up(s, p),
+            "p_comp": p_comp(c, o, p),
+            "p_1": p_1(s, c, o, p),
+        }
+
+
+def table(item: tuple[str, dict[str, dict]]) -> str:
+    """A scenario's Markdown table: old model, paragon, then the methods."""
+    scenario, methods = item
+    some = next(iter(methods.values()))
+    has_set = "old_set" in some
+    titles = ["", "cross", "self", "cross - old", "compatible", "gain", "price"]
+    titles += ["P_up", "P_comp", "P_1", "top-1 cross", "top-1 self"] + ["set cross"] * has_set
+    rows = [
+        row("old", some, "", "old", [""] * 7, has_set),
+        row("paragon", some, "alone", "paragon", [""] * 7, has_set),
+        *(row(name, m, "cross", "self", verdict(m), has_set) for name, m in methods.items()),
+    ]
+    seeds = "/".join(map(str, sorted({len(m["seeds"]) for m in methods.values()})))
+    lines = [titles, [":--"] + ["--:"] * (len(titles) - 1), *rows]
+    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    return f"**{scenario}**, {seeds} seed(s)\n\n{text}"
+
+
+def row(
+    name: str, figures: dict, cross: str, own: str, middle: list[str], has_set: bool
+) -> list[str]:
+    """The cells of a line: `cross` and `own` name the tests shown in the columns cross and self."""
+    tar, top1 = ([spread(figures.get(f"{test}_{key}")) for test in (cross, own)]
+                 for key in ("tar", "top1"))  # fmt: skip
+    return [name, *tar, *middle, *top1, *[spread(figures.get(f"{cross or own}_set"))] * has_set]
+
+
+def verdict(figures: dict) -> list[str]:
+    """The seven cells that judge a method."""
+    difference = figures["difference"]
+    low, high = difference["low"], difference["high"]
+    clearly = "clearly " if low > 0 or high < 0 else ""
+    return [
+        f"{difference['estimate']:+.3f} [{low:+.3f}, {high:+.3f}]",
+        clearly + ("yes" if figures["compatible"] else "no"),
+        f"{figures['update_gain']:.2f}",
+        f"{figures['price']:+.3f}",
+        *(f"{100 * figures[key]:.1f}" for key in ("p_up", "p_comp", "p_1")),
+    ]
+
+
+def spread(values: list[float] | None) -> str:
+    """mean +- standard deviation over seeds; the value alone if there is one."""
+    if values is None:
+        return ""
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{np.mean(values):.3f} +- {np.std(values, ddof=1):.3f}"
+
+
+if __name__ == "__main__":
+    run_cli(main)
