@@ -1,0 +1,63 @@
+"""runs/benchmark.sh: from records to the table, and again without doing anything twice."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from bct.files import ROOT
+
+
+def benchmark(*arguments):
+    return subprocess.run(
+        ["bash", "runs/benchmark.sh", *arguments], cwd=ROOT, capture_output=True, text=True,
+        env={**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}, check=False,
+    )  # fmt: skip
+
+
+def test_arguments_are_checked():
+    done = benchmark("--seeds", "3")
+    assert done.returncode == 2 and "--seeds is not NAME=value" in done.stderr
+    done = benchmark("SEEDS=1")
+    assert done.returncode == 1 and "set DATA to" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_table_and_a_second_run(tmp_path):
+    faces = tmp_path / "faces"
+    drawn = ("--identities", "20", "--images", "8", "--eval-identities", "12")
+    subprocess.run(
+        [sys.executable, "tools/make_demo_data.py", "--out", str(faces), *drawn],
+        cwd=ROOT, check=True,
+    )  # fmt: skip
+    small = "network=demo_w16 embedding_size=16 batch_size=8 num_workers=0 num_epoch="
+    arguments = (
+        f"DATA={faces}", f"IJBC={faces}", f"BIN={faces}/demo.bin", f"OUT={tmp_path / 'out'}",
+        "SCENARIOS=OPclass EXdata", "METHODS=BCT weakenedL2", "SEEDS=0 1", "FAR=1e-1", "JOBS=2",
+        f"OLD={small}1", f"NEW={small}2",
+    )  # fmt: skip
+    first = benchmark(*arguments)
+    assert first.returncode == 0, first.stderr
+    table = (tmp_path / "out" / "table.md").read_text()
+    assert table.strip() in first.stdout
+    for line in ("**OPclass**, 2 seed(s)", "**EXdata**, 2 seed(s)", "| BCT |", "| weakenedL2 |"):
+        assert line in table
+    row = json.loads((tmp_path / "out" / "table.json").read_text())["scenarios"]["OPclass"]["BCT"]
+    assert row["seeds"] == ["seed0", "seed1"] and len(row["cross_tar"]) == 2
+    mean = [sum(row[f"{test}_tar"]) / 2 for test in ("cross", "old")]
+    assert row["difference"]["estimate"] == pytest.approx(mean[0] - mean[1])
+    assert row["compatible"] == (mean[0] > mean[1])
+
+    models = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("model.pt")}
+    assert len(models) == 4 + 2 * 2 * 3  # old models; paragon and two methods
+    (tmp_path / "out" / "OPclass" / "seed1" / "BCT" / "model.pt").unlink()
+    (tmp_path / "out" / "OPclass" / "seed1" / "BCT" / "run.json").unlink()
+    second = benchmark(*arguments)
+    assert second.returncode == 0, second.stderr
+    again = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("model.pt")}
+    assert {p for p in models if again[p] != models[p]} == {
+        tmp_path / "out" / "OPclass" / "seed1" / "BCT" / "model.pt"
+    }
+    assert (tmp_path / "out" / "table.md").read_text() == table
