@@ -307,6 +307,15 @@ class PartialFC(nn.Module):
         """Of unit rows (N, D) with this rank's centres: (N, n), with gradients."""
         return e @ F.normalize(self.weight).t()
 
+    @torch.no_grad()
+    def logits(self, e: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """Of unit rows (N, D): scaled cosines (N, n), those of the labels (N,) with the margin."""
+        cosines = self.cosines(e)
+        target = own_columns(labels, self.start, len(self.weight))
+        rows = torch.nonzero(target >= 0).squeeze(1)
+        cosines[rows, target[rows]] = margin_logit(cosines[rows, target[rows]], *self.margin)[0]
+        return cosines * self.scale
+
     def to_global(self, rows: torch.Tensor) -> torch.Tensor | None:
         return classes_to_rank0(rows, self.num_classes)
 

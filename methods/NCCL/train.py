@@ -26,14 +26,7 @@ import torch.nn.functional as F
 from bct.distributed import all_gather, all_gather_shares, gather_rows, rank, world_size
 from bct.errors import BctError
 from bct.method import Method
-from bct.partial_fc import (
-    PartialFC,
-    class_probabilities,
-    class_share,
-    class_similarity,
-    margin_logit,
-    own_columns,
-)
+from bct.partial_fc import PartialFC, class_probabilities, class_share, class_similarity
 from bct.train import main
 
 
@@ -71,16 +64,11 @@ class NCCL(Method):
             raise BctError(
                 "the published training does not use its filter", "leave credible=True out"
             )
-        _, own = class_share(cfg.num_classes)
-        size = cfg.queue_size
+        size, (_, classes), dtype = cfg.queue_size, class_share(cfg.num_classes), torch.bfloat16
         if self.published:
-            opinions = torch.zeros(cfg.num_classes, size)
-        else:
-            opinions, self.class_sharded = (
-                torch.zeros(own, size, dtype=torch.bfloat16),
-                ("opinions",),
-            )
-        self.register_buffer("opinions", opinions)  # (n, Q)
+            classes, dtype = cfg.num_classes, torch.float32
+        self.class_sharded = () if self.published else ("opinions",)
+        self.register_buffer("opinions", torch.zeros(classes, size, dtype=dtype))
         self.register_buffer("queue", torch.zeros(size, cfg.embedding_size))
         self.register_buffer("queue_labels", torch.full((size,), -1))
         self.register_buffer("position", torch.zeros((), dtype=torch.long))
@@ -135,14 +123,9 @@ class NCCL(Method):
 
     def opinion(self, head: PartialFC, e: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """What the classifier says of unit rows (N, D), as the queue stores it: (n, N)."""
-        cosines = head.cosines(e)
         if self.published:
-            target = own_columns(labels, head.start, len(head.weight))
-            rows = torch.nonzero(target >= 0).squeeze(1)
-            psi, _ = margin_logit(cosines[rows, target[rows]], *head.margin)
-            cosines[rows, target[rows]] = psi
-            return all_gather_shares(cosines.t() * head.scale, head.num_classes).clamp(-1, 1)
-        return class_probabilities(head.scale * cosines).t()
+            return all_gather_shares(head.logits(e, labels).t(), head.num_classes).clamp(-1, 1)
+        return class_probabilities(head.scale * head.cosines(e)).t()
 
     def push(self, old: torch.Tensor, opinions: torch.Tensor, labels: torch.Tensor) -> None:
         """Writes (N, D), (n, N), (N,) over the oldest slots, in one or two slices."""
