@@ -28,6 +28,11 @@ def amp_dtype(cfg: EasyDict, device: torch.device) -> torch.dtype | None:
     return _TYPES[name]
 
 
+def dtype_name(dtype: torch.dtype | None) -> str:
+    """ "bfloat16", "float16", or "float32" for None: what manifests and cache keys say."""
+    return str(dtype or torch.float32).removeprefix("torch.")
+
+
 def _has_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)

@@ -31,7 +31,7 @@ from bct.train import make_head, make_optimizer, train_step
 from benchmarks.common import interleaved, median, publish, spread, start
 
 ROUND, RANKS = 3, 2
-NAMES = ("MixBCT", "BCT", "UniBCT", "NCCL", "AdvBCT", "L2")
+NAMES = sorted(script.parent.name for script in (ROOT / "methods").glob("*/train.py"))
 PARTS = {name: runpy.run_path(str(ROOT / "methods" / name / "train.py")) for name in NAMES}
 NCCL = PARTS["NCCL"]["NCCL"]
 

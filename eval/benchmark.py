@@ -9,6 +9,7 @@ Embeddings are cached.
 """
 
 import argparse
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 from easydict import EasyDict
 
 from bct import distributed
-from bct.amp import amp_dtype
+from bct.amp import amp_dtype, dtype_name
 from bct.artefacts import is_valid, open_artefact, write_artefact
 from bct.compatibility import (
     bootstrap_tar_difference,
@@ -37,7 +38,6 @@ from tools.ijbc.features import image_features
 from tools.ijbc.protocol import Protocol, read_galleries, read_protocol
 from tools.ijbc.scoring import Templates, open_set, pair_scores, template_features
 
-METHODS = ("MixBCT", "BCT", "UniBCT", "NCCL", "AdvBCT", "L2", "weakenedL2")
 SCENARIOS = ("OPclass", "OPdata", "EXclass", "EXdata")
 LEGEND = """\
 TAR at FAR {far} on IJB-C 1:1, mean +- standard deviation over seeds. old: old model with itself;
@@ -82,19 +82,13 @@ def main() -> None:
 
 def finished_seeds(root: Path, scenario: str) -> dict[str, list[str]]:
     """method -> the seeds of which it, the old model and the paragon have finished."""
-    return {
-        method: seeds
-        for method in METHODS
-        if (
-            seeds := sorted(
-                folder.name
-                for folder in (root / scenario).glob("seed*")
-                if finished(folder / method)
-                and finished(folder / "paragon")
-                and finished(root / scenario[2:] / folder.name / "old")
-            )
-        )
-    }
+    seeds: dict[str, list[str]] = {}
+    for folder in sorted((root / scenario).glob("seed*")):
+        if finished(folder / "paragon") and finished(root / scenario[2:] / folder.name / "old"):
+            for run in sorted(folder.iterdir()):
+                if run.name != "paragon" and finished(run):
+                    seeds.setdefault(run.name, []).append(folder.name)
+    return seeds
 
 
 def finished(run: Path) -> bool:
@@ -110,25 +104,23 @@ class Judge:
         self.protocol: Protocol = read_protocol(args.data_path, args.subset)
         self.galleries = read_galleries(self.protocol)
         self.set: VerificationSet | None = load_bin(args.bin) if args.bin else None
-        self.known: dict[Path, tuple[Templates, np.ndarray | None]] = {}
+        # the old model and the paragon are compared with every method
+        self.embeddings, self.test = cache(self.embeddings), cache(self.test)
 
     def embeddings(self, run: Path) -> tuple[Templates, np.ndarray | None]:
         """Template features of the protocol, and unit embeddings (2P, D) of the set."""
-        if run not in self.known:
-            weights, pairs = run / "model.pt", None
-            features = image_features(
-                self.protocol, weights, None, self.args.cache, self.device, self.dtype
-            )
-            if self.set:
-                pairs = self.set_embeddings(weights)
-            self.known[run] = template_features(features, self.protocol), pairs
-        return self.known[run]
+        weights = run / "model.pt"
+        features = image_features(
+            self.protocol, weights, None, self.args.cache, self.device, self.dtype
+        )
+        pairs = self.set_embeddings(weights) if self.set else None
+        return template_features(features, self.protocol), pairs
 
     def set_embeddings(self, weights: Path) -> np.ndarray:
         made_from = {
             "model": sha256_file(weights),
             "data": sha256_file(self.args.bin),
-            "amp": str(self.dtype or torch.float32).removeprefix("torch."),
+            "amp": dtype_name(self.dtype),
         }
         path = self.args.cache / f"{'_'.join(value[:12] for value in made_from.values())}.npy"
         if not is_valid(path, **made_from):

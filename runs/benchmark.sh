@@ -6,7 +6,8 @@
 #
 # Per scenario and seed: the old model, a paragon (the new network trained alone on the same shard)
 # and the new network by each method. All new networks share NEW and differ in nothing but
-# methods/*/configs/bench*.py. A finished run is kept, a killed one continues.
+# methods/*/configs/bench_<method>.py, of which there is one per method. A finished run is kept, a
+# killed one continues.
 #
 #   OUT=work_dirs/benchmark   where everything goes      JOBS=1   runs at a time
 #   RUN="torchrun --nproc_per_node=8"                    how a training is started
@@ -22,11 +23,15 @@ done
 export PYTHON=${PYTHON:-python} OUT=${OUT:-work_dirs/benchmark} JOBS=${JOBS:-1} FAR=${FAR:-1e-2}
 export RUN=${RUN:-$PYTHON}
 SCENARIOS=${SCENARIOS:-OPclass OPdata EXclass EXdata} METHODS=${METHODS:-all} SEEDS=${SEEDS:-0 1 2}
-[[ $METHODS == all ]] && METHODS="MixBCT BCT UniBCT NCCL AdvBCT L2 weakenedL2"
 OLD=${OLD:-network=demo_w16 embedding_size=128 batch_size=64 num_epoch=4}
 NEW=${NEW:-network=demo_w32 embedding_size=128 batch_size=32 num_epoch=16 margin_list=(1,.3,0) scale=16.0}
 DATA=$(realpath "$DATA") IJBC=$(realpath "$IJBC") BIN=${BIN:+$(realpath "$BIN")} OUT=$(realpath -m "$OUT")
 cd "$(dirname "$0")/.."
+[[ $METHODS == all ]] && METHODS=$(basename -s .py methods/*/configs/bench_*.py | sed s/^bench_//)
+for method in $METHODS; do
+    compgen -G "methods/*/configs/bench_$method.py" > /dev/null || { echo "error: no method $method" >&2
+        echo "  -> those with a methods/*/configs/bench_<method>.py can be run" >&2; exit 2; }
+done
 [[ -d $DATA ]] && stem=train || stem=$(basename "$DATA" .rec)
 PARTS="$OUT/data/$stem.rec"   # its parts lie there; the whole is DATA
 export OLD="$OLD resume=True" NEW="$NEW resume=True" DATA OUT PARTS
@@ -52,17 +57,16 @@ make_artefacts() {  # scenario seed: what the old model says of the new one's im
 }
 
 train_new() {  # scenario method seed
-    local kind shard folder config=bench
+    local kind shard config
     kind=$(old_kind "$1"); shard=$(new_shard "$1")
     local common=(rec="$(rec_of "$1")" $NEW seed="$((1000 + $3))" output="$OUT/$1/seed$3/$2")
     if [[ $2 == paragon ]]; then
         $RUN train_old.py configs/bench_alone.py shard="$shard" "${common[@]}"
         return
     fi
-    folder=$2
-    [[ $2 == weakenedL2 ]] && folder=L2 config=bench_weakened
-    cd "methods/$folder"
-    $RUN train.py "configs/$config.py" scenario="$1" old_config="bench_old_${kind}30" \
+    config=$(compgen -G "methods/*/configs/bench_$2.py")
+    cd "$(dirname "$config")/.."
+    $RUN train.py "configs/bench_$2.py" scenario="$1" old_config="bench_old_${kind}30" \
         feature_save="$OUT/$kind/seed$3/feature_save" "${common[@]}"
 }
 

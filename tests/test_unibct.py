@@ -233,12 +233,15 @@ def test_any_number_of_ranks_makes_and_loads_the_same_prototypes(tmp_path):
     one = on_ranks(tmp_path / "one", new, old, labels, f, y)
     for world_size in (2, 4, 1):
         ranks = run_on_ranks(world_size, on_ranks, tmp_path / "two", new, old, labels, f, y)
-        for case, (_, *want) in enumerate(one):
-            prototypes, loss, grad = (
-                torch.cat([rank[case][k] for rank in ranks]) for k in (1, 2, 3)
-            )
-            for got, value in zip((prototypes, loss.sum()[None], grad), want, strict=True):
-                torch.testing.assert_close(got, value, rtol=1e-4, atol=1e-6)
+        for case, (_, prototypes, *want) in enumerate(one):
+            shares, *got = ([rank[case][k] for rank in ranks] for k in (1, 2, 3))
+            loss, grad = map(torch.cat, got)
+            if case == 0:  # corrected: each has its classes' rows
+                shares = [torch.cat(shares)]
+            for share in shares:
+                torch.testing.assert_close(share, prototypes, rtol=1e-4, atol=1e-6)
+            for x, value in zip((loss.sum()[None], grad), want, strict=True):
+                torch.testing.assert_close(x, value, rtol=1e-4, atol=1e-6)
             for rank, result in enumerate(ranks):  # each asks for its own classes' images
                 start, count = distributed.contiguous_share(len(SIZES), rank, world_size)
                 own = np.flatnonzero((labels >= start) & (labels < start + count))

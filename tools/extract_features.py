@@ -18,7 +18,7 @@ import torch
 from easydict import EasyDict
 
 from bct import distributed
-from bct.amp import amp_dtype
+from bct.amp import amp_dtype, dtype_name
 from bct.artefacts import artefact_path, is_valid, shared_artefact
 from bct.config import load_config, require
 from bct.datasets import open_faces
@@ -84,7 +84,7 @@ def extract(
         "model": sha256_file(weights),
         "data": faces.fingerprint,
         "parity": cfg.parity,
-        "amp": str(dtype or torch.float32).removeprefix("torch."),
+        "amp": dtype_name(dtype),
     }
     if not force and all(is_valid(path, **made_from) for path in paths):
         return distributed.say(f"{paths[0]} is up to date: reusing it")

@@ -41,7 +41,6 @@ class UniBCT(Method):
         "old_embedding": None,  # paths; None: they follow from scenario and old_config
         "old_embedding_label": None,
     }
-    class_sharded = ("prototypes",)
 
     @classmethod
     def needs(cls, cfg):
@@ -60,8 +59,11 @@ class UniBCT(Method):
                 f"propagation = {cfg.propagation}, temperature = {cfg.temperature}",
                 "propagation lies in [0, 1), temperature above 0",
             )
+        self.published = cfg.parity == "published"
         self.start, count = class_share(cfg.num_classes)
-        self.register_buffer("prototypes", torch.zeros(count, cfg.embedding_size))
+        self.class_sharded = () if self.published else ("prototypes",)
+        rows = cfg.num_classes if self.published else count
+        self.register_buffer("prototypes", torch.zeros(rows, cfg.embedding_size))
         labels = old.whole("old_embedding_label").numpy()
         sizes = np.bincount(labels, minlength=cfg.num_classes)
         if (sizes == 0).any():
@@ -79,7 +81,10 @@ class UniBCT(Method):
         if epoch in self.cfg.refresh_epochs:
             new = torch.from_numpy(embed(self.images))
             old = self.old.rows("old_embedding", torch.from_numpy(self.images))
-            self.prototypes.copy_(refined_prototypes(self.cfg, new, old, self.sizes))
+            own = refined_prototypes(self.cfg, new, old, self.sizes).to(self.prototypes.device)
+            if self.published:  # every rank holds all
+                own = all_gather_shares(own, self.cfg.num_classes)
+            self.prototypes.copy_(own)
 
     def forward(self, embeddings, batch, head, rng):
         losses = {"cls": head(embeddings, batch.labels, rng)}
@@ -89,9 +94,8 @@ class UniBCT(Method):
         return losses
 
     def influence(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if self.cfg.parity == "published":
-            prototypes = all_gather_shares(self.prototypes, self.cfg.num_classes)
-            return F.cross_entropy(F.normalize(embeddings) @ prototypes.t(), labels)
+        if self.published:
+            return F.cross_entropy(F.normalize(embeddings) @ self.prototypes.t(), labels)
         scale = self.cfg.influence_scale
         return prototype_softmax(embeddings, labels, self.prototypes, self.start, scale=scale)
 

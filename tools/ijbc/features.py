@@ -6,6 +6,7 @@ import numpy as np
 import torch
 
 from bct import distributed
+from bct.amp import dtype_name
 from bct.artefacts import is_valid, open_artefact, shared_artefact
 from bct.errors import BctError
 from bct.files import sha256_file
@@ -65,7 +66,7 @@ def image_features(
     made_from = {
         "model": sha256_file(weights),
         "data": protocol.fingerprint,
-        "amp": str(dtype or torch.float32).removeprefix("torch."),
+        "amp": dtype_name(dtype),
         "recipe": _RECIPE,
     }
     key = f"{made_from['model'][:12]}_{made_from['data'][:12]}_{made_from['amp']}"
