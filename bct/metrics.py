@@ -154,25 +154,9 @@ def identification(
         BctError: a subject twice in the gallery; no mated probe; no non-mated probe while FPIRs
             are asked for.
     """
-    order = np.argsort(gallery_subjects, kind="stable")
-    subjects = gallery_subjects[order]
-    if (subjects[1:] == subjects[:-1]).any():
-        twice = subjects[1:][subjects[1:] == subjects[:-1]][0]
-        raise BctError(
-            f"subject {twice} has two templates in one gallery", "keep one template per subject"
-        )
-    position = np.minimum(np.searchsorted(subjects, probe_subjects), len(subjects) - 1)
-    mated = subjects[position] == probe_subjects
-    if not mated.any():
-        raise BctError("no probe's subject is in the gallery", "check the gallery and probe files")
-    own_column = order[position[mated]]
-    mated_rows = similarity[mated]
-    own = mated_rows[np.arange(len(own_column)), own_column]
-    # how many other subjects come before one's own; published ties count against neither
-    before = (mated_rows > own[:, None]).sum(1)
-    ties = (mated_rows == own[:, None]).sum(1) - 1
-    hits = {k: int((before + ties < k).sum()) for k in ranks}
-    first = before + ties == 0
+    mated, own, place = _placed(similarity, probe_subjects, gallery_subjects)
+    hits = {k: int((place <= k).sum()) for k in ranks}
+    first = place == 1
     if len(fpirs) == 0:
         return Identification(hits, int(mated.sum()), int((~mated).sum()), np.zeros(0), np.zeros(0))
 
@@ -192,3 +176,46 @@ def identification(
     tpir = np.array([np.mean(first & (own > t)) for t in thresholds])
     counts = int(mated.sum()), int((~mated).sum())
     return Identification(hits, *counts, tpir, np.array(thresholds))
+
+
+def probe_ranks(
+    similarity: np.ndarray, probe_subjects: np.ndarray, gallery_subjects: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """At which place each mated probe's subject comes in the gallery.
+
+        rank = number of gallery subjects that score at least as high as one's own, itself included
+
+    so 1 is strictly first, and ties count against the probe.
+
+    Args:
+        similarity: float (probes, gallery).
+        probe_subjects: (probes,); gallery_subjects: (gallery,), each at most once.
+
+    Returns:
+        bool (probes,), whether the probe's subject is in the gallery; and the ranks, int64 (mated,)
+        in 1..gallery, in the order of the probes.
+
+    Raises:
+        BctError: a subject twice in the gallery; no mated probe.
+    """
+    mated, _, place = _placed(similarity, probe_subjects, gallery_subjects)
+    return mated, place
+
+
+def _placed(
+    similarity: np.ndarray, probe_subjects: np.ndarray, gallery_subjects: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(mated (probes,), score of one's own subject (mated,), its rank (mated,))."""
+    order = np.argsort(gallery_subjects, kind="stable")
+    subjects = gallery_subjects[order]
+    if (subjects[1:] == subjects[:-1]).any():
+        twice = subjects[1:][subjects[1:] == subjects[:-1]][0]
+        raise BctError(
+            f"subject {twice} has two templates in one gallery", "keep one template per subject"
+        )
+    position = np.minimum(np.searchsorted(subjects, probe_subjects), len(subjects) - 1)
+    mated = subjects[position] == probe_subjects
+    if not mated.any():
+        raise BctError("no probe's subject is in the gallery", "check the gallery and probe files")
+    own = similarity[mated, order[position[mated]]]
+    return mated, own, (similarity[mated] >= own[:, None]).sum(1)

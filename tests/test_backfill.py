@@ -1,0 +1,217 @@
+"""Backfill curves against galleries that are really mixed, and curves worked out by hand."""
+
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bct.backfill import (
+    Curve,
+    area,
+    curve,
+    disagreement,
+    distance_to_centre,
+    order_by_distance,
+    order_random,
+    pair_quality,
+    published_mean,
+    search_quality,
+    smallest_fraction,
+    violations,
+)
+from bct.compatibility import update_gain
+from bct.errors import BctError
+from bct.metrics import identification, tar_at_far
+
+FRACTIONS = np.linspace(0, 1, 11)
+
+
+def points(*values):
+    return Curve(np.linspace(0, 1, len(values)), np.array(values, float))
+
+
+def units(rng, n, d=6):
+    x = rng.standard_normal((n, d)).astype(np.float32)
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def galleries(seed, n=40):
+    """New queries, old and new gallery of n subjects, and pairs of every query with every item."""
+    rng = np.random.default_rng(seed)
+    people = units(rng, n)
+    queries, new, old = (people + s * units(rng, n) for s in (0.3, 0.4, 0.9))
+    query, item = (index.ravel() for index in np.mgrid[:n, :n])
+    return queries, old, new, query, item
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_pairs_against_a_gallery_that_is_really_mixed(seed):
+    queries, old, new, query, item = galleries(seed)
+    cross, self_ = ((queries[query] * g[item]).sum(1) for g in (old, new))
+    order = order_random(len(old), seed)
+    result = curve(order, FRACTIONS, pair_quality(cross, self_, item, query == item, 0.01))
+    for b, value in zip(*result, strict=True):
+        mixed = old.copy()
+        mixed[order[: math.ceil(round(b * 40, 9))]] = new[order[: math.ceil(round(b * 40, 9))]]
+        scores = (queries[query] * mixed[item]).sum(1)
+        assert value == tar_at_far(scores, query == item, (0.01,))[0].tar
+    # the ends are the cross and the self test, to the last bit
+    ends = [tar_at_far(s, query == item, (0.01,))[0].tar for s in (cross, self_)]
+    assert result.values[[0, -1]].tolist() == ends
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_search_against_a_gallery_that_is_really_mixed(seed):
+    queries, old, new, _, _ = galleries(seed)
+    rng = np.random.default_rng(seed)
+    subjects = rng.permutation(40)
+    probes = np.where(np.arange(40) < 30, subjects, 100)  # ten strangers
+    order = order_by_distance(disagreement(old, new))
+    result = curve(
+        order, FRACTIONS, search_quality(queries @ old.T, queries @ new.T, probes, subjects)
+    )
+    for b, value in zip(*result, strict=True):
+        chosen = np.zeros(40, bool)
+        chosen[order[: math.ceil(round(b * 40, 9))]] = True
+        similarity = np.stack(
+            [queries @ (new if c else old)[i] for i, c in enumerate(chosen)], axis=1
+        )
+        first = [
+            np.sum(row >= row[subjects == p]) == 1
+            for row, p in zip(similarity[:30], probes[:30], strict=True)
+        ]
+        assert value == pytest.approx(np.mean(first))
+    for end, gallery in ((0, old), (-1, new)):
+        test = identification(queries @ gallery.T, probes, subjects, np.zeros(0))
+        assert result.values[end] == test.hits[1] / test.mated
+
+
+def test_old_equal_to_new_is_a_flat_curve_and_an_undefined_gain():
+    queries, old, _, query, item = galleries(0)
+    scores = (queries[query] * old[item]).sum(1)
+    flat = curve(
+        order_random(40, 1), FRACTIONS, pair_quality(scores, scores, item, query == item, 0.1)
+    )
+    assert len(set(flat.values)) == 1
+    assert violations(flat) == (0, 0.0, 0.0)
+    assert area(flat) == pytest.approx(published_mean(flat)) == pytest.approx(flat.values[0])
+    assert smallest_fraction(flat, flat.values[-1]) == 0.0
+    assert math.isnan(update_gain(flat.values[0], flat.values[0], flat.values[-1]))
+
+
+@settings(deadline=None)
+@given(n=st.integers(1, 200), seed=st.integers(0, 100), bins=st.integers(2, 30))
+def test_the_subsets_are_nested_and_of_the_stated_size(n, seed, bins):
+    seen = []
+
+    def quality(refreshed):
+        seen.append(refreshed)
+        return 0.0
+
+    order = order_random(n, seed)
+    curve(order, [i / bins for i in range(bins + 1)], quality)
+    for i, refreshed in enumerate(seen):
+        assert refreshed.sum() == -(-i * n // bins)  # ceil(i n / bins) in integers
+        assert set(np.flatnonzero(refreshed)) == set(order[: refreshed.sum()])
+    assert not seen[0].any() and seen[-1].all()
+
+
+def test_a_fraction_that_is_a_whole_number_of_items_is_not_rounded_up():
+    """0.07 * 100 is a little more than 7 in floating point."""
+    result = curve(np.arange(100), [0, 0.07, 1], lambda refreshed: float(refreshed.sum()))
+    assert result.values.tolist() == [0, 7, 100]
+
+
+def test_figures_of_a_curve_by_hand():
+    c = points(0.2, 0.5, 0.4, 0.3, 0.6)
+    assert area(c) == pytest.approx((0.35 + 0.45 + 0.35 + 0.45) / 4)
+    assert published_mean(c) == pytest.approx(0.4)
+    steps, lost, drawdown = violations(c)
+    assert (steps, lost, drawdown) == (2, pytest.approx(0.2), pytest.approx(0.2))
+    assert smallest_fraction(c, 0.5) == 0.25  # though 0.75 is below it again
+    assert smallest_fraction(c, 0.6, eps=0.05) == 1.0
+    assert smallest_fraction(c, 0.6, eps=0.11) == 0.25
+    assert smallest_fraction(c, 0.7) is None
+    uneven = Curve(np.array([0, 0.1, 1.0]), np.array([0.0, 1.0, 1.0]))
+    assert area(uneven) == pytest.approx(0.95)
+
+
+@given(values=st.lists(st.integers(-20, 20), min_size=2, max_size=12))
+def test_falls_against_every_pair_of_points(values):
+    steps, lost, drawdown = violations(points(*values))
+    pairs = [(values[i], values[j]) for j in range(len(values)) for i in range(j + 1)]
+    assert drawdown == max(a - b for a, b in pairs)
+    assert steps == sum(b < a for a, b in pairwise(values))
+    climbs = sum(max(b - a, 0) for a, b in pairwise(values))
+    assert climbs - lost == values[-1] - values[0]
+
+
+def test_orders():
+    order = order_random(50, 3)
+    assert sorted(order) == list(range(50))
+    assert order.tolist() == order_random(50, 3).tolist() != order_random(50, 4).tolist()
+    assert order_by_distance(np.array([1, 3, 1, 3, 2])).tolist() == [1, 3, 4, 0, 2]
+    assert order_by_distance(np.array([0, 200, 7], np.uint8)).tolist() == [1, 2, 0]
+    many = np.random.default_rng(0).integers(0, 3, 1000)  # enough that an unstable sort shows
+    assert order_by_distance(many).tolist() == sorted(range(1000), key=lambda i: (-many[i], i))
+    with pytest.raises(BctError, match="1 distances are NaN"):
+        order_by_distance(np.array([1.0, np.nan]))
+
+
+def test_distances_by_hand():
+    x = np.array([[2, 0], [0, 5], [-3, 0], [0, -1], [0, -2]], np.float32)
+    label = np.array([9, 9, 4, 7, 7])
+    # the class centre of 9 is (1, 1) / sqrt(2), at 45 degrees from both: a chord of 2 sin(22.5)
+    chord = 2 * math.sin(math.pi / 8)
+    assert distance_to_centre(x, label) == pytest.approx([chord, chord, 0, 0, 0], abs=1e-6)
+    quarter = np.array([[0, 1], [0, 1], [1, 0], [0, -7], [1, -1]], np.float32)
+    expected = [1, 0, 2, 0, 1 - math.sqrt(0.5)]
+    assert disagreement(x, quarter) == pytest.approx(expected, abs=1e-6)
+    assert disagreement(x, x).tolist() == [0] * 5
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_distances_in_float64(seed):
+    rng = np.random.default_rng(seed)
+    x, y = (rng.standard_normal((30, 5)) * rng.uniform(0.1, 9, (30, 1)) for _ in range(2))
+    label = rng.integers(0, 7, 30)
+    n, m = (a / np.linalg.norm(a, axis=1, keepdims=True) for a in (x, y))
+    for i, distance in enumerate(distance_to_centre(x, label)):
+        centre = n[label == label[i]].sum(0)
+        centre /= np.linalg.norm(centre)
+        assert distance == pytest.approx(math.dist(n[i], centre), abs=1e-5)
+    assert disagreement(x, y) == pytest.approx(1 - (n * m).sum(1), abs=1e-5)
+
+
+def test_what_makes_no_curve():
+    def flat(refreshed):
+        return 0.5
+
+    for order in ([0, 0, 1], [1, 2, 3]):
+        with pytest.raises(BctError, match="no permutation"):
+            curve(np.array(order), FRACTIONS, flat)
+    for fractions in (
+        [0, 0.5],
+        [0.1, 1],
+        [0, 0.5, 0.5, 1],
+        [0, 0.7, 0.3, 1],
+        [1],
+        [],
+        [0, np.nan, 1],
+    ):
+        with pytest.raises(BctError, match="rise from 0 to 1"):
+            curve(np.arange(3), fractions, flat)
+    with pytest.raises(BctError, match="NaN at fraction 0"):
+        curve(np.arange(3), [0, 1], lambda refreshed: math.nan)
+    with pytest.raises(BctError, match="one width"):
+        disagreement(np.ones((3, 2)), np.ones((3, 4)))
+    with pytest.raises(BctError, match="in one order"):
+        pair_quality(np.ones(3), np.ones(4), np.zeros(3, int), np.ones(3, bool), 0.1)
+    with pytest.raises(BctError, match="in one order"):
+        search_quality(np.ones((3, 2)), np.ones((2, 3)), np.arange(3), np.arange(2))
