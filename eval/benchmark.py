@@ -20,15 +20,8 @@ from easydict import EasyDict
 from bct import distributed
 from bct.amp import amp_dtype, dtype_name
 from bct.artefacts import is_valid, open_artefact, write_artefact
-from bct.compatibility import (
-    bootstrap_tar_difference,
-    compatible,
-    p_1,
-    p_comp,
-    p_up,
-    price,
-    update_gain,
-)
+from bct.bootstrap import bootstrap_tar_difference
+from bct.compatibility import compatible, p_1, p_comp, p_up, price, update_gain
 from bct.errors import BctError, run_cli
 from bct.files import ROOT, atomic, read_json, sha256_file, write_json
 from bct.metrics import rate_name, tar_at_far
