@@ -29,7 +29,7 @@ lint: install
 	@$(BIN)/ruff format --check .
 
 bench: install           ## the benchmarks, with their results in benchmarks/results/
-	@for name in loader partial_fc ijbc artefacts methods; do \
+	@for name in loader partial_fc ijbc bootstrap artefacts methods; do \
 		$(BIN)/python -m benchmarks.$$name --save || exit 1; done
 
 install: $(VENV)/.complete
@@ -38,7 +38,7 @@ $(VENV)/.complete: requirements.txt constraints.txt pyproject.toml
 	@echo "installing into $(VENV): about 2 minutes and 6 GB"
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[test]'
+		--constraint constraints.txt --editable '.[test,onnx]'
 	@touch $@
 
 .venv-mxnet/.complete: requirements-mxnet.txt

@@ -1,4 +1,4 @@
-"""Loading a trained network: our model.pt, insightface's and the MixBCT reference's files."""
+"""Loading a trained network: our model.pt, insightface's and the MixBCT reference's files, ONNX."""
 
 from pathlib import Path
 from typing import Any
@@ -9,6 +9,7 @@ from torch import nn
 from backbones import get_model
 from bct.errors import BctError
 from bct.files import read_json
+from bct.onnx_model import load_onnx
 
 _WRAPPERS = ("state_dict_backbone", "state_dict", "model", "backbone")  # keys of whole checkpoints
 _PREFIXES = ("module.", "backbone.")
@@ -24,28 +25,32 @@ def load_backbone(
 
     Args:
         weights: a state_dict, or a checkpoint that holds one; old classifiers in it are ignored.
+            Or an .onnx file, which is network and weights in one.
         network: a name of backbones.NETWORKS; may be left out when the file has a model.json of
-            ours beside it. The embedding size is read from the weights.
-        amp_dtype: see get_model.
+            ours beside it. The embedding size is read from the weights. For an .onnx it can be
+            left out; it is refused if the file names another one, and without effect otherwise.
+        amp_dtype: see get_model. An .onnx runs in the precision it was exported in.
 
     Returns:
         The network in eval mode, on the CPU.
 
     Raises:
-        BctError: no such file, not a state_dict, or weights of another network.
+        BctError: no such file, not a state_dict, or weights of another network; see load_onnx.
     """
     weights = Path(weights)
     if not weights.is_file():
         raise BctError(
             f"weights {weights} do not exist", "check the path, or train the model first"
         )
-    sidecar = weights.with_suffix(".json")
-    if network is None:
-        if not sidecar.is_file():
+    if weights.suffix.lower() == ".onnx":
+        model = load_onnx(weights)
+        if network and model.network not in (None, network):
             raise BctError(
-                f"{weights} does not say which network it is", "name the network, e.g. -net r50"
+                f"{weights} is network {model.network}, not {network}",
+                "check the path, or leave the network out",
             )
-        network = read_json(sidecar)["network"]
+        return model
+    network = network_of(weights, network)
     state = _state_dict(weights)
     size = _embedding_size(weights, state)
     model = get_model(network, size, amp_dtype)
@@ -59,10 +64,22 @@ def load_backbone(
         found = "; ".join(f"{len(k)} {name}, e.g. {k[0]}" for name, k in kinds if k)
         raise BctError(
             f"{weights} does not fit network {network} ({found})",
-            "name the network it was trained with" + _guess(sidecar, network),
+            "name the network it was trained with" + _guess(weights, network),
         )
     model.load_state_dict(state)
     return model.eval()
+
+
+def network_of(weights: str | Path, network: str | None = None) -> str:
+    """`network`, or what the model.json of ours beside the weights says. BctError if none does."""
+    if network is not None:
+        return network
+    sidecar = Path(weights).with_suffix(".json")
+    if not sidecar.is_file():
+        raise BctError(
+            f"{weights} does not say which network it is", "name the network, e.g. -net r50"
+        )
+    return read_json(sidecar)["network"]
 
 
 def _state_dict(weights: Path) -> dict[str, torch.Tensor]:
@@ -97,7 +114,8 @@ def _embedding_size(weights: Path, state: dict[str, torch.Tensor]) -> int:
     return len(means[-1])
 
 
-def _guess(sidecar: Path, network: str) -> str:
+def _guess(weights: Path, network: str) -> str:
+    sidecar = weights.with_suffix(".json")
     if sidecar.is_file() and (name := read_json(sidecar).get("network")) != network:
         return f": {name}, says {sidecar.name}"
     return ""

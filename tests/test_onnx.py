@@ -1,0 +1,401 @@
+"""ONNX files, exported and of others, and stored embeddings in the place of a network."""
+
+import json
+import sys
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from backbones import NETWORKS, get_model
+from bct.embeddings import stored_embeddings
+from bct.errors import BctError
+from bct.files import sha256_file, write_json
+from bct.onnx_model import PREPROCESSING, load_onnx
+from bct.weights import load_backbone
+from tools import export_onnx
+from tools.export_onnx import check, export
+
+onnx = pytest.importorskip("onnx")
+ort = pytest.importorskip("onnxruntime")
+helper, TensorProto = onnx.helper, onnx.TensorProto
+
+TOO_LARGE = ("vit_h", "r2060")  # for one file
+QUICK = ("demo_w16", "mbf", "vit_t")  # one of each family
+
+
+def trained(name: str, size: int = 32) -> nn.Module:
+    """A network whose running statistics are those of a batch, as after training."""
+    torch.manual_seed(0)
+    model = get_model(name, size).train()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.momentum = None  # the mean over batches: of the only one
+    with torch.no_grad():
+        model(torch.rand(4, 3, 112, 112) * 2 - 1)
+    return model  # still in training mode
+
+
+def compare(model, loaded):
+    for batch in (1, 7):
+        images = torch.rand(batch, 3, 112, 112) * 2 - 1
+        with torch.inference_mode():
+            want, got = model(images), loaded(images)
+        assert got.dtype == torch.float32 and got.shape == want.shape
+        assert (got - want).abs().max() <= 2e-5 * want.abs().max()
+
+
+# ---- export
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        for name in NETWORKS
+        if name not in TOO_LARGE
+    ],
+)
+def test_an_exported_network_equals_torch(name, tmp_path):
+    model = trained(name)
+    opset = export(model, tmp_path / "model.onnx", {"bct.network": name})
+    assert not model.training
+    compare(model, load_onnx(tmp_path / "model.onnx"))
+
+    graph = onnx.load(tmp_path / "model.onnx")
+    assert [p.name for p in tmp_path.iterdir()] == ["model.onnx"]  # weights inside
+    assert graph.opset_import[0].version == opset
+    session = ort.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (data,), (embedding,) = session.get_inputs(), session.get_outputs()
+    assert (data.name, data.shape) == ("data", ["batch", 3, 112, 112])
+    assert (embedding.name, embedding.shape) == ("embedding", ["batch", 32])
+    metadata = {entry.key: entry.value for entry in graph.metadata_props}
+    want = {"size": 112, "colours": "RGB", "mean": 127.5, "std": 127.5}
+    assert json.loads(metadata.pop(PREPROCESSING)) == want
+    assert metadata == {"bct.network": name}
+    kinds = {node.op_type for node in graph.graph.node}
+    assert not any("Random" in kind or kind == "Dropout" for kind in kinds)
+    if not name.startswith("vit"):  # the inference PReLU, not the one that trains fast
+        assert "PRelu" in kinds and "Transpose" not in kinds
+    assert b"stack_trace" not in (tmp_path / "model.onnx").read_bytes()
+
+
+@pytest.mark.parametrize("name", ["vit_h", pytest.param("r2060", marks=pytest.mark.slow)])
+def test_weights_above_what_one_file_holds(name, tmp_path):
+    with torch.device("meta"):
+        model = get_model(name)
+    with pytest.raises(BctError, match=r"GiB, one ONNX file holds 1\.5"):
+        export(model, tmp_path / "model.onnx", {})
+
+
+def test_a_file_that_differs_from_the_network_is_noticed(tmp_path):
+    model = trained("demo_w32").eval()
+    path = tmp_path / "model.onnx"
+    export(model, path, {})
+    assert check(model, path) <= 2e-5
+    model.features.bias.data += 0.001  # the embedding has unit variance
+    with pytest.raises(BctError, match="differs from torch by"):
+        check(model, path)
+    model.features.bias.data.fill_(torch.nan)
+    with pytest.raises(BctError, match="differs from torch by nan"):
+        check(model, path)
+
+
+def test_the_tool(tmp_path, monkeypatch, capsys):
+    def run(*arguments):
+        monkeypatch.setattr(sys, "argv", ["export_onnx.py", *map(str, arguments)])
+        export_onnx.main()
+        return capsys.readouterr().out
+
+    model = trained("demo_w32").eval()
+    weights, path = tmp_path / "model.pt", tmp_path / "sub" / "new.onnx"
+    torch.save(model.state_dict(), weights)
+    write_json(tmp_path / "model.json", {"network": "demo_w32"})
+    said = run(weights, "-o", path, "--opset", "18")
+    assert "demo_w32" in said and "opset 18" in said
+    assert [p.name for p in path.parent.iterdir()] == ["new.onnx"]
+    written = onnx.load(path)
+    assert written.opset_import[0].version == 18
+    metadata = {entry.key: entry.value for entry in written.metadata_props}
+    del metadata[PREPROCESSING]
+    assert metadata == {
+        "bct.network": "demo_w32",
+        "bct.embedding_size": "32",
+        "bct.weights_sha256": sha256_file(weights),
+    }
+    loaded = load_backbone(path, amp_dtype=torch.bfloat16)  # which it can't obey
+    assert not loaded.training and loaded.embedding_size == 32
+    compare(model, loaded)
+    compare(model, load_backbone(path, "demo_w32"))
+    with pytest.raises(BctError, match="is network demo_w32, not r50"):
+        load_backbone(path, "r50")
+
+    before = path.read_bytes()
+    for arguments, words in (
+        ((weights, "-o", path), "exists already"),
+        ((weights, "--opset", "11"), "below 18"),
+        ((weights, "--opset", "99"), "torch wrote opset"),
+        ((path,), "is an ONNX file"),
+        ((tmp_path / "none.pt",), "do not exist"),
+        ((weights, "-net", "r18"), "does not fit network r18"),
+    ):
+        with pytest.raises(BctError, match=words):
+            run(*arguments)
+    assert path.read_bytes() == before
+    assert {p.name for p in tmp_path.iterdir()} == {"model.pt", "model.json", "sub"}
+    run(weights, "-o", path, "--overwrite")
+    assert path.read_bytes() != before
+
+
+# ---- graphs of others
+
+
+def graph(path, *, before=(), batch="N", shape=(3, 112, 112), output=None, after=(), more=(), **kw):
+    """A tiny file: `before` nodes from "data" to "x", the mean over each channel of x, `after`
+    nodes from "mean" to "out". Without `before` and `after` the output is the mean, (B, 3)."""
+    kind = kw.get("kind", TensorProto.FLOAT)
+    kind_out = kw.get("kind_out", kind)
+    last = "out" if after else "mean"
+    nodes = [
+        *(before or [helper.make_node("Identity", ["data"], ["x"])]),
+        helper.make_node("GlobalAveragePool", ["x"], ["pooled"]),
+        helper.make_node("Flatten", ["pooled"], ["mean"]),
+        *after,
+    ]
+    constants = [
+        onnx.numpy_helper.from_array(np.array(value), name)
+        for name, value in kw.get("constants", {}).items()
+    ]
+    built = helper.make_graph(
+        nodes,
+        "tiny",
+        [helper.make_tensor_value_info("data", kind, [batch, *shape])],
+        [helper.make_tensor_value_info(n, kind_out, output) for n in (last, *more)],
+        constants,
+    )
+    model = helper.make_model(built, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(model, kw.get("metadata", {}))
+    onnx.save(model, path)
+    return path
+
+
+def pixels(batch: int) -> np.ndarray:
+    """uint8 (B, 112, 112, 3) whose colours have different means."""
+    noise = np.random.default_rng(batch).integers(0, 90, (batch, 112, 112, 3))
+    return (noise + np.array([0, 60, 160])).astype(np.uint8)
+
+
+def normalised(images: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy((images.transpose(0, 3, 1, 2) / 127.5 - 1).astype(np.float32))
+
+
+def own_normalisation(second: str) -> dict:
+    """Nodes that subtract 127.5 and multiply with or divide by 100."""
+    factor = np.float32(100 if second == "Div" else 0.01)
+    nodes = [
+        helper.make_node("Sub", ["data", "shift"], ["centred"]),
+        helper.make_node(second, ["centred", "factor"], ["x"]),
+    ]
+    return {"before": nodes, "constants": {"shift": np.float32(127.5), "factor": factor}}
+
+
+@pytest.mark.parametrize("second", ["Mul", "Div"])
+def test_a_graph_that_normalises_is_fed_pixels(second, tmp_path, capsys):
+    images = pixels(3)
+    want = (images.astype(np.float64).mean((1, 2)) - 127.5) / 100
+    loaded = load_onnx(graph(tmp_path / "own.onnx", **own_normalisation(second)))
+    assert "is fed RGB, pixels of 0..255" in capsys.readouterr().out
+    np.testing.assert_allclose(loaded(normalised(images)), want, atol=1e-4)
+
+
+@pytest.mark.parametrize("other", [None, "Sub", "Div"])
+def test_a_graph_that_does_not_normalise_is_fed_what_our_networks_are(other, tmp_path, capsys):
+    kw = {}
+    if other:  # one of the two alone is no normalisation
+        nodes = [helper.make_node(other, ["data", "one"], ["x"])]
+        kw = {"before": nodes, "constants": {"one": np.float32(1)}}
+    images = pixels(3)
+    want = images.astype(np.float64).mean((1, 2)) / 127.5 - 1 - (other == "Sub")
+    loaded = load_onnx(graph(tmp_path / "plain.onnx", **kw))
+    assert "is fed RGB, (x - 127.5) / 127.5" in capsys.readouterr().out
+    np.testing.assert_allclose(loaded(normalised(images)), want, atol=5e-5)
+
+
+def test_normalisation_is_looked_for_in_the_first_eight_nodes(tmp_path):
+    for identities, raw in ((6, True), (7, False)):
+        kw = own_normalisation("Mul")
+        names = ["data", *(f"i{k}" for k in range(identities))]
+        ahead = [helper.make_node("Identity", [a], [b]) for a, b in pairwise(names)]
+        kw["before"][0].input[0] = names[-1]
+        loaded = load_onnx(graph(tmp_path / "own.onnx", **kw | {"before": ahead + kw["before"]}))
+        fed = 255 if raw else 1
+        want = np.full((1, 3), (fed - 127.5) / 100)
+        np.testing.assert_allclose(loaded(torch.ones(1, 3, 112, 112)), want, atol=1e-5)
+
+
+def test_the_metadata_says_what_the_graph_is_fed(tmp_path, capsys):
+    said = {"size": 112, "colours": "BGR", "mean": 100, "std": 128}
+    path = graph(
+        tmp_path / "own.onnx",
+        **own_normalisation("Mul"),
+        metadata={PREPROCESSING: json.dumps(said)},
+    )
+    images = pixels(2)
+    fed = (images[..., ::-1].astype(np.float64).mean((1, 2)) - 100) / 128
+    np.testing.assert_allclose(load_onnx(path)(normalised(images)), (fed - 127.5) * 0.01, atol=1e-5)
+    assert capsys.readouterr().out == ""  # nothing was guessed
+    for damaged in ("BGR", "{}", "[1]", json.dumps(said | {"std": 0, "colours": "RGB"})):
+        graph(path, metadata={PREPROCESSING: damaged})
+        with pytest.raises(BctError, match=r"bct\.preprocessing can't be used"):
+            load_onnx(path)
+
+
+@pytest.mark.parametrize("count", [1, 4, 7])
+@pytest.mark.parametrize("batch", [1, 3, "N", None])
+def test_fixed_batches(batch, count, tmp_path):
+    loaded = load_onnx(graph(tmp_path / "fixed.onnx", batch=batch))
+    images = pixels(count)
+    want = images.astype(np.float64).mean((1, 2)) / 127.5 - 1
+    got = loaded(normalised(images).contiguous(memory_format=torch.channels_last))
+    np.testing.assert_allclose(got, want, atol=5e-5)
+    assert loaded.batch == (batch if isinstance(batch, int) else None)
+
+
+@pytest.mark.parametrize("target", [[1, -1], [1, 3]])
+def test_a_constant_that_fixes_the_batch_inside(target, tmp_path):
+    after = [helper.make_node("Reshape", ["mean", "target"], ["out"])]
+    constants = {"target": np.array(target)}
+    path = graph(tmp_path / "inside.onnx", after=after, constants=constants)
+    images = pixels(5)
+    want = images.astype(np.float64).mean((1, 2)) / 127.5 - 1
+    loaded = load_onnx(path)
+    assert (loaded.batch, loaded.embedding_size) == (1, 3)
+    np.testing.assert_allclose(loaded(normalised(images)), want, atol=5e-5)
+
+
+def test_half_precision(tmp_path):
+    loaded = load_onnx(graph(tmp_path / "half.onnx", kind=TensorProto.FLOAT16))
+    got = loaded(torch.full((2, 3, 112, 112), 0.5))
+    assert got.dtype == torch.float32 and (got == 0.5).all()
+
+
+def test_a_declared_output_of_one_image_does_not_matter(tmp_path, capfd):
+    loaded = load_onnx(graph(tmp_path / "one.onnx", output=[1, 3]))
+    assert loaded(torch.zeros(4, 3, 112, 112)).shape == (4, 3)
+    assert capfd.readouterr().err == ""
+
+
+def test_graphs_that_do_not_fit(tmp_path):
+    path = tmp_path / "model.onnx"
+    squeeze = {
+        "after": [helper.make_node("Reshape", ["mean", "target"], ["out"])],
+        "constants": {"target": np.array([-1])},
+    }
+    spatial = [helper.make_node("Unsqueeze", ["mean", "axis"], ["out"])]
+    to_int = [helper.make_node("Cast", ["mean"], ["out"], to=TensorProto.INT64)]
+    from_byte = [helper.make_node("Cast", ["data"], ["x"], to=TensorProto.FLOAT)]
+    byte = {"before": from_byte, "kind": TensorProto.UINT8, "kind_out": TensorProto.FLOAT}
+    for kw, words in (
+        ({"shape": (3, 224, 224)}, "expects 3x224x224, the images are 3x112x112"),
+        ({"shape": (1, 112, 112)}, "expects 1x112x112, the images are 3x112x112"),
+        ({"shape": (112, 112, 3)}, "expects 112x112x3, the images are 3x112x112"),
+        ({"shape": (3, 112)}, "expects Nx3x112, the images are 3x112x112"),
+        ({"more": ["pooled"]}, "has 2 outputs (mean, pooled), not one"),
+        (byte, "its input data is a tensor(uint8), not of floats"),
+        ({"after": to_int, "kind_out": TensorProto.INT64}, "its output out is a tensor(int64)"),
+        (squeeze, "does not give one embedding per image (1 images give 3)"),
+        ({"after": spatial, "constants": {"axis": np.array([2])}}, "1 images give 1x3x1"),
+    ):
+        graph(path, **kw)
+        with pytest.raises(BctError) as info:
+            load_onnx(path)
+        assert words in str(info.value), str(info.value)
+    metadata = {PREPROCESSING: '{"size": 128, "colours": "RGB", "mean": 0, "std": 1}'}
+    graph(path, shape=(3, "H", "W"), metadata=metadata)
+    with pytest.raises(BctError, match="expects 3x128x128, the images are 3x112x112"):
+        load_onnx(path)
+    assert load_onnx(path, size=128).embedding_size == 3
+    assert load_onnx(graph(path, shape=(3, "H", "W"))).embedding_size == 3
+
+
+def test_two_inputs(tmp_path):
+    path = graph(tmp_path / "model.onnx")
+    model = onnx.load(path)
+    model.graph.input.append(helper.make_tensor_value_info("flag", TensorProto.FLOAT, [1]))
+    onnx.save(model, path)
+    with pytest.raises(BctError, match=r"has 2 inputs \(data, flag\), not one"):
+        load_onnx(path)
+
+
+@pytest.mark.parametrize("content", [b"", b"hello", b"\x08\x09" * 40])
+def test_a_file_that_is_not_onnx(content, tmp_path):
+    (tmp_path / "model.onnx").write_bytes(content)
+    with pytest.raises(BctError, match="can't be read as an ONNX file"):
+        load_backbone(tmp_path / "model.onnx")
+
+
+def test_without_onnxruntime_the_extra_is_named(tmp_path, monkeypatch):
+    path = graph(tmp_path / "model.onnx")
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    with pytest.raises(BctError, match=r"need onnxruntime .*\n.*pip install '\.\[onnx\]'"):
+        load_backbone(path)
+
+
+# ---- stored embeddings
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_stored_embeddings(dtype, tmp_path):
+    want = np.random.default_rng(0).normal(size=(70_000, 3)).astype(dtype)
+    np.save(tmp_path / "a.npy", want)
+    np.savez(tmp_path / "one.npz", anything=want)
+    np.savez_compressed(tmp_path / "named.npz", names=np.arange(3), embeddings=want)
+    for name in ("a.npy", "one.npz", "named.npz"):
+        got = stored_embeddings(tmp_path / name, len(want))
+        assert got.dtype == want.dtype
+        np.testing.assert_array_equal(got, want)
+    mapped = stored_embeddings(tmp_path / "a.npy", len(want))
+    assert isinstance(mapped, np.memmap) and not mapped.flags.writeable
+
+
+def test_stored_embeddings_that_are_refused(tmp_path):
+    good = np.ones((5, 4), np.float32)
+    late = np.ones((70_000, 4), np.float32)
+    late[69_999, 2] = np.inf
+    for array, rows, words in (
+        (good, 1237, "has 5 rows, the protocol has 1237 images"),
+        (late, 70_000, "row 69999 is not finite"),
+        (np.where(np.eye(5, 4), np.nan, good), 5, "row 0 is not finite"),
+        (good[0], 4, "holds float32 (4,), not floats (images, D)"),
+        (good[None], 1, "holds float32 (1, 5, 4)"),
+        (good[:, :0], 5, "holds float32 (5, 0)"),
+        (good.astype(np.int32), 5, "holds int32 (5, 4)"),
+        (good.astype(np.complex64), 5, "holds complex64 (5, 4)"),
+        (np.array([[None]]), 1, "can't be read as embeddings"),  # it would be unpickled
+    ):
+        np.save(tmp_path / "a.npy", array, allow_pickle=True)
+        np.savez(tmp_path / "a.npz", array)
+        for name in ("a.npy", "a.npz"):
+            with pytest.raises(BctError) as info:
+                stored_embeddings(tmp_path / name, rows)
+            assert words in str(info.value), str(info.value)
+
+
+def test_files_that_are_no_stored_embeddings(tmp_path):
+    path = tmp_path / "a.npz"
+    with pytest.raises(BctError, match="do not exist"):
+        stored_embeddings(path, 5)
+    np.savez(path, new=np.ones((5, 4)), old=np.ones((5, 4)))
+    with pytest.raises(BctError, match=r"holds 2 arrays \(new, old\)"):
+        stored_embeddings(path, 5)
+    np.savez(path, np.ones((500, 4)))
+    whole = path.read_bytes()
+    for content in (b"", b"hello", whole[: len(whole) // 2], b"\x93NUMPY\x01\x00"):
+        path.write_bytes(content)
+        with pytest.raises(BctError, match="can't be read as embeddings"):
+            stored_embeddings(path, 5)
+    torch.save({"a": torch.zeros(2)}, path)  # a zip file, too
+    with pytest.raises(BctError, match="arrays"):
+        stored_embeddings(path, 5)

@@ -1,0 +1,131 @@
+"""Writes a trained network as an ONNX file, and checks it against torch.
+
+    python tools/export_onnx.py work_dirs/x/model.pt                      # work_dirs/x/model.onnx
+    python tools/export_onnx.py backbone.pth -net r50 -o r50.onnx --opset 18
+
+Input "data", float32 (batch, 3, 112, 112), RGB, (pixel - 127.5) / 127.5; output "embedding",
+float32 (batch, D), not normalised; any batch. The metadata has the preprocessing, the network, the
+embedding size and the hash of the weights. The evaluators take the file in the place of model.pt.
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from bct.distributed import generator
+from bct.errors import BctError, run_cli
+from bct.files import atomic, sha256_file
+from bct.images import SIZE
+from bct.onnx_model import NETWORK, OURS, PREPROCESSING, load_onnx, require
+from bct.weights import load_backbone, network_of
+
+LIMIT = 1e-4  # of check: the networks have 1e-6 to 1e-5, a wrong graph about 1
+_LOWEST_OPSET = 18  # torch's exporter has implementations from here on
+_LARGEST = 1536 << 20  # bytes of weights; torch puts more into a second file
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    add = parser.add_argument
+    add("weights", type=Path, help="model.pt, or insightface's backbone.pth")
+    add("-net", "--network", help="its network, e.g. r50; model.json beside it says so too")
+    add("-o", "--output", type=Path, help="default: the weights' name with .onnx")
+    add("--opset", type=int, help=f"ONNX operator set, from {_LOWEST_OPSET}; default: torch's")
+    add("--overwrite", action="store_true", help="replace the output")
+    args = parser.parse_args()
+    output = args.output or args.weights.with_suffix(".onnx")
+    if args.weights.suffix.lower() == ".onnx":
+        raise BctError(f"{args.weights} is an ONNX file", "give the weights it was made from")
+    if output.exists() and not args.overwrite:
+        raise BctError(f"{output} exists already", "choose another -o, or pass --overwrite")
+    model = load_backbone(args.weights, args.network)
+    network = network_of(args.weights, args.network)
+    metadata = {
+        NETWORK: network,
+        "bct.embedding_size": str(model.embedding_size),
+        "bct.weights_sha256": sha256_file(args.weights),
+    }
+    with atomic(output) as temporary:
+        opset = export(model, temporary, metadata, args.opset)
+        worst = check(model, temporary)
+    size = output.stat().st_size / 1e6
+    print(f"{output}: {network}, {size:.1f} MB, opset {opset}, differs from torch by {worst:.1e}")
+
+
+def export(model: nn.Module, path: Path, metadata: dict[str, str], opset: int | None = None) -> int:
+    """Writes a backbone to one ONNX file, with the preprocessing in its metadata.
+
+    Args:
+        model: fp32, on the CPU; it is put in eval mode.
+        metadata: further keys.
+        opset: ONNX operator set, None for torch's choice.
+
+    Returns:
+        The operator set of the file.
+
+    Raises:
+        BctError: an operator set that torch can't write, or more weights than one file holds.
+    """
+    ir = require("onnxscript").ir
+    total = sum(t.numel() * t.element_size() for t in model.state_dict().values())
+    if total > _LARGEST:
+        raise BctError(
+            f"the weights are {total / 2**30:.1f} GiB, one ONNX file holds {_LARGEST / 2**30:.1f}",
+            "export a smaller network",
+        )
+    if opset and opset < _LOWEST_OPSET:
+        raise BctError(
+            f"--opset {opset} is below {_LOWEST_OPSET}, the lowest torch writes", "leave it out"
+        )
+    # two images, as torch.export takes a size of 1 for a constant; and without gradient, or the
+    # graph would be that of the PReLU for training
+    with torch.no_grad():
+        program = torch.onnx.export(
+            model.eval(),
+            (torch.zeros(2, 3, SIZE, SIZE),),
+            dynamo=True,
+            input_names=["data"],
+            output_names=["embedding"],
+            dynamic_shapes=({0: "batch"},),
+            opset_version=opset,
+            verbose=False,
+        )
+    written = program.model.opset_imports[""]
+    if written != (opset or written):  # torch only logs that it could not
+        raise BctError(f"torch wrote opset {written}, not {opset}", "choose another --opset")
+    ir.passes.common.ClearMetadataAndDocStringPass()(program.model)  # stack traces of this machine
+    program.model.metadata_props.update({PREPROCESSING: json.dumps(OURS), **metadata})
+    program.save(path, external_data=False)
+    return written
+
+
+@torch.inference_mode()
+def check(model: nn.Module, path: Path) -> float:
+    """Compares the file with the network on 1 and on 7 random images.
+
+    Returns:
+        The largest difference, divided by the largest value of torch's output.
+
+    Raises:
+        BctError: it is above LIMIT.
+    """
+    loaded, differences = load_onnx(path), []
+    draw = generator("cpu", 0, "export_onnx")
+    for count in (1, 7):
+        images = 2 * torch.rand(count, 3, SIZE, SIZE, generator=draw) - 1
+        want = model(images)
+        differences.append((loaded(images) - want).abs().max() / want.abs().max())
+    worst = torch.stack(differences).max().item()
+    if not worst <= LIMIT:  # NaN too
+        raise BctError(
+            f"the ONNX file differs from torch by {worst:.1e} of the output, more than {LIMIT:.0e}",
+            "try another --opset; if the network gives NaN, train it again",
+        )
+    return worst
+
+
+if __name__ == "__main__":
+    run_cli(main)
