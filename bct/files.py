@@ -63,3 +63,9 @@ def sha256_file(path: str | Path) -> str:
         while block := file.read(1 << 22):
             digest.update(block)
     return digest.hexdigest()
+
+
+def model_name(file: str | Path) -> str:
+    """A short name for a model file: work_dirs/x/model.pt is x."""
+    path = Path(file)
+    return path.parent.name if path.stem in ("model", "best", "backbone") else path.stem

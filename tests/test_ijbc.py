@@ -16,9 +16,11 @@ from backbones import get_model
 from bct.errors import BctError
 from bct.files import ROOT
 from tools.ijbc.align import TEMPLATE, align, similarity_to_template
-from tools.ijbc.protocol import Protocol, read_galleries, read_protocol
+from tools.ijbc.protocol import Gallery, Protocol, read_galleries, read_protocol
 from tools.ijbc.scoring import (
     FPIRS,
+    MODES,
+    PUBLISHED,
     Templates,
     open_set,
     pair_scores,
@@ -49,7 +51,7 @@ def test_golden_scores_and_counts(golden, mode):
     np.testing.assert_allclose(ours, scores[mode], atol=1e-6)
     genuine = protocol.genuine.sum()
     for rule in ("strict", "nearest"):
-        result = verification(ours, protocol, rule)
+        result = verification(ours, protocol.genuine, rule)
         want = {float(far): tar for far, tar in expected[mode][f"tar_at_far_{rule}"].items()}
         for far, tar in result["tar"].items():
             assert round(tar * genuine) == round(want[float(far)] * genuine)
@@ -109,6 +111,46 @@ def test_templates_are_sums_of_media_means():
             chosen = mine & (protocol.medias == medium)
             total += (features[chosen].astype(np.float64) * protocol.detector[chosen, None]).mean(0)
         np.testing.assert_allclose(row, total / np.linalg.norm(total), atol=1e-6)
+
+
+@pytest.mark.parametrize("mode", MODES, ids=str)
+def test_the_eight_modes_by_loops(mode):
+    protocol = toy_protocol()
+    features = np.random.default_rng(1).standard_normal((40, 6)).astype(np.float32)
+    result = template_features(features, protocol, mode)
+    for identifier, row in zip(result.ids, result.features, strict=True):
+        total = np.zeros(6)
+        for medium in set(protocol.medias.tolist()):
+            images = [
+                (features[i] / (np.linalg.norm(features[i]) if mode.normalise else 1))
+                * (protocol.detector[i] if mode.detector else 1)
+                for i in range(40)
+                if protocol.templates[i] == identifier and protocol.medias[i] == medium
+            ]
+            total += sum(images) / max(len(images), 1)
+        np.testing.assert_allclose(row, total / np.linalg.norm(total), atol=1e-6)
+
+
+def test_modes_are_called_as_the_published_script_calls_them():
+    assert str(PUBLISHED) == "N0D1F1" and PUBLISHED in MODES
+    assert [str(mode) for mode in MODES[:3]] == ["N0D0F0", "N0D0F1", "N0D1F0"]
+    assert len({str(mode) for mode in MODES}) == 8
+
+
+def test_a_probe_of_no_gallery_counts_as_unmated(golden):
+    """Its subject made unknown, a probe that was found in G1 counts in neither mean nor mixed."""
+    protocol, models, _, _ = golden
+    (g1, g2), probes = read_galleries(protocol)
+    before = open_set(*models["self"], [g1, g2], probes)
+    known = np.isin(probes.subjects, g1.subjects)
+    unknown = Gallery("probe", probes.templates, np.where(known, -1, probes.subjects))
+    unknown.subjects[np.flatnonzero(known)[0]] = probes.subjects[known][0]
+    after = open_set(*models["self"], [g1, g2], unknown)
+    assert after["gallery_G1"]["mated"] == 1
+    in_g2 = before["gallery_G2"]["mated"]
+    assert after["gallery_G2"]["mated"] == in_g2
+    hits = after["gallery_G1"]["top1"] + in_g2 * after["gallery_G2"]["top1"]
+    assert after["mean"]["top1"] == pytest.approx(hits / (1 + in_g2))
 
 
 def test_dense_and_sparse_scoring_agree():
@@ -265,6 +307,7 @@ BOXES, MEDIA, PAIRS = "name_5pts_score.txt", "face_tid_mid.txt", "template_pair_
         (PAIRS, lambda x: ["0 1", *x], "bad row"),
         (PAIRS, lambda x: [], "is empty"),
         ("1N_gallery_G1.csv", lambda x: [*x, "11,0,x"], "two templates of subject 0"),
+        ("1N_gallery_G2.csv", lambda x: [*x, "11,0,x"], "subject 0 is in gallery_G1 and in"),
         ("1N_probe_mixed.csv", lambda x: [*x, "999,0,x"], "names template 999"),
     ],
 )
@@ -345,15 +388,108 @@ def test_command_line(ijb, weights, tmp_path):
     )
 
 
+def test_modes_embeddings_scores_and_plots(ijb, weights, tmp_path):
+    """-B, -E, -L and -P, and -E's file taken as a model."""
+    old, new = weights
+    out = tmp_path / "out"
+    data = ("-d", ijb.parent)
+    models = ("-m", new, "-net", "demo_w16", "-m_old", old, "-old_net", "demo_w16")
+    done = evaluate(tmp_path, *data, *models, "-B", "-E", "-L", "--far", "1e-1")
+    assert done.returncode == 0, done.stderr
+    stem = out / "new_vs_old_IJBC_11_8modes"
+    tests = json.loads(stem.with_suffix(".json").read_text())["tests"]
+    assert set(tests) == {
+        f"{pair}, {mode}" for pair in ("old / old", "new / old", "new / new") for mode in MODES
+    }
+    aucs = [tests[f"old / old, {mode}"]["pairs"]["auc"] for mode in MODES]
+    assert len(set(aucs)) == 4  # all detection scores are 0.9 here, so D makes no difference
+
+    saved = np.load(stem.with_suffix(".npz"))
+    protocol = read_protocol(ijb.parent)
+    assert (saved["label"] == protocol.genuine).all()
+    assert saved["names"].tolist() == [f"{pair}, N0D1F1" for pair in PAIRS_OF_TESTS]
+    stored = {label: np.load(out / f"{label}_IJBC.npy") for label in ("old", "new")}
+    templates = {label: template_features(f, protocol) for label, f in stored.items()}
+    np.testing.assert_allclose(
+        saved["scores"][1],
+        pair_scores(templates["old"], templates["new"], protocol.first, protocol.second),
+        atol=1e-6,
+    )
+
+    again = evaluate(
+        tmp_path, *data, "-m", out / "new_IJBC.npy", "-m_old", out / "old_IJBC.npy", "-N"
+    )
+    assert again.returncode == 0, again.stderr
+    figures = json.loads((out / "new_IJBC_vs_old_IJBC_IJBC_1N.json").read_text())["tests"]
+    assert figures["new / old"]["pairs"] == tests["new / old, N0D1F1"]["pairs"]
+
+    drawn = evaluate(tmp_path, "-P", stem.with_suffix(".npz"))
+    assert drawn.returncode == 0 and "new / old, N0D1F1" in drawn.stdout, drawn.stderr
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    np.savetxt(tmp_path / "plain.txt", saved["scores"][0])
+    unlabelled = evaluate(tmp_path, "-P", tmp_path / "plain.txt")
+    assert unlabelled.returncode == 1 and "no labels" in unlabelled.stderr
+    labelled = evaluate(tmp_path, "-P", tmp_path / "plain.txt", *data)
+    assert labelled.returncode == 0 and "plain" in labelled.stdout
+    row = next(line for line in labelled.stdout.splitlines() if line.startswith("| plain"))
+    assert f"{tests['old / old, N0D1F1']['pairs']['auc']:.4f}" in row
+
+
+PAIRS_OF_TESTS = ("old / old", "new / old", "new / new")
+
+
+def test_matrix_of_a_chain_and_nothing_replaced(ijb, weights, tmp_path):
+    old, new = weights
+    torch.manual_seed(2)
+    third = tmp_path / "v3.pt"
+    torch.save(get_model("demo_w16", 8).state_dict(), third)
+    arguments = ("-d", ijb.parent, "-m", new, third, "-net", "demo_w16", "demo_w16",
+                 "-m_old", old, "-old_net", "demo_w16", "--far", "1e-1")  # fmt: skip
+    done = evaluate(tmp_path, *arguments, "--matrix")
+    assert done.returncode == 0, done.stderr
+    path = tmp_path / "out" / "new+v3_vs_old_IJBC_11_matrix.json"
+    tests = json.loads(path.read_text())["tests"]
+    assert len(tests) == 9 and "v3 / new" in tests and "old / v3" in tests
+    tar = {name: test["pairs"]["tar"]["1e-1"] for name, test in tests.items()}
+    kept = sum(
+        tar[f"{query} / {gallery}"] > tar[f"{gallery} / {gallery}"]
+        for query, gallery in (("new", "old"), ("v3", "old"), ("v3", "new"))
+    )
+    assert f"average compatibility {kept / 3:.3f}" in done.stdout
+    assert "chain old -> new -> v3" in done.stdout
+
+    torch.save(get_model("demo_w16", 8).state_dict(), third)  # other weights of the same name
+    before = path.read_bytes()
+    refused = evaluate(tmp_path, *arguments, "--matrix")
+    assert refused.returncode == 1 and "results of other weights" in refused.stderr
+    assert path.read_bytes() == before
+    assert evaluate(tmp_path, *arguments, "--matrix", "--overwrite").returncode == 0
+    assert path.read_bytes() != before
+
+
+def test_force_reload_computes_again(ijb, weights, tmp_path):
+    arguments = ("-d", ijb.parent, "-m", weights[1], "-net", "demo_w16")
+    assert evaluate(tmp_path, *arguments).returncode == 0
+    (cached,) = (tmp_path / "cache").glob("*.npy")
+    values = np.load(cached)
+    np.save(cached, np.zeros_like(values))  # wrong on purpose: a valid manifest is believed
+    again = evaluate(tmp_path, *arguments, "-F")
+    assert again.returncode == 0 and "cached" not in again.stdout, again.stderr
+    np.testing.assert_allclose(np.load(cached), values, atol=1e-5)
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
         (lambda ijb, new: ["-d", ijb.parent / "x", "-m", new, "-net", "demo_w16"], "holds no IJBC"),
-        (lambda ijb, new: ["-d", ijb.parent, "-m", new + "x", "-net", "demo_w16"], "do not exist"),
+        (lambda ijb, new: ["-d", ijb.parent, "-m", new + "x", "-net", "demo_w16"], "not exist"),
         (lambda ijb, new: ["-d", ijb.parent, "-m", new, "-net", "demo_w24"], "does not fit"),
         (lambda ijb, new: ["-d", ijb.parent, "-m", new], "does not say which network"),
         (lambda ijb, new: ["-d", ijb.parent, "-m", new, "-net", "a", "b"], "2 networks for 1"),
         (lambda ijb, new: ["-d", ijb.parent, "-m", new, "--far", "3e-3"], "not a FAR of the table"),
+        (lambda ijb, new: ["-d", ijb.parent, "-m", new, new], "two have one name"),
+        (lambda ijb, new: ["-P", new + ".npz"], "does not exist"),
+        (lambda ijb, new: ["-P", new], "holds no scores"),
     ],
 )
 def test_command_line_refusals(ijb, weights, tmp_path, change, word):

@@ -8,6 +8,7 @@ import torch
 from bct import distributed
 from bct.amp import dtype_name
 from bct.artefacts import is_valid, open_artefact, shared_artefact
+from bct.embeddings import is_stored, stored_embeddings
 from bct.errors import BctError
 from bct.files import sha256_file
 from bct.images import decode
@@ -17,7 +18,8 @@ from bct.weights import load_backbone
 from tools.ijbc.align import align, similarity_to_template
 from tools.ijbc.protocol import Protocol
 
-_RECIPE = "align5-112-flipsum-v1"  # part of the cache key: change it when the pixels change
+# parts of the cache key: change them when the pixels change
+_RECIPES = {True: "align5-112-flipsum-v1", False: "align5-112-plain-v1"}
 
 
 class LooseCrops:
@@ -56,22 +58,38 @@ def image_features(
     dtype: torch.dtype | None = None,
     batch_size: int = 128,
     num_workers: int = 2,
+    *,
+    mirror: bool = True,
+    reload: bool = False,
 ) -> np.ndarray:
     """f(image) + f(mirrored image) for every image, float32 (N, D), memory-mapped.
 
     The cache is keyed by the weights' hash, the protocol's images and the precision. Ranks share
     the work; every rank gets the result.
+
+    Args:
+        weights: a model (see bct.weights.load_backbone), or an .npy or .npz of such sums, one row
+            per image in the protocol's order, as eval/ijbc.py -E writes.
+        mirror: False for f(image) alone.
+        reload: compute anew what is cached.
     """
+    if is_stored(weights):
+        if not mirror:
+            raise BctError(
+                f"{weights} holds sums of image and mirror image, so there is no mode F0",
+                "give the model itself, or leave out -B",
+            )
+        return stored_embeddings(weights, len(protocol.names))
     backbone = load_backbone(weights, network, dtype)  # a wrong network is refused, cached or not
     made_from = {
         "model": sha256_file(weights),
         "data": protocol.fingerprint,
         "amp": dtype_name(dtype),
-        "recipe": _RECIPE,
+        "recipe": _RECIPES[mirror],
     }
     key = f"{made_from['model'][:12]}_{made_from['data'][:12]}_{made_from['amp']}"
-    path = Path(cache) / f"{protocol.subset}_{key}.npy"
-    if is_valid(path, **made_from):
+    path = Path(cache) / f"{protocol.subset}_{key}{'' if mirror else '_plain'}.npy"
+    if is_valid(path, **made_from) and not reload:
         distributed.say(f"{weights}: embeddings are cached in {path.name}")
         return open_artefact(path)[0]
     backbone = backbone.to(device)
@@ -82,7 +100,9 @@ def image_features(
     with shared_artefact(path, shape, "float32", **manifest) as out:
         name = Path(weights).parent.name or str(weights)
         for batch in progress(loader.epoch(), f"{protocol.subset} {name}", len(loader), "batch"):
-            embeddings = backbone(batch.images) + backbone(batch.images.flip(3))
+            embeddings = backbone(batch.images)
+            if mirror:
+                embeddings = embeddings + backbone(batch.images.flip(3))
             out[batch.index.cpu().numpy()] = embeddings.cpu().numpy()
     distributed.barrier()
     return open_artefact(path)[0]

@@ -110,8 +110,11 @@ def read_protocol(root: str | Path, subset: str = "IJBC") -> Protocol:
 
 
 def read_galleries(protocol: Protocol) -> tuple[list[Gallery], Gallery]:
-    """The two galleries and the mixed probes. Raises BctError: a missing file, a template that has
-    no image, a subject with two templates in one gallery."""
+    """The two galleries and the mixed probes; a probe may be of a subject in neither.
+
+    Raises BctError: a missing file, a template that has no image, a subject with two templates in
+    one gallery or one in each.
+    """
     files = [f"gallery_{g}" for g in GALLERIES[protocol.subset]] + ["probe_mixed"]
     read = []
     for kind in files:
@@ -132,7 +135,14 @@ def read_galleries(protocol: Protocol) -> tuple[list[Gallery], Gallery]:
                 "a gallery holds one template per subject",
             )
         read.append(gallery)
-    return read[:-1], read[-1]
+    *galleries, probes = read
+    both = np.intersect1d(*(gallery.subjects for gallery in galleries))
+    if len(both):
+        raise BctError(
+            f"subject {both[0]} is in {galleries[0].name} and in {galleries[1].name}",
+            "galleries share no subject, so that a probe is mated in one of them at most",
+        )
+    return galleries, probes
 
 
 def _folder(root: str | Path, subset: str) -> Path:

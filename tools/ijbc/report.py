@@ -8,6 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from bct.errors import BctError
 from bct.files import atomic, write_json
 from bct.metrics import rate_name
 
@@ -80,10 +81,39 @@ def draw(tests: dict[str, dict], curves: dict[str, tuple], path: Path, main_far:
 
 
 def write(
-    folder: Path, stem: str, summary: dict, text: str, curves: dict[str, tuple], main_far: float
+    target: Path, summary: dict, text: str, curves: dict[str, tuple], main_far: float
 ) -> None:
-    """<stem>.md, <stem>.json and <stem>.png in `folder`."""
-    write_json(folder / f"{stem}.json", summary)
-    with atomic(folder / f"{stem}.md") as temporary:
+    """<target>.md, <target>.json and <target>.png."""
+    file = {kind: target.with_name(f"{target.name}.{kind}") for kind in ("json", "md", "png")}
+    write_json(file["json"], summary)
+    with atomic(file["md"]) as temporary:
         temporary.write_text(text + "\n", encoding="utf-8")
-    draw(summary["tests"], curves, folder / f"{stem}.png", main_far)
+    drawn = {name: summary["tests"][name] for name in curves}
+    draw(drawn, curves, file["png"], main_far)
+
+
+def read_scores(path: Path) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
+    """(name, scores (P,), labels bool (P,) if they were saved) of each test in a file.
+
+    Args:
+        path: .npz with `scores` (T, P) or (P,) and, if any, `names` and `label`; .npy or .txt
+            with scores (P,).
+
+    Raises BctError: no such file, or none of these.
+    """
+    if not path.is_file():
+        raise BctError(f"{path} does not exist", "evaluate a model first: eval/ijbc.py -m ...")
+    try:
+        if path.suffix == ".txt":
+            return [(path.stem, np.loadtxt(path, ndmin=1), None)]
+        saved = np.load(path, allow_pickle=False)
+        if path.suffix == ".npy":
+            return [(path.stem, saved.reshape(-1), None)]
+        scores = np.atleast_2d(saved["scores"])
+        names = saved["names"].tolist() if "names" in saved else [path.stem]
+        label = saved["label"].astype(bool) if "label" in saved else None
+        return [(name, row, label) for name, row in zip(names, scores, strict=True)]
+    except (ValueError, KeyError, OSError, EOFError) as error:
+        raise BctError(
+            f"{path} holds no scores ({error})", "give a file that eval/ijbc.py -m ... wrote"
+        ) from None

@@ -4,6 +4,7 @@ Sources: IJB-C protocol; MixBCT and insightface evaluators (their published sett
 image plus mirror image, times detection score, not normalised before aggregation).
 """
 
+from itertools import product
 from typing import NamedTuple
 
 import numpy as np
@@ -34,13 +35,41 @@ class Templates(NamedTuple):
         return table[ids]
 
 
-def template_features(features: np.ndarray, protocol: Protocol) -> Templates:
+class Mode(NamedTuple):
+    """How images become templates; N0D1F1 is the published setting, and ours.
+
+    normalise (N): image embeddings are L2-normalised first, so that their norms don't weigh them.
+    detector (D): each counts with its detection score.
+    mirror (F): the embedding is that of the image plus that of its mirror image.
+
+    The letters are those of MixBCT's script. In insightface's, N means the opposite.
+    """
+
+    normalise: bool = False
+    detector: bool = True
+    mirror: bool = True
+
+    def __str__(self) -> str:
+        return "N{:d}D{:d}F{:d}".format(*self)
+
+
+PUBLISHED = Mode()
+MODES = tuple(Mode(*map(bool, switches)) for switches in product((0, 1), repeat=3))
+
+
+def template_features(
+    features: np.ndarray, protocol: Protocol, mode: Mode = PUBLISHED
+) -> Templates:
     """Aggregates image embeddings (N, D) to templates.
 
     An image counts with its detection score. Images of one medium (video) of a template are
     averaged, the media of a template are summed, the sum is L2-normalised:
 
         t = n( sum over media m of 1/|m| sum over images i in m of score_i f_i )
+
+    Args:
+        mode: its `normalise` puts n(f_i) for f_i, without its `detector` score_i is 1. `mirror`
+            is for whoever makes the features.
 
     Raises BctError when the number of embeddings is not the number of images.
     """
@@ -54,10 +83,17 @@ def template_features(features: np.ndarray, protocol: Protocol) -> Templates:
     _, group, sizes = np.unique(
         template * len(media) + medium, return_inverse=True, return_counts=True
     )
-    weights = (protocol.detector / sizes[group]).astype(np.float32)
+    features = np.asarray(features, np.float32)
+    weights = 1 / sizes[group]
+    if mode.detector:
+        weights = weights * protocol.detector
+    if mode.normalise:
+        weights = weights / np.maximum(np.linalg.norm(features, axis=1), 1e-12)
     images = np.arange(len(features))
-    mixing = csr_matrix((weights, (template, images)), shape=(len(ids), len(features)))
-    sums = mixing @ np.asarray(features, np.float32)
+    mixing = csr_matrix(
+        (weights.astype(np.float32), (template, images)), shape=(len(ids), len(features))
+    )
+    sums = mixing @ features
     norms = np.linalg.norm(sums, axis=1, keepdims=True)
     return Templates(ids, sums / np.maximum(norms, 1e-12))
 
@@ -99,14 +135,14 @@ def _used(rows: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray]:
     return np.flatnonzero(used), (np.cumsum(used) - 1)[rows]
 
 
-def verification(scores: np.ndarray, protocol: Protocol, rule: str = "strict") -> dict:
+def verification(scores: np.ndarray, genuine: np.ndarray, rule: str = "strict") -> dict:
     """1:1 result: TAR at FAR 1e-6 .. 1e-1, with the FAR really reached and the threshold; AUC."""
-    points = tar_at_far(scores, protocol.genuine, FARS, rule)
+    points = tar_at_far(scores, genuine, FARS, rule)
     return {
         "tar": {rate_name(p.target): p.tar for p in points},
         "reached_far": {rate_name(p.target): p.far for p in points},
         "threshold": {rate_name(p.target): p.threshold for p in points},
-        "auc": auc(scores, protocol.genuine),
+        "auc": auc(scores, genuine),
     }
 
 
@@ -132,8 +168,9 @@ def open_set(
         )
         result[gallery.name] = _summary(per_gallery[-1])
     hits = {k: sum(g.hits[k] for g in per_gallery) for k in per_gallery[0].hits}
+    mated = sum(g.mated for g in per_gallery)  # in IJB all probes; one of no gallery is none
     result["mean"] = {
-        **{f"top{k}": count / len(probes.templates) for k, count in hits.items()},
+        **{f"top{k}": count / mated for k, count in hits.items()},
         "tpir": np.mean([g.tpir for g in per_gallery], axis=0).tolist(),
     }
     joint = identification(
@@ -152,5 +189,6 @@ def _summary(gallery: Identification) -> dict:
         "mated": gallery.mated,
         "nonmated": gallery.nonmated,
         "tpir": gallery.tpir.tolist(),
-        "threshold": gallery.thresholds.tolist(),
+        # JSON has no -inf, the threshold that lets everybody in
+        "threshold": np.maximum(gallery.thresholds, np.finfo(np.float32).min).tolist(),
     }
