@@ -282,9 +282,10 @@ def evaluate(
     """Verifies on cfg.val_targets, logs in insightface's form, and keeps the best network."""
     share_statistics(cfg, backbone)
     step, results = state["step"], verify(backbone, sets, device)
-    for name, result in results.items():
+    for images, (name, result) in zip(sets, results.items(), strict=True):
         logging.info(f"[{name}][{step}]XNorm: {result.xnorm:f}")
-        logging.info(f"[{name}][{step}]Accuracy-Flip: {result.mean:1.5f}+-{result.std:1.5f}")
+        note = f" ({images.only} pairs only: it says nothing)" if images.only else ""
+        logging.info(f"[{name}][{step}]Accuracy-Flip: {result.mean:1.5f}+-{result.std:1.5f}{note}")
     log.scalars(step, **{name: result.mean for name, result in results.items()})
     mean = sum(result.mean for result in results.values()) / len(results)
     if mean > state["best"]:

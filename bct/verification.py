@@ -42,6 +42,13 @@ class VerificationSet(NamedTuple):
     images: np.ndarray
     issame: np.ndarray
 
+    @property
+    def only(self) -> str | None:
+        """ "genuine" or "impostor" if all pairs are; accuracy and TAR at FAR then say nothing."""
+        if self.issame.all():
+            return "genuine"
+        return None if self.issame.any() else "impostor"
+
 
 def load_bin(path: str | Path, size: int = SIZE) -> VerificationSet:
     """Reads a verification set; images of another size have their shorter side resized.
@@ -131,7 +138,11 @@ def accuracy(
         first, second: float (P, D) embeddings of the two sides of each pair, not normalised; they
             may come from two models.
         issame: bool (P,).
+
+    Raises BctError for a single pair.
     """
+    if len(issame) < 2:
+        raise BctError("one pair can't be cut into folds", "use a set of at least two pairs")
     xnorm = float(np.linalg.norm(np.concatenate((first, second)), axis=1).mean())
     first = first / np.linalg.norm(first, axis=1, keepdims=True)
     second = second / np.linalg.norm(second, axis=1, keepdims=True)

@@ -112,6 +112,18 @@ def test_accuracy_is_insightfaces():
     assert result.xnorm == pytest.approx(np.mean(norms))
 
 
+def test_sets_of_one_kind_and_of_one_pair():
+    images = np.zeros((4, 112, 112, 3), np.uint8)
+    for flags, only in (
+        ([True, True], "genuine"),
+        ([False] * 2, "impostor"),
+        ([True, False], None),
+    ):
+        assert VerificationSet("toy", images, np.array(flags)).only == only
+    with pytest.raises(BctError, match="at least two pairs"):
+        accuracy(np.ones((1, 4)), np.ones((1, 4)), np.array([True]))
+
+
 def random_set():
     images = np.stack([picture(i // 2, i) for i in range(14)])
     return VerificationSet("toy", images, np.arange(7) % 2 == 0)

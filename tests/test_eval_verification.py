@@ -1,0 +1,133 @@
+"""eval/verification.py: figures against plain numpy, the cross test, sets that can't be judged."""
+
+import json
+import pickle
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from faces import jpeg
+from sklearn.metrics import roc_curve
+
+from backbones import get_model
+from bct.files import ROOT
+from bct.verification import accuracy, embed, load_bin
+
+
+@pytest.fixture
+def models(tmp_path):
+    files = []
+    for name, seed in (("old", 0), ("new", 1)):
+        torch.manual_seed(seed)
+        files.append(tmp_path / f"{name}.pt")
+        torch.save(get_model("demo_w16", 8).state_dict(), files[-1])
+    return files
+
+
+def make_set(path, same, different):
+    """`same` genuine and `different` impostor pairs, alternating as long as both last."""
+    flags = [True] * same + [False] * different
+    flags = [flags[i] for i in np.random.default_rng(0).permutation(len(flags))]
+    images = []
+    for i, flag in enumerate(flags):
+        images += [jpeg(i, 0), jpeg(i if flag else i + 100, 1)]
+    path.write_bytes(pickle.dumps((images, flags)))
+    return path
+
+
+def run(tmp_path, *arguments, ranks=1):
+    launcher = [sys.executable]
+    if ranks > 1:
+        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
+    return subprocess.run(
+        [*launcher, str(ROOT / "eval/verification.py"), "-o", str(tmp_path / "out"), "--amp", "off",
+         *map(str, arguments)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+
+
+def test_self_and_cross_figures(models, tmp_path):
+    old, new = models
+    sets = [make_set(tmp_path / "a.bin", 12, 18), make_set(tmp_path / "b.bin", 10, 10)]
+    arguments = ("-m", new, "-net", "demo_w16", "-m_old", old, "-old_net", "demo_w16",
+                 "--far", "0.1", "--set", *sets)  # fmt: skip
+    done = run(tmp_path, *arguments)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out/new_vs_old_a+b.json").read_text())["sets"]
+    assert list(found) == ["a", "b"] and set(found["a"]) == {"old / old", "new / old", "new / new"}
+
+    images = load_bin(sets[0])
+    unit = {}
+    for name, file in (("old", old), ("new", new)):
+        network = get_model("demo_w16", 8)
+        network.load_state_dict(torch.load(file))
+        unit[name] = embed(network, images.images, torch.device("cpu"))
+    for query, gallery in (("old", "old"), ("new", "old"), ("new", "new")):
+        first, second = unit[gallery][0::2], unit[query][1::2]  # the first image is the gallery's
+        figures = found["a"][f"{query} / {gallery}"]
+        assert figures["accuracy"] == pytest.approx(accuracy(first, second, images.issame).mean)
+        cosine = [a @ b / np.linalg.norm(a) / np.linalg.norm(b) for a, b in zip(first, second)]  # noqa: B905
+        false, true, _ = roc_curve(images.issame, cosine, drop_intermediate=False)
+        assert figures["tar"] == pytest.approx(true[false <= 0.1].max())
+    assert "compatible at FAR 1e-1" in done.stdout and "flips at FAR" in done.stdout
+
+    two = run(tmp_path, *arguments, ranks=2)
+    assert two.returncode == 0, two.stderr
+    again = json.loads((tmp_path / "out/new_vs_old_a+b.json").read_text())["sets"]
+    for test, figures in found["a"].items():
+        assert again["a"][test] == pytest.approx(figures, rel=1e-4)
+
+
+def test_a_model_against_itself_is_not_compatible_and_flips_nothing(models, tmp_path):
+    path = make_set(tmp_path / "a.bin", 12, 18)
+    done = run(tmp_path, "-m", models[0], "-net", "demo_w16", "-m_old", models[0],
+               "-old_net", "demo_w16", "--far", "0.1", "--set", path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert "not compatible at FAR 1e-1: cross - old self +0.0000" in done.stdout
+    assert "lost 0, won 0; impostors newly accepted 0, newly rejected 0" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("same", "different", "word"),
+    [(12, 0, "has genuine pairs only: FAR is undefined"), (0, 12, "TAR is undefined")],
+)
+def test_sets_of_one_kind_say_so(models, tmp_path, same, different, word):
+    path = make_set(tmp_path / "a.bin", same, different)
+    done = run(tmp_path, "-m", models[0], "-net", "demo_w16", "--set", path)
+    assert done.returncode == 0, done.stderr
+    assert word in done.stdout and "| - | - | - |" in done.stdout
+
+
+def test_insightfaces_own_set(models, shared, tmp_path):
+    path = shared / "data/insightface_small_lfw/small_lfw.bin"
+    done = run(tmp_path, "-m", models[0], "-net", "demo_w16", "--set", path)
+    assert done.returncode == 0 and "genuine pairs only" in done.stdout, done.stderr
+
+
+def test_stored_embeddings_stand_for_a_model(models, tmp_path):
+    path = make_set(tmp_path / "a.bin", 12, 18)
+    network = get_model("demo_w16", 8)
+    network.load_state_dict(torch.load(models[0]))
+    np.save(tmp_path / "e.npy", embed(network, load_bin(path).images, torch.device("cpu")))
+    common = ("--far", "0.1", "--set", path)
+    of_model = run(tmp_path, "-m", models[0], "-net", "demo_w16", *common)
+    of_rows = run(tmp_path, "-m", tmp_path / "e.npy", *common)
+    assert of_rows.returncode == 0, of_rows.stderr
+    rows = [o.stdout.split("\n\nwritten")[0].strip() for o in (of_model, of_rows)]
+    assert rows[0] == rows[1]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--set", "nothing.bin"], "nothing.bin does not exist"),
+        (["--far", "2", "--set", "x.bin"], "is no rate"),
+        (["--set", "x.bin", "y/x.bin"], "two sets have one name"),
+    ],
+)
+def test_refusals(models, tmp_path, arguments, word):
+    done = run(tmp_path, "-m", models[0], "-net", "demo_w16", *arguments)
+    assert done.returncode == 1 and word in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 2, done.stderr
