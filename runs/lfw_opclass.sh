@@ -29,6 +29,6 @@ $PYTHON tools/denoise.py --T 0.9 --SD lfw_w16_softmax_class70
 $PYTHON train_old.py configs/lfw_w24_arc_class70.py $AGAIN
 
 # 6. IJB-C-format evaluation, 1:1 and 1:N, self and cross
-$PYTHON eval/ijbc.py -d "$IJBC" -N --far 1e-2 -o work_dirs/lfw \
+$PYTHON eval/ijbc.py -d "$IJBC" -N --far 1e-2 -o work_dirs/lfw --overwrite \
     -m work_dirs/lfw_w16_to_w24_MixBCT/model.pt work_dirs/lfw_w24_arc_class70/model.pt \
     -m_old work_dirs/lfw_w16_softmax_class30/model.pt

@@ -1,0 +1,120 @@
+"""The report as one HTML page that needs nothing else, and as Markdown."""
+
+import base64
+import math
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import simplejpeg
+
+from bct.files import atomic, write_json
+from bct.metrics import rate_name
+from tools.ijbc.features import LooseCrops
+from tools.ijbc.protocol import Protocol
+from tools.upgrade import figures
+from tools.upgrade.analysis import Drawings
+
+_TONES = {"deploy now": "good", "backfill first": "warn", "do not": "bad"}
+_NAMES = {  # of the rows in the figure of gains
+    "new / old": "after the upgrade",
+    "new / new": "after full backfill",
+    "independent / independent": "without compatibility",
+}
+
+
+def write(
+    folder: Path,
+    report: dict,
+    drawings: Drawings,
+    genuine: np.ndarray,
+    thumbnails: dict[int, str] | None = None,
+) -> None:
+    """index.html, report.md and report.json in `folder`."""
+    far = report["far"]
+    threshold = next(d["threshold"] for d in report["drift"] if d["far"] == far)
+    differences = report["compatibility"]["differences"]
+    backfill = report["backfill"]
+    drawn = {
+        "roc": figures.roc(drawings.curves, far),
+        "scores": figures.distributions(
+            {name: drawings.scores[name] for name in ("old / old", "new / old")},
+            genuine,
+            threshold,
+        ),
+        "gains": figures.gains(
+            {_NAMES[name]: tuple(d.values()) for name, d in differences.items()},
+            f"difference of TAR at FAR {rate_name(far)}",
+        ),
+        "backfill": figures.backfill(
+            {
+                name: (np.array(backfill["shares"]), np.array(order["tar"]))
+                for name, order in backfill["orders"].items()
+            },
+            backfill["old"],
+            f"TAR at FAR {rate_name(far)}",
+        ),
+    }
+    values = {
+        **report,
+        "tar": report["compatibility"]["tar"],
+        "labels": list(report["models"]),
+        "rates": list(report["tests"]["old / old"]["pairs"]["tar"]),
+        "tone": _TONES[report["verdict"]["decision"]],
+        "figures": drawn,
+        "thumbnails": thumbnails,
+    }
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=lambda name: ".html" in name,
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= _FILTERS
+    write_json(folder / "report.json", report)
+    for name in ("report.md", "report.html"):
+        text = environment.get_template(f"{name}.j2").render(values)
+        with atomic(folder / name) as temporary:
+            temporary.write_text(text, encoding="utf-8")
+
+
+def thumbnails(protocol: Protocol, report: dict) -> dict[int, str]:
+    """template id -> its first image, aligned, as a data: address, for the flipped pairs."""
+    shown = {
+        pair[side]
+        for pairs in report["flips"]["examples"].values()
+        for pair in pairs
+        for side in ("gallery", "query")
+    }
+    crops = LooseCrops(protocol)
+    out = {}
+    pixels = np.empty((112, 112, 3), np.uint8)
+    for template in sorted(shown):
+        crops.load(int(np.flatnonzero(protocol.templates == template)[0]), pixels)
+        jpeg = base64.b64encode(simplejpeg.encode_jpeg(pixels, 85)).decode()
+        out[template] = f"data:image/jpeg;base64,{jpeg}"
+    return out
+
+
+def _hours(value: float) -> str:
+    if value < 1:
+        return f"{60 * value:.0f} minutes"
+    return f"{value:.1f} hours" if value < 48 else f"{value / 24:.1f} days"
+
+
+def _number(form: str):
+    def show(value: float | None) -> str:
+        return "-" if value is None or math.isnan(value) else format(value, form)
+
+    return show
+
+
+_FILTERS = {
+    "rate": rate_name,
+    "f2": _number(".2f"),
+    "f3": _number(".3f"),
+    "e2": _number(".2e"),
+    "signed": _number("+.3f"),
+    "percent": lambda value: "never" if value is None else f"{100 * value:.0f} %",
+    "hours": _hours,
+}
