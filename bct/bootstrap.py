@@ -67,15 +67,15 @@ def bootstrap_tar(
       of a person come and go together, which is how they would differ on other people.
     - templates (or images), if the people are given and only their pictures are random. Weights of
       genuine pairs multiply too, and weights that multiply count the variance of what is particular
-      to a pair three times: up to 1.3 to 2 times too wide in simulations. Differences between
-      people are seen in part only: too narrow where they matter.
+      to a pair three times: 1.3 to 2 times too wide in simulations of such pairs. Of differences
+      between people only a part is seen: too narrow where they matter.
     - pairs, if nothing is known: give each pair its own number on both sides. It takes pairs that
       share a person for independent: too narrow if they do.
 
     A resample without a genuine or an impostor pair has no TAR and is drawn again.
 
-    The impostors are summed from the best one on until the largest FAR is passed, so the cost is
-    proportional to it, and to the number of impostors.
+    All impostors are summed once, and per system again from the best one on until the largest FAR
+    is passed: that FAR decides the cost.
 
     Args:
         scores: float (K, P), or K arrays (P,): scores of the same P pairs by K systems.
@@ -122,7 +122,7 @@ def bootstrap_tar_difference(
     """Percentile interval of mean(TAR(cross)) - mean(TAR(old)) at `far`, means over S seeds.
 
     All systems are judged on the same resamples: what is common to them cancels. The seeds are
-    averaged, not resampled: the interval is about other people, not about other trainings.
+    averaged, not resampled: the interval is about other units, not about other trainings.
 
     Args:
         cross, old: float (S, P), scores of the same P pairs by S seeds.

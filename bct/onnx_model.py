@@ -78,8 +78,8 @@ def load_onnx(path: str | Path, size: int = SIZE) -> OnnxBackbone:
     declaration or because of a constant inside, is run image by image.
 
     Raises:
-        BctError: onnxruntime is missing, the file is not ONNX, or its graph has not one image
-            input of this size and one output (B, D).
+        BctError: onnxruntime is missing, the file is not ONNX or has its weights elsewhere, or
+            its graph has not one image input of this size and one output (B, D).
     """
     session = _session(path)
     inputs, outputs = session.get_inputs(), session.get_outputs()
@@ -95,8 +95,15 @@ def load_onnx(path: str | Path, size: int = SIZE) -> OnnxBackbone:
                 f"{path}: its {kind} {found[0].name} is a {found[0].type}, not of floats",
                 "export it with float input and output",
             )
+    graph = require("onnx").load(path, load_external_data=False).graph
+    if any(tensor.data_location == tensor.EXTERNAL for tensor in graph.initializer):
+        # caches know a model by the hash of its file, which would not change with the weights
+        raise BctError(
+            f"{path} keeps weights in another file",
+            "join them: python -c \"import onnx; onnx.save(onnx.load('model.onnx'), 'one.onnx')\"",
+        )
     metadata = session.get_modelmeta().custom_metadata_map
-    wanted = _preprocessing(path, metadata, size)
+    wanted = _preprocessing(path, graph, metadata, size)
     expected = shape = inputs[0].shape  # (B, 3, H, W)
     if len(shape) == 4:
         own = (3, wanted["size"], wanted["size"])  # where the graph has a name or None: any size
@@ -139,11 +146,12 @@ def _session(path: str | Path) -> Any:
         ) from None
 
 
-def _preprocessing(path: str | Path, metadata: dict[str, str], size: int) -> dict[str, Any]:
+def _preprocessing(
+    path: str | Path, graph: Any, metadata: dict[str, str], size: int
+) -> dict[str, Any]:
     """What the graph wants, with the keys of OURS."""
     if PREPROCESSING not in metadata:
-        nodes = require("onnx").load(path, load_external_data=False).graph.node[:8]
-        kinds = {node.op_type for node in nodes}
+        kinds = {node.op_type for node in graph.node[:8]}
         raw = "Sub" in kinds and bool(kinds & {"Mul", "Div"})
         mean, std = (0.0, 1.0) if raw else (127.5, 127.5)
         fed = "pixels of 0..255" if raw else "(x - 127.5) / 127.5"
