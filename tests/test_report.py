@@ -145,12 +145,12 @@ def test_spread_is_the_mean_distance_of_a_templates_images():
         assert got[subject] == pytest.approx(np.linalg.norm(mine - centre, axis=1).mean(), rel=1e-5)
 
 
-def plain(old, cross, own, low=0.0, ratio=1.0, enough=0.4):
+def plain(old, cross, own, low=0.0, ratio=1.0, enough=0.4, there=0.6):
     """A report with just what a verdict is made from."""
     names = ("old / old", "new / old", "new / new")
     difference = {"estimate": cross - old, "low": low, "high": 1.0}
     drift = {"far": 1e-2, "threshold": 0.3, "far_ratio": ratio, "restored": 0.4,
-             "restored_tar": 0.5}  # fmt: skip
+             "new_tar": there}  # fmt: skip
     return {
         "far": 1e-2,
         "compatibility": {
@@ -183,13 +183,24 @@ def test_verdict(report, decision, words):
     ("ratio", "words"),
     [
         (1.0, "threshold 0.300 can stay"),
-        (3.0, "from 0.300 to 0.400"),
-        (0.2, "0.300 is safe but strict"),
+        (0.2, "threshold 0.300 can stay"),
+        (3.0, "from 0.300 to 0.400: at the old one, false accepts are 3.0 times"),
         (None, "can't be told"),
     ],
 )
 def test_verdict_on_the_threshold(ratio, words):
-    assert words in verdict(plain(0.5, 0.6, 0.7, ratio=ratio))["reasons"][-1]
+    result = verdict(plain(0.5, 0.6, 0.7, ratio=ratio))
+    assert words in result["reasons"][-1]
+    assert ("with a new threshold" in result["headline"]) == (ratio == 3.0)
+
+
+def test_a_threshold_at_which_the_gain_is_lost_is_to_be_changed():
+    """Similarities to another model's embeddings are lower: fewer accepts of both kinds."""
+    result = verdict(plain(0.5, 0.6, 0.7, ratio=0.2, there=0.3))
+    assert result["headline"].startswith("Deploy now, with a new threshold: ")
+    assert (
+        "from 0.300 to 0.400: at the old one, new queries reach TAR 0.300" in result["reasons"][-1]
+    )
 
 
 # ---- the page

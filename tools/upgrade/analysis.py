@@ -283,20 +283,23 @@ def verdict(report: dict) -> dict:
         reasons.append(f"In the order “{name}”, that much brings it to the old system's quality.")
     else:
         decision, headline = "do not", "Do not deploy until the whole gallery is re-extracted"
+    moved = f"from {drift['threshold']:.3f} to {drift['restored']:.3f}"
     if drift["far_ratio"] is None:
         reasons.append("Whether the deployed threshold can stay can't be told at so low a FAR.")
     elif drift["far_ratio"] > MUCH_DRIFT:
         reasons.append(
-            f"Change the threshold from {drift['threshold']:.3f} to {drift['restored']:.3f}: at "
-            f"the old one, false accepts are {drift['far_ratio']:.1f} times as many as before."
+            f"Change the threshold {moved}: at the old one, false accepts are "
+            f"{drift['far_ratio']:.1f} times as many as before."
         )
-    elif drift["far_ratio"] < 1 / MUCH_DRIFT:
+    elif drift["new_tar"] < before <= cross:
         reasons.append(
-            f"The threshold {drift['threshold']:.3f} is safe but strict for new queries; "
-            f"{drift['restored']:.3f} gives the agreed FAR and TAR {drift['restored_tar']:.3f}."
+            f"Change the threshold {moved}: at the old one, new queries reach TAR "
+            f"{drift['new_tar']:.3f} only, less than the old system."
         )
     else:
         reasons.append(f"The deployed threshold {drift['threshold']:.3f} can stay.")
+    if decision == "deploy now" and reasons[-1].startswith("Change"):
+        headline = headline.replace("Deploy now", "Deploy now, with a new threshold", 1)
     return {"decision": decision, "headline": headline, "reasons": reasons}
 
 
