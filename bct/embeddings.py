@@ -45,8 +45,8 @@ def stored_embeddings(path: str | Path, rows: int) -> np.ndarray:
         )
     if len(found) != rows:
         raise BctError(
-            f"{path} has {len(found)} rows, the protocol has {rows} images",
-            "store one row for each image, in the protocol's order",
+            f"{path} has {len(found)} rows for {rows} images",
+            "store one row for each image, in their order",
         )
     for start in range(0, rows, _BLOCK):
         finite = np.isfinite(found[start : start + _BLOCK]).all(axis=1)

@@ -378,7 +378,7 @@ def test_stored_embeddings_that_are_refused(tmp_path):
     late = np.ones((70_000, 4), np.float32)
     late[69_999, 2] = np.inf
     for array, rows, words in (
-        (good, 1237, "has 5 rows, the protocol has 1237 images"),
+        (good, 1237, "has 5 rows for 1237 images"),
         (late, 70_000, "row 69999 is not finite"),
         (np.where(np.eye(5, 4), np.nan, good), 5, "row 0 is not finite"),
         (good[0], 4, "holds float32 (4,), not floats (images, D)"),

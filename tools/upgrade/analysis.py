@@ -78,7 +78,7 @@ def analyse(study: Study, far: float, resamples: int = 1000) -> tuple[dict, Draw
     curves = {
         name: roc_points(scores[name], protocol.genuine, max(1 / len(old), 1e-6)) for name in drawn
     }
-    return report, Drawings(curves, {name: scores[name] for name in drawn[:3]})
+    return report, Drawings(curves, {name: scores[name] for name in drawn[:2]})
 
 
 def units(study: Study, templates: np.ndarray) -> np.ndarray:

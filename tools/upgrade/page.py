@@ -38,7 +38,7 @@ def write(
     drawn = {
         "roc": figures.roc(drawings.curves, far),
         "scores": figures.distributions(
-            {name: drawings.scores[name] for name in ("old / old", "new / old")},
+            drawings.scores,
             genuine,
             threshold,
         ),
