@@ -20,10 +20,12 @@ from torch.nn import functional as F
 
 from bct.distributed import say
 from bct.errors import BctError
+from bct.files import sha256_file
 from bct.images import SIZE
 
 PREPROCESSING = "bct.preprocessing"  # keys of the metadata
 NETWORK = "bct.network"
+WEIGHTS_FILE = "bct.weights_file_sha256"  # of the second file, when the weights have one
 OURS = {"size": SIZE, "colours": "RGB", "mean": 127.5, "std": 127.5}  # as bct.images.to_network
 _FLOATS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 
@@ -81,6 +83,7 @@ def load_onnx(path: str | Path, size: int = SIZE) -> OnnxBackbone:
         BctError: onnxruntime is missing, the file is not ONNX or has its weights elsewhere, or
             its graph has not one image input of this size and one output (B, D).
     """
+    graph = _graph(path)
     session = _session(path)
     inputs, outputs = session.get_inputs(), session.get_outputs()
     for kind, found in (("input", inputs), ("output", outputs)):
@@ -95,13 +98,6 @@ def load_onnx(path: str | Path, size: int = SIZE) -> OnnxBackbone:
                 f"{path}: its {kind} {found[0].name} is a {found[0].type}, not of floats",
                 "export it with float input and output",
             )
-    graph = require("onnx").load(path, load_external_data=False).graph
-    if any(tensor.data_location == tensor.EXTERNAL for tensor in graph.initializer):
-        # caches know a model by the hash of its file, which would not change with the weights
-        raise BctError(
-            f"{path} keeps weights in another file",
-            "join them: python -c \"import onnx; onnx.save(onnx.load('model.onnx'), 'one.onnx')\"",
-        )
     metadata = session.get_modelmeta().custom_metadata_map
     wanted = _preprocessing(path, graph, metadata, size)
     expected = shape = inputs[0].shape  # (B, 3, H, W)
@@ -132,6 +128,38 @@ def require(name: str) -> ModuleType:
         ) from None
 
 
+def _graph(path: str | Path) -> Any:
+    """The onnx.GraphProto, without weights that lie in another file; these are checked."""
+    onnx = require("onnx")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's, onnx's and the system's, without a common base
+        raise _unreadable(path, error) from None
+    elsewhere = {
+        entry.value
+        for tensor in model.graph.initializer
+        if tensor.data_location == tensor.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    if elsewhere:
+        # caches know a model by the hash of its file, which therefore has to hold the weights'
+        hashes = [entry.value for entry in model.metadata_props if entry.key == WEIGHTS_FILE]
+        weights = Path(path).with_name(f"{Path(path).name}.data")
+        if not hashes or elsewhere != {weights.name}:
+            raise BctError(
+                f"{path} keeps weights in another file and not its hash",
+                'join them: python -c "import onnx; '
+                "onnx.save(onnx.load('model.onnx'), 'one.onnx')\"",
+            )
+        if not weights.is_file() or sha256_file(weights) != hashes[0]:
+            raise BctError(
+                f"{weights}, which holds the weights of {path}, is missing or another model's",
+                "copy both files again, with the names tools/export_onnx.py gave them",
+            )
+    return model.graph
+
+
 def _session(path: str | Path) -> Any:
     ort = require("onnxruntime")
     options = ort.SessionOptions()
@@ -140,10 +168,14 @@ def _session(path: str | Path) -> Any:
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a dozen kinds, without a common base
-        raise BctError(
-            f"{path} can't be read as an ONNX file ({_reason(error)})",
-            "check the path; tools/export_onnx.py turns a model.pt into an ONNX file",
-        ) from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: str | Path, error: Exception) -> BctError:
+    return BctError(
+        f"{path} can't be read as an ONNX file ({_reason(error)})",
+        "check the path; tools/export_onnx.py turns a model.pt into an ONNX file",
+    )
 
 
 def _preprocessing(

@@ -23,7 +23,7 @@ from bct import distributed
 from bct.amp import amp_dtype
 from bct.embeddings import is_stored
 from bct.errors import BctError, run_cli
-from bct.files import ROOT, model_name, sha256_file
+from bct.files import ROOT, model_name, read_json, sha256_file
 from bct.metrics import FARS, rate_name
 from bct.weights import load_backbone
 from tools.ijbc.features import image_features
@@ -56,6 +56,7 @@ def arguments() -> argparse.Namespace:
     add("--price-per-hour", type=float, help="of the machine that re-extracts")
     add("--amp", choices=("bf16", "fp16", "off"), help="precision; default: as in training")
     add("-o", "--output", type=Path, default=Path("report"), help="folder for the report")
+    add("--overwrite", action="store_true", help="replace a report on other models or data")
     add("--cache", type=Path, default=ROOT / "work_dirs" / "ijbc_cache")
     add("-j", "--num_workers", type=int, default=2)
     args = parser.parse_args()
@@ -95,6 +96,12 @@ def report(args: argparse.Namespace, device: torch.device) -> None:
             f"--far {rate_name(args.far)} allows no false accept among {impostors} impostor pairs",
             "give a larger one, or a larger protocol",
         )
+    models = {
+        label: {"name": model_name(file), "file": str(file), "sha256": sha256_file(file)}
+        for label, (file, _) in files.items()
+    }
+    if not args.overwrite:
+        refuse_to_replace(args.output / "report.json", models, protocol.fingerprint)
     dtype = amp_dtype(EasyDict(amp=args.amp, fp16=None), device)
     features = {
         label: image_features(
@@ -107,10 +114,6 @@ def report(args: argparse.Namespace, device: torch.device) -> None:
     templates = {label: template_features(f, protocol) for label, f in features.items()}
     study = Study(protocol, galleries, probes, features, templates)
     found, drawings = analyse(study, args.far, args.resamples)
-    models = {
-        label: {"name": model_name(file), "file": str(file), "sha256": sha256_file(file)}
-        for label, (file, _) in files.items()
-    }
     whole = {
         "models": models,
         "data": protocol.fingerprint,
@@ -124,6 +127,21 @@ def report(args: argparse.Namespace, device: torch.device) -> None:
     verdict = whole["verdict"]
     print("\n".join([f"\n{verdict['headline']}", *(f"- {line}" for line in verdict["reasons"])]))
     print(f"\nwritten to {args.output}/report.html, .md, .json")
+
+
+def refuse_to_replace(path: Path, models: dict, data: str) -> None:
+    """Raises BctError if there is a report on other models or data."""
+    if not path.is_file():
+        return
+    there = read_json(path)
+    hashes = [
+        {label: m["sha256"] for label, m in which.items()} for which in (there["models"], models)
+    ]
+    if hashes[0] != hashes[1] or there["data"] != data:
+        raise BctError(
+            f"{path.parent} holds the report on other models or data",
+            "give another folder, -o, or --overwrite",
+        )
 
 
 def cost(args: argparse.Namespace, device: torch.device, dtype: torch.dtype | None) -> dict:

@@ -32,3 +32,9 @@ $PYTHON train_old.py configs/lfw_w24_arc_class70.py $AGAIN
 $PYTHON eval/ijbc.py -d "$IJBC" -N --far 1e-2 -o work_dirs/lfw --overwrite \
     -m work_dirs/lfw_w16_to_w24_MixBCT/model.pt work_dirs/lfw_w24_arc_class70/model.pt \
     -m_old work_dirs/lfw_w16_softmax_class30/model.pt
+
+# 7. may it be deployed? The page with the answer
+$PYTHON eval/report.py -d "$IJBC" --far 1e-2 -o work_dirs/lfw/report --overwrite \
+    -m work_dirs/lfw_w16_to_w24_MixBCT/model.pt \
+    -m_old work_dirs/lfw_w16_softmax_class30/model.pt \
+    -m_independent work_dirs/lfw_w24_arc_class70/model.pt

@@ -296,6 +296,13 @@ def test_command_line_with_faces_on_request(command, tmp_path):
     read = Reader((tmp_path / "report/report.html").read_text())
     assert read.tags["img"] == shown > 0
 
+    new, old = command.index("-m") + 1, command.index("-m_old") + 1
+    command[new], command[old] = command[old], command[new]
+    done = run(*command)
+    assert done.returncode == 1 and "the report on other models" in done.stderr
+    assert json.loads((tmp_path / "report/report.json").read_text()) == report
+    assert run(*command, "--overwrite").returncode == 0
+
 
 @pytest.mark.parametrize(
     ("change", "word"),

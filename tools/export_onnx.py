@@ -6,10 +6,14 @@
 Input "data", float32 (batch, 3, 112, 112), RGB, (pixel - 127.5) / 127.5; output "embedding",
 float32 (batch, D), not normalised; any batch. The metadata has the preprocessing, the network, the
 embedding size and the hash of the weights. The evaluators take the file in the place of model.pt.
+Weights of more than 1.5 GiB (r2060, vit_h) are in a second file, model.onnx.data, since ONNX holds
+at most 2 GiB in one. The metadata has its hash, so that no other file can take its place.
 """
 
 import argparse
 import json
+import os
+import tempfile
 from pathlib import Path
 
 import torch
@@ -17,14 +21,14 @@ from torch import nn
 
 from bct.distributed import generator
 from bct.errors import BctError, run_cli
-from bct.files import atomic, sha256_file
+from bct.files import sha256_file
 from bct.images import SIZE
-from bct.onnx_model import NETWORK, OURS, PREPROCESSING, load_onnx, require
+from bct.onnx_model import NETWORK, OURS, PREPROCESSING, WEIGHTS_FILE, load_onnx, require
 from bct.weights import load_backbone, network_of
 
 LIMIT = 1e-4  # of check: the networks have 1e-6 to 1e-5, a wrong graph about 1
 _LOWEST_OPSET = 18  # torch's exporter has implementations from here on
-_LARGEST = 1536 << 20  # bytes of weights; torch puts more into a second file
+_LARGEST = 1536 << 20  # bytes of weights in one file
 
 
 def main() -> None:
@@ -48,34 +52,41 @@ def main() -> None:
         "bct.embedding_size": str(model.embedding_size),
         "bct.weights_sha256": sha256_file(args.weights),
     }
-    with atomic(output) as temporary:
-        opset = export(model, temporary, metadata, args.opset)
-        worst = check(model, temporary)
-    size = output.stat().st_size / 1e6
+    output.parent.mkdir(parents=True, exist_ok=True)
+    # two files can't be renamed at once, but a graph with foreign weights is refused
+    with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
+        opset = export(model, Path(folder) / output.name, metadata, args.opset)
+        worst = check(model, Path(folder) / output.name)
+        files = sorted(Path(folder).iterdir(), reverse=True)  # the weights before the graph
+        size = sum(file.stat().st_size for file in files) / 1e6
+        for file in files:
+            os.replace(file, output.parent / file.name)
     print(f"{output}: {network}, {size:.1f} MB, opset {opset}, differs from torch by {worst:.1e}")
 
 
-def export(model: nn.Module, path: Path, metadata: dict[str, str], opset: int | None = None) -> int:
-    """Writes a backbone to one ONNX file, with the preprocessing in its metadata.
+def export(
+    model: nn.Module,
+    path: Path,
+    metadata: dict[str, str],
+    opset: int | None = None,
+    largest: int = _LARGEST,
+) -> int:
+    """Writes a backbone to an ONNX file, with the preprocessing in its metadata.
 
     Args:
         model: fp32, on the CPU; it is put in eval mode.
         metadata: further keys.
         opset: ONNX operator set, None for torch's choice.
+        largest: more bytes of weights than this go to a second file, <path>.data.
 
     Returns:
         The operator set of the file.
 
     Raises:
-        BctError: an operator set that torch can't write, or more weights than one file holds.
+        BctError: an operator set that torch can't write.
     """
     ir = require("onnxscript").ir
     total = sum(t.numel() * t.element_size() for t in model.state_dict().values())
-    if total > _LARGEST:
-        raise BctError(
-            f"the weights are {total / 2**30:.1f} GiB, one ONNX file holds {_LARGEST / 2**30:.1f}",
-            "export a smaller network",
-        )
     if opset and opset < _LOWEST_OPSET:
         raise BctError(
             f"--opset {opset} is below {_LOWEST_OPSET}, the lowest torch writes", "leave it out"
@@ -98,7 +109,13 @@ def export(model: nn.Module, path: Path, metadata: dict[str, str], opset: int | 
         raise BctError(f"torch wrote opset {written}, not {opset}", "choose another --opset")
     ir.passes.common.ClearMetadataAndDocStringPass()(program.model)  # stack traces of this machine
     program.model.metadata_props.update({PREPROCESSING: json.dumps(OURS), **metadata})
-    program.save(path, external_data=False)
+    program.save(path, external_data=total > largest)
+    if total > largest:
+        onnx = require("onnx")
+        graph = onnx.load(path, load_external_data=False)
+        weights = path.with_name(f"{path.name}.data")
+        graph.metadata_props.add(key=WEIGHTS_FILE, value=sha256_file(weights))
+        path.write_bytes(graph.SerializeToString())
     return written
 
 

@@ -30,18 +30,14 @@ def write(
     genuine: np.ndarray,
     thumbnails: dict[int, str] | None = None,
 ) -> None:
-    """index.html, report.md and report.json in `folder`."""
+    """report.html, report.md and report.json in `folder`."""
     far = report["far"]
     threshold = next(d["threshold"] for d in report["drift"] if d["far"] == far)
     differences = report["compatibility"]["differences"]
     backfill = report["backfill"]
     drawn = {
         "roc": figures.roc(drawings.curves, far),
-        "scores": figures.distributions(
-            drawings.scores,
-            genuine,
-            threshold,
-        ),
+        "scores": figures.distributions(drawings.scores, genuine, threshold),
         "gains": figures.gains(
             {_NAMES[name]: tuple(d.values()) for name, d in differences.items()},
             f"difference of TAR at FAR {rate_name(far)}",
