@@ -10,7 +10,6 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from test_ijbc import ijb, weights  # noqa: F401  (fixtures)
 
 from bct.files import ROOT
 from tools.ijbc.protocol import Gallery, Protocol
@@ -277,7 +276,7 @@ def run(*arguments):
 
 
 @pytest.fixture
-def command(ijb, weights, tmp_path):  # noqa: F811
+def command(ijb, weights, tmp_path):
     old, new = weights
     return [
         "-d", ijb.parent, "-m", new, "-net", "demo_w16", "-m_old", old, "-old_net", "demo_w16",

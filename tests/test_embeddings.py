@@ -1,0 +1,63 @@
+"""Stored embeddings in the place of a network."""
+
+import numpy as np
+import pytest
+import torch
+
+from bct.embeddings import stored_embeddings
+from bct.errors import BctError
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_stored_embeddings(dtype, tmp_path):
+    want = np.random.default_rng(0).normal(size=(70_000, 3)).astype(dtype)
+    np.save(tmp_path / "a.npy", want)
+    np.savez(tmp_path / "one.npz", anything=want)
+    np.savez_compressed(tmp_path / "named.npz", names=np.arange(3), embeddings=want)
+    for name in ("a.npy", "one.npz", "named.npz"):
+        got = stored_embeddings(tmp_path / name, len(want))
+        assert got.dtype == want.dtype
+        np.testing.assert_array_equal(got, want)
+    mapped = stored_embeddings(tmp_path / "a.npy", len(want))
+    assert isinstance(mapped, np.memmap) and not mapped.flags.writeable
+
+
+def test_stored_embeddings_that_are_refused(tmp_path):
+    good = np.ones((5, 4), np.float32)
+    late = np.ones((70_000, 4), np.float32)
+    late[69_999, 2] = np.inf
+    for array, rows, words in (
+        (good, 1237, "has 5 rows for 1237 images"),
+        (late, 70_000, "row 69999 is not finite"),
+        (np.where(np.eye(5, 4), np.nan, good), 5, "row 0 is not finite"),
+        (good[0], 4, "holds float32 (4,), not floats (images, D)"),
+        (good[None], 1, "holds float32 (1, 5, 4)"),
+        (good[:, :0], 5, "holds float32 (5, 0)"),
+        (good.astype(np.int32), 5, "holds int32 (5, 4)"),
+        (good.astype(np.complex64), 5, "holds complex64 (5, 4)"),
+        (np.array([[None]]), 1, "can't be read as embeddings"),  # it would be unpickled
+    ):
+        np.save(tmp_path / "a.npy", array, allow_pickle=True)
+        np.savez(tmp_path / "a.npz", array)
+        for name in ("a.npy", "a.npz"):
+            with pytest.raises(BctError) as info:
+                stored_embeddings(tmp_path / name, rows)
+            assert words in str(info.value), str(info.value)
+
+
+def test_files_that_are_no_stored_embeddings(tmp_path):
+    path = tmp_path / "a.npz"
+    with pytest.raises(BctError, match="do not exist"):
+        stored_embeddings(path, 5)
+    np.savez(path, new=np.ones((5, 4)), old=np.ones((5, 4)))
+    with pytest.raises(BctError, match=r"holds 2 arrays \(new, old\)"):
+        stored_embeddings(path, 5)
+    np.savez(path, np.ones((500, 4)))
+    whole = path.read_bytes()
+    for content in (b"", b"hello", whole[: len(whole) // 2], b"\x93NUMPY\x01\x00"):
+        path.write_bytes(content)
+        with pytest.raises(BctError, match="can't be read as embeddings"):
+            stored_embeddings(path, 5)
+    torch.save({"a": torch.zeros(2)}, path)  # a zip file, too
+    with pytest.raises(BctError, match="arrays"):
+        stored_embeddings(path, 5)
