@@ -110,9 +110,9 @@ def distributions(scores: dict[str, np.ndarray], genuine: np.ndarray, threshold:
             axes.set_yticks([])
             axes.set_title(name, loc="left", fontsize=11)
         panels[0].legend(loc="upper left")
-        panels[0].annotate(
-            " deployed threshold", (threshold, panels[0].get_ylim()[1] * 0.9), color=INK
-        )
+        top = panels[0].get_ylim()[1]
+        panels[0].set_ylim(top=1.2 * top)  # room for the label above the curves
+        panels[0].annotate(" deployed threshold", (threshold, 1.08 * top), color=INK)
         panels[-1].set_xlabel("cosine similarity")
 
     means = {
