@@ -2,6 +2,7 @@
 
 import ast
 import difflib
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ from easydict import EasyDict
 
 from bct.distributed import say
 from bct.errors import BctError
-from bct.files import ROOT, atomic
+from bct.files import ROOT, write_text
 from bct.scenarios import new_shard, shard_file
 
 # insightface keys that have no effect here: configs that set them load, with a warning
@@ -72,7 +73,7 @@ def load_config(
                 continue
             _check(key, value, known, source)
             if key in PATHS and value is not None and value != "synthetic":
-                value = str((base / Path(value).expanduser()).absolute())
+                value = str((base / os.path.expanduser(_file_name(value))).absolute())
             cfg[key] = value
     for key in POSITIVE:
         if cfg[key] <= 0:
@@ -85,6 +86,11 @@ def load_config(
     if cfg.rec and cfg.shard:
         cfg.rec = str(shard_file(cfg.rec, cfg.shard))
     return cfg
+
+
+def _file_name(text: str) -> str:
+    """A path as this system's calls take it: configs are UTF-8, the locale may be another."""
+    return os.fsdecode(text.encode("utf-8", "surrogateescape"))
 
 
 def find_config(path: str | Path) -> Path:
@@ -108,12 +114,11 @@ def require(cfg: EasyDict, *keys: str) -> None:
 def save_config(cfg: EasyDict, path: str | Path) -> None:
     """Writes the resolved config as a config file."""
     keys = "\n".join(f"config.{key} = {value!r}" for key, value in cfg.items() if key != "name")
-    with atomic(path) as temporary:
-        temporary.write_text(
-            f'"""{cfg.name}, resolved."""\n\nfrom easydict import EasyDict as edict\n\n'
-            f"config = edict()\n{keys}\n",
-            encoding="utf-8",
-        )
+    write_text(
+        path,
+        f'"""{cfg.name}, resolved."""\n\nfrom easydict import EasyDict as edict\n\n'
+        f"config = edict()\n{keys}\n",
+    )
 
 
 def _execute(file: Path) -> EasyDict:
@@ -122,8 +127,9 @@ def _execute(file: Path) -> EasyDict:
     except BctError:
         raise
     except Exception as error:  # a config is code: whatever it raises is the user's to see
+        reason = " ".join(str(error).split())
         raise BctError(
-            f"{file} does not run: {type(error).__name__}: {error}", "mend the config file"
+            f"{file} does not run: {type(error).__name__}: {reason}", "mend the config file"
         ) from error
     config = namespace.get("config")
     if not isinstance(config, dict):
@@ -140,7 +146,7 @@ def _parse(text: str) -> tuple[str, Any]:
         return key, literal
     try:
         return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
         return key, value
 
 
@@ -157,6 +163,8 @@ def _check(key: str, value: Any, known: dict[str, Any], source: str) -> None:
     wanted = TYPES.get(key, type(known[key]))
     accepted = {float: (int, float), list: (list, tuple), tuple: (list, tuple)}.get(wanted, wanted)
     fits = isinstance(value, accepted) and (wanted is bool or not isinstance(value, bool))
+    if key in PATHS and fits and "\0" in value:
+        raise BctError(f"{source}: {key} = {value!r} is no path", "take the NUL byte out of it")
     if not fits:
         raise BctError(
             f"{source}: {key} = {value!r} is a {type(value).__name__}",

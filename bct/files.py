@@ -1,10 +1,15 @@
 """Files that are either whole or absent, and the hashes that tell whether they are still valid."""
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
+import secrets
+import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,20 +22,74 @@ ROOT = (
 
 @contextmanager
 def atomic(path: str | Path) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; renames it on success, removes it on any failure."""
+    """Yields an empty file beside `path`, to be written in place, not replaced.
+
+    When the block ends well, the file is on the disk and gets its name; on any failure it is
+    removed. Until then only its owner can read it. What killed processes left of the same path is
+    removed first; several processes may write one path, and the last one's file stays.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    _remove_leftovers(path)
+    temporary, descriptor = _temporary(path)
     try:
+        mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
+        os.fchmod(descriptor, 0o600)
         yield temporary
+        os.fchmod(descriptor, mode)
+        os.fsync(descriptor)  # or a power cut could leave the name with half of the data
         os.replace(temporary, path)
+        _sync_folder(path.parent)
     finally:
+        os.close(descriptor)
         temporary.unlink(missing_ok=True)
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def _temporary(path: Path) -> tuple[Path, int]:
+    """A new file that is locked as long as this process lives, and its descriptor."""
+    while True:
+        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        with suppress(OSError):  # without locks nothing can be taken for a leftover either
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink:
+            return temporary, descriptor
+        os.close(descriptor)  # another process removed it between its creation and its lock
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes the temporary files of `path` that no living process has locked."""
+    ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp")
+    for name in filter(ours.fullmatch, os.listdir(path.parent)):
+        with suppress(OSError):  # at work, finished meanwhile, or another user's
+            descriptor = os.open(path.with_name(name), os.O_RDWR)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path.with_name(name))
+            finally:
+                os.close(descriptor)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Makes a rename in this folder last."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # some network file systems can't
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Writes UTF-8, names of files in it as their bytes are, whatever the locale."""
     with atomic(path) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, sort_keys=False) + "\n", encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    write_text(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
 
 
 def read_json(path: str | Path) -> Any:
@@ -39,11 +98,19 @@ def read_json(path: str | Path) -> Any:
     if not path.is_file():
         raise BctError(f"{path} does not exist", "check the path, or make the file again")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_distinct)
+    except (ValueError, RecursionError) as error:
         raise BctError(
             f"{path} is not valid JSON ({error})", "delete it and make it again"
         ) from None
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object's dict; json would keep the last of several entries of one name."""
+    entries = dict(pairs)
+    if len(entries) < len(pairs):
+        raise ValueError("an entry occurs twice")
+    return entries
 
 
 def sha256(*parts: str | bytes) -> str:

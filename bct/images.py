@@ -1,6 +1,7 @@
 """Decoding image files to RGB and bringing batches of them into the network's range."""
 
 import io
+import warnings
 
 import numpy as np
 import simplejpeg
@@ -8,44 +9,61 @@ import torch
 from PIL import Image, UnidentifiedImageError
 
 SIZE = 112  # aligned faces are SIZE x SIZE
+MAX_PIXELS = 1 << 25  # a few bytes can announce an image of any size: 96 MiB as RGB are enough
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # Pillow reads many more, and each is more to attack
 
 
 def decode(data: bytes | memoryview, out: np.ndarray | None = None) -> np.ndarray:
-    """Decodes a JPEG (or any file Pillow reads) to uint8 RGB (H, W, 3).
+    """Decodes a JPEG (or PNG, BMP, WebP) to uint8 RGB (H, W, 3).
 
     Args:
         data: the file's bytes.
         out: optional uint8 (H, W, 3) array to decode into; the image must have exactly its size.
 
     Raises:
-        ValueError: a broken file or a wrong size.
+        ValueError: a broken file, a wrong size, or more than MAX_PIXELS; nothing is decoded then.
     """
     image = None
     if bytes(data[:2]) == b"\xff\xd8":
         try:
+            if out is None:
+                _check_size(*simplejpeg.decode_jpeg_header(data)[1::-1])
             image = simplejpeg.decode_jpeg(data, "RGB", buffer=out)
         except (
             ValueError
         ):  # CMYK, stray bytes, a larger image than `out`: Pillow reads it or says why
             image = None
     if image is None:
-        try:
-            with Image.open(io.BytesIO(data)) as file:
-                image = np.asarray(file.convert("RGB"))
-        except UnidentifiedImageError:
-            raise ValueError("it is not an image file") from None
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise ValueError(str(error) or type(error).__name__) from None
+        image = _decode_with_pillow(data, out)
     if out is None:
         return image
-    if image.shape != out.shape:
-        height, width = out.shape[:2]
-        raise ValueError(
-            f"the image is {image.shape[1]}x{image.shape[0]}, not {width}x{height} (not aligned?)"
-        )
+    _check_size(image.shape[1], image.shape[0], out)
     if not np.shares_memory(image, out):
         out[:] = image
     return out
+
+
+def _decode_with_pillow(data: bytes | memoryview, out: np.ndarray | None) -> np.ndarray:
+    try:
+        with warnings.catch_warnings():  # of sizes that are refused, and of odd metadata
+            warnings.simplefilter("ignore")
+            with Image.open(io.BytesIO(data), formats=_FORMATS) as file:
+                _check_size(*file.size, out)
+                return np.asarray(file.convert("RGB"))
+    except UnidentifiedImageError:
+        raise ValueError("it is not an image file: no JPEG, PNG, BMP or WebP") from None
+    except Exception as error:  # Pillow raises many kinds for damaged files
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(reason or type(error).__name__) from None
+
+
+def _check_size(width: int, height: int, out: np.ndarray | None = None) -> None:
+    if out is not None and (height, width) != out.shape[:2]:
+        raise ValueError(
+            f"the image is {width}x{height}, not {out.shape[1]}x{out.shape[0]} (not aligned?)"
+        )
+    if width * height > MAX_PIXELS:
+        raise ValueError(f"the image is {width}x{height}, more than {MAX_PIXELS} pixels")
 
 
 def to_network(images: torch.Tensor, flip: torch.Tensor | None = None) -> torch.Tensor:

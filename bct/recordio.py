@@ -16,7 +16,6 @@ Needs numpy only. Sources: dmlc-core recordio, mxnet.recordio 1.9.1 (checked byt
 import mmap
 import os
 import struct
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -24,12 +23,15 @@ from typing import NamedTuple
 import numpy as np
 
 from bct.errors import BctError
+from bct.record_index import REBUILD, can_be_keys, ids_are_keys, no_keys, read_index
 
 MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
 _PART = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
 MAX_PART = (1 << 29) - 1
+_BLOCK = 1 << 20  # words searched together
+_BROKEN = "copy or download the file again; tools/check_rec.py lists all that is broken"
 
 
 class Header(NamedTuple):
@@ -62,17 +64,133 @@ def unpack(payload: bytes | memoryview) -> tuple[Header, memoryview]:
     return Header(np.frombuffer(payload, "<f4", flag, _HEADER.size), id, id2), payload[start:]
 
 
-class RecordReader:
+class RecordFile:
+    """A record file without its index, memory-mapped: forked workers share its pages.
+
+    Pickling (to a spawned worker) maps it again. BctError if it is missing or empty."""
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise BctError(f"record file {self.path} does not exist", "check the path (key `rec`)")
+        if self.path.stat().st_size == 0:
+            raise BctError(f"record file {self.path} is empty", "copy or write it again")
+        self._map()
+
+    def _map(self) -> None:
+        with open(self.path, "rb") as file:
+            self._mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        self._view = memoryview(self._mmap)
+        self._words = np.frombuffer(self._view[: len(self._view) // 4 * 4], "<u4")
+
+    def __getstate__(self) -> dict:
+        return {k: v for k, v in self.__dict__.items() if k not in ("_mmap", "_view", "_words")}
+
+    def __setstate__(self, state: dict) -> None:
+        self.__dict__.update(state)
+        self._map()
+
+    @property
+    def size(self) -> int:
+        return len(self._view)
+
+    def read_at(self, offset: int) -> tuple[Header, memoryview]:
+        """Header and data of the record at `offset`. Raises ValueError if it is broken."""
+        return unpack(self._payload(offset)[0])
+
+    def scan(self) -> Iterator[tuple[int, int]]:
+        """Walks the file from the start, without the index: (offset, end) of every record.
+
+        Raises BctError where the chain of records breaks.
+        """
+        offset = 0
+        while offset < self.size:
+            try:
+                payload, end = self._payload(offset)
+                unpack(payload)
+            except ValueError as error:
+                raise BctError(
+                    f"{self.path}: broken record at offset {offset} ({error})", _BROKEN
+                ) from None
+            yield offset, end
+            offset = end
+
+    def stretches(self) -> Iterator[tuple[int, int, str]]:
+        """Walks the file past any damage: (offset, end, "") of whole records, (offset, end, what is
+        wrong) of the broken stretches between them. Unlike `scan` it reads every byte, and so finds
+        a length field that is too large."""
+        offset = 0
+        while offset < self.size:
+            try:
+                end, wrong = self._end(offset), ""
+            except ValueError as error:
+                end, wrong = self._next_record(offset + 4), str(error)
+            yield offset, end, wrong
+            offset = end
+
+    def _end(self, offset: int) -> int:
+        """Where the record at `offset` ends. ValueError unless it is whole to the last byte."""
+        parts, end = self._parts(offset)
+        for start, stop in parts:
+            if (
+                self._words[start // 4 : stop // 4] == MAGIC
+            ).any():  # a writer would have cut there
+                raise ValueError("another record starts within it: its length is wrong")
+        unpack(self._payload(offset)[0])
+        return end
+
+    def _next_record(self, offset: int) -> int:
+        """Where the next whole record starts, from `offset` on; else the file's size."""
+        for block in range(offset // 4, len(self._words), _BLOCK):
+            for word in np.flatnonzero(self._words[block : block + _BLOCK] == MAGIC):
+                try:
+                    self._end(4 * (block + int(word)))
+                except ValueError:
+                    continue
+                return 4 * (block + int(word))
+        return self.size
+
+    def _payload(self, offset: int) -> tuple[bytes | memoryview, int]:
+        """Payload of the record at `offset` and the offset just behind it. ValueError if broken."""
+        parts, end = self._parts(offset)
+        pieces = [self._view[start:stop] for start, stop in parts]
+        return pieces[0] if len(pieces) == 1 else _MAGIC_BYTES.join(pieces), end
+
+    def _parts(self, offset: int) -> tuple[list[tuple[int, int]], int]:
+        """(start, end) of the contents of each part of the record at `offset`, and its end."""
+        parts: list[tuple[int, int]] = []
+        while True:
+            if offset < 0 or offset + _PART.size > self.size:
+                raise ValueError("it lies outside the file")
+            magic, word = _PART.unpack_from(self._view, offset)
+            if magic != MAGIC:
+                raise ValueError("no record starts there")
+            cflag, length = word >> 29, word & MAX_PART
+            start, end = offset + _PART.size, offset + _PART.size + length
+            if end > self.size:
+                raise ValueError("it runs past the end of the file: the file is truncated")
+            if cflag not in ((0, 1) if not parts else (2, 3)):
+                raise ValueError(f"a part with flag {cflag} does not belong there")
+            if cflag in (1, 2) and length % 4:
+                raise ValueError(f"a part of {length} bytes is cut where no magic was")
+            parts.append((start, end))
+            offset = min(end + -length % 4, self.size)
+            if cflag in (0, 3):
+                return parts, offset
+
+
+class RecordReader(RecordFile):
     """Random access to a record file by key.
 
-    The file is memory-mapped: forked workers share its pages and the index arrays. Pickling (to a
-    spawned worker) carries the paths and the index and maps the file again.
+    RecordIO has no checksums: damage within a record's data can't be seen here. A key that leads to
+    another record can, where headers repeat the keys, as those of all known writers do: if most of
+    64 sampled ones do, a record under a wrong key is refused unless its id is not its own either.
 
     Args:
         path: the .rec file.
         index: the .idx file; default the one beside it. When it does not exist the index is
             rebuilt by scanning: keys are the ids in the records' headers, or the positions
-            0, 1, ... if those ids are not unique.
+            0, 1, ... if most of those ids are not unique.
 
     Attributes:
         keys, offsets: int64 arrays (n,), in the order of the index file.
@@ -82,34 +200,17 @@ class RecordReader:
     """
 
     def __init__(self, path: str | Path, index: str | Path | None = None):
-        self.path = Path(path)
+        super().__init__(path)
         self.index_path = Path(index) if index else self.path.with_suffix(".idx")
-        if not self.path.is_file():
-            raise BctError(f"record file {self.path} does not exist", "check the path (key `rec`)")
-        if self.path.stat().st_size == 0:
-            raise BctError(f"record file {self.path} is empty", "copy or write it again")
-        self._map()
         if self.index_path.is_file():
-            self.keys, self.offsets = self._read_index()
-            self._check_index()
+            self.keys, self.offsets = read_index(self.index_path)
         else:
             self.keys, self.offsets = self._rebuild_index()
         order = np.argsort(self.keys, kind="stable")
         self._sorted_keys, self._order = self.keys[order], order
-        if len(order) > 1 and (self._sorted_keys[1:] == self._sorted_keys[:-1]).any():
+        if (self._sorted_keys[1:] == self._sorted_keys[:-1]).any():
             raise self._index_error("a key occurs twice")
-
-    def _map(self) -> None:
-        with open(self.path, "rb") as file:
-            self._mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._view = memoryview(self._mmap)
-
-    def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_mmap", "_view")}
-
-    def __setstate__(self, state: dict) -> None:
-        self.__dict__.update(state)
-        self._map()
+        self._ids_are_keys = self._check_index()
 
     def __len__(self) -> int:
         return len(self.keys)
@@ -130,26 +231,32 @@ class RecordReader:
 
     def read(self, key: int) -> tuple[Header, memoryview]:
         """Header and data of a record. Raises BctError naming file, key and offset."""
-        offset = self.offset(key)
         try:
-            return unpack(self._payload(offset)[0])
+            header, data = self.read_at(self.offset(key))
         except ValueError as error:
             raise self.broken(key, str(error)) from None
+        if header.id != key and self._ids_are_keys and not self._is_repeated(header.id):
+            raise self.broken(key, f"it is record {header.id}: the index is shifted")
+        return header, data
 
     def labels(self) -> np.ndarray:
-        """First label of every record, float32 (n,), in index order, without touching the data."""
-        whole = len(self._view) // 4 * 4
-        words = np.frombuffer(self._view[:whole], "<u4")
-        at = self.offsets // 4
-        short = np.flatnonzero(
-            (at + 8 > len(words)) | (words[np.minimum(at, len(words) - 1)] != MAGIC)
-        )
-        if len(short):
-            raise self.broken(int(self.keys[short[0]]), "no whole record starts there")
-        out = words[at + 3].view("<f4")
-        array = np.flatnonzero(words[at + 2] > 0)  # flag > 0: the first label follows the header
-        out[array] = words[np.minimum(at[array] + 8, len(words) - 1)].view("<f4")
-        for i in np.flatnonzero(words[at + 1] >> 29):  # split: the label may be in a later part
+        """First label of every record, float32 (n,), in index order, without touching the data.
+
+        Raises BctError as `read` does.
+        """
+        at = np.minimum(self.offsets // 4, len(self._words) - 8)  # the least record has 8 words
+        magic, part, flag, label = (self._words[at + i] for i in range(4))
+        ids = self._words[at + 4] | self._words[at + 5].astype(np.uint64) << np.uint64(32)
+        lengths = (part & MAX_PART).astype(np.int64)
+        plain = (magic == MAGIC) & (part >> 29 == 0) & (4 * at == self.offsets)
+        plain &= lengths >= _HEADER.size + 4 * flag.astype(np.int64)
+        plain &= self.offsets + _PART.size + lengths <= self.size
+        if self._ids_are_keys:
+            plain &= ids == self.keys.astype(np.uint64)
+        array = np.flatnonzero(plain & (flag > 0))  # the first label follows the header
+        label[array] = self._words[at[array] + 8]
+        out = label.view("<f4")
+        for i in np.flatnonzero(~plain):  # split, of another id, or broken: `read` knows
             out[i] = np.ravel(self.read(int(self.keys[i]))[0].label)[0]
         return out
 
@@ -157,106 +264,79 @@ class RecordReader:
         """The error for a record that cannot be used, naming file, key and offset."""
         return BctError(
             f"{self.path}: record with key {key} at offset {self.offset(key)} is broken ({why})",
-            "copy or download the file again",
+            _BROKEN,
         )
 
     def _find(self, key: int) -> int | None:
+        if not 0 <= key < 2**63:
+            return None
         i = int(np.searchsorted(self._sorted_keys, key))
         if i == len(self._sorted_keys) or self._sorted_keys[i] != key:
             return None
         return int(self._order[i])
 
-    def _payload(self, offset: int) -> tuple[bytes | memoryview, int]:
-        """Payload of the record at `offset` and the offset just behind it. ValueError if broken."""
-        parts: list[memoryview] = []
-        while True:
-            if offset < 0 or offset + _PART.size > len(self._view):
-                raise ValueError("it lies outside the file")
-            magic, word = _PART.unpack_from(self._view, offset)
-            if magic != MAGIC:
-                raise ValueError("no record starts there")
-            cflag, length = word >> 29, word & MAX_PART
-            start, end = offset + _PART.size, offset + _PART.size + length
-            if end > len(self._view):
-                raise ValueError("it runs past the end of the file: the file is truncated")
-            if cflag not in ((0, 1) if not parts else (2, 3)):
-                raise ValueError(f"a part with flag {cflag} does not belong there")
-            parts.append(self._view[start:end])
-            offset = min(end + -length % 4, len(self._view))
-            if cflag == 0:
-                return parts[0], offset
-            if cflag == 3:
-                return _MAGIC_BYTES.join(parts), offset
-
-    def _read_index(self) -> tuple[np.ndarray, np.ndarray]:
+    def _is_repeated(self, id: int) -> bool:
+        """Whether a record is indexed under its id: another one with that id is no evidence."""
         try:
-            with warnings.catch_warnings():  # numpy warns about an empty file; we refuse it
-                warnings.simplefilter("ignore", UserWarning)
-                table = np.loadtxt(self.index_path, np.int64, delimiter="\t", ndmin=2)
-        except (ValueError, OverflowError):
-            raise self._index_error("it has lines that are not `key<TAB>offset`") from None
-        if table.shape[0] == 0 or table.shape[1] != 2:
-            raise self._index_error("it does not hold two columns, `key<TAB>offset`")
-        return table[:, 0].copy(), table[:, 1].copy()
+            return id in self and self.read_at(self.offset(id))[0].id == id
+        except ValueError:
+            return False
 
-    def _check_index(self) -> None:
-        """Record starts, a sample of record ends, and the end of the file must agree."""
-        size = len(self._view)
-        starts = np.sort(self.offsets)
-        if (
-            starts[0] < 0
-            or starts[-1] >= size
-            or (starts % 4).any()
-            or (np.diff(starts) == 0).any()
-        ):
-            outside = starts[(starts < 0) | (starts >= size)]
-            if len(outside) and starts[0] >= 0:
-                raise BctError(
-                    f"{self.index_path} points to {outside[0]}, but {self.path} ends at {size}",
-                    "one of the two is truncated or belongs to another file: copy both again, or "
-                    "delete the .idx to have it rebuilt",
-                )
+    def _check_index(self) -> bool:
+        """Record starts, a sample of record ends, and the ends of the file must agree. Returns
+        whether the sampled ids are keys."""
+        order = np.argsort(self.offsets)
+        starts = self.offsets[order]
+        if starts[-1] >= self.size:
+            raise BctError(
+                f"{self.index_path} points to {starts[-1]}, but {self.path} ends at {self.size}",
+                "one of the two is truncated or belongs to another file: copy both again, or "
+                "delete the .idx to have it rebuilt",
+            )
+        if (starts % 4).any() or (np.diff(starts) == 0).any():
             raise self._index_error("its offsets are not distinct starts of records")
         sample = np.unique(np.linspace(0, len(starts) - 1, 64).astype(np.int64))
-        for i in sample:
+        ends, ids = np.empty(len(sample), np.int64), np.empty(len(sample), np.uint64)
+        for i, start in enumerate(starts[sample].tolist()):
             try:
-                end = self._payload(int(starts[i]))[1]
+                payload, ends[i] = self._payload(start)
+                ids[i] = unpack(payload)[0].id
             except ValueError as error:
-                raise self._index_error(f"at offset {starts[i]}: {error}") from None
-            if i + 1 < len(starts) and end > starts[i + 1]:
-                raise self._index_error(
-                    f"the record at offset {starts[i]} ends behind the next one"
-                )
+                raise self._index_error(f"at offset {start}: {error}") from None
+        following = np.append(starts, self.size)[sample + 1]
+        if (ends > following).any():
+            at = starts[sample[np.argmax(ends > following)]]
+            raise self._index_error(f"the record at offset {at} ends behind the next one")
+        self._check_gap(0, int(starts[0]))
+        for end, start in zip(ends.tolist(), following.tolist(), strict=True):
+            self._check_gap(end, start)
+        return ids_are_keys(ids, self.keys[order[sample]])
+
+    def _check_gap(self, start: int, end: int) -> None:
+        """Between two indexed records there may be damage that a repair skipped, but no record."""
+        if start < end:
+            try:
+                self._end(start)
+            except ValueError:
+                return
+            raise self._index_error(f"it has no entry for the record at offset {start}")
 
     def _index_error(self, why: str) -> BctError:
-        return BctError(
-            f"{self.index_path} does not match {self.path}: {why}",
-            "copy both files again, or delete the .idx to have it rebuilt from the records",
-        )
+        return BctError(f"{self.index_path} does not match {self.path}: {why}", REBUILD)
 
     def _rebuild_index(self) -> tuple[np.ndarray, np.ndarray]:
-        offsets = [offset for offset, _ in self.scan()]
-        ids = [_HEADER.unpack_from(self._payload(offset)[0])[2] for offset in offsets]
-        keys = ids if len(set(ids)) == len(ids) and max(ids) < 2**63 else range(len(ids))
-        return np.array(keys, np.int64), np.array(offsets, np.int64)
-
-    def scan(self) -> Iterator[tuple[int, int]]:
-        """Walks the file from the start, without the index: (offset, end) of every record.
-
-        Raises BctError where the chain of records breaks.
-        """
-        offset = 0
-        while offset < len(self._view):
-            try:
-                payload, end = self._payload(offset)
-                unpack(payload)
-            except ValueError as error:
-                raise BctError(
-                    f"{self.path}: broken record at offset {offset} ({error})",
-                    "copy or download the file again",
-                ) from None
-            yield offset, end
-            offset = end
+        offsets = np.array([offset for offset, _ in self.scan()], np.int64)
+        ids = np.array([self.read_at(int(offset))[0].id for offset in offsets], np.uint64)
+        if not can_be_keys(ids):
+            return np.arange(len(ids)), offsets
+        if no_keys(ids).any():
+            at = np.argmax(no_keys(ids))
+            raise BctError(
+                f"{self.path}: the id {ids[at]} of the record at offset {offsets[at]} is not its "
+                "own, so that its key can't be rebuilt",
+                "copy or download the file again, together with its .idx",
+            )
+        return ids.astype(np.int64), offsets
 
 
 class RecordWriter:

@@ -1,13 +1,11 @@
 """Verification sets in insightface's `.bin` format: loading, and 10-fold accuracy.
 
 A `.bin` is a pickle of (list of 2P encoded images, list of P same-or-not flags); images 2i and
-2i + 1 are pair i. Pickles can run code, so only the few harmless classes such files contain are
-admitted.
+2i + 1 are pair i.
 """
 
-import pickle
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -16,23 +14,10 @@ from sklearn.model_selection import KFold
 from bct import distributed
 from bct.errors import BctError
 from bct.images import SIZE, decode, to_network
+from bct.safe_pickle import load_lists
 
-_ALLOWED = {
-    ("numpy", "ndarray"),
-    ("numpy", "dtype"),
-    ("numpy.core.multiarray", "_reconstruct"),
-    ("numpy._core.multiarray", "_reconstruct"),
-    ("numpy.core.multiarray", "scalar"),
-    ("numpy._core.multiarray", "scalar"),
-    ("_codecs", "encode"),
-}
-
-
-class _Unpickler(pickle.Unpickler):
-    def find_class(self, module: str, name: str):
-        if (module, name) not in _ALLOWED:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return super().find_class(module, name)
+_GROWTH, _FREE = 1024, 1 << 28  # how many times its file's size a set may take, beyond 256 MiB
+_LONGEST = 16  # an image's longer side, in shorter sides
 
 
 class VerificationSet(NamedTuple):
@@ -62,11 +47,8 @@ def load_bin(path: str | Path, size: int = SIZE) -> VerificationSet:
             f"verification set {path} does not exist", "check val_targets and rec_val, or remove it"
         )
     try:
-        with open(path, "rb") as file:
-            # Python 2 wrote the classic sets: their byte strings come back as bytes
-            encoded, issame = _Unpickler(file, encoding="bytes").load()
-        issame = np.array([bool(flag) for flag in issame])
-    except (pickle.UnpicklingError, EOFError, ValueError, TypeError, AttributeError) as error:
+        encoded, issame = load_lists(path.read_bytes())
+    except ValueError as error:
         raise BctError(
             f"{path} is not a verification set ({error})", "use a .bin made by insightface's tools"
         ) from None
@@ -74,15 +56,34 @@ def load_bin(path: str | Path, size: int = SIZE) -> VerificationSet:
         raise BctError(
             f"{path} has {len(encoded)} images for {len(issame)} pairs", "write the file again"
         )
+    if len(encoded) * size * size * 3 > max(_FREE, _GROWTH * path.stat().st_size):
+        raise BctError(
+            f"{path} is too small for {len(encoded)} images: it repeats them",
+            "use a .bin made by insightface's tools",
+        )
+    for i, flag in enumerate(issame):
+        if not isinstance(flag, bool | int | np.generic) or flag not in (0, 1):
+            raise BctError(
+                f"{path}: flag {i} says neither same nor different",
+                "write the file again",
+            )
     images = np.empty((len(encoded), size, size, 3), np.uint8)
     for i, data in enumerate(encoded):
         try:
-            images[i] = _fit(decode(bytes(data)), size)
+            images[i] = _fit(decode(_image_bytes(data)), size)
         except ValueError as error:
             raise BctError(
                 f"{path}: image {i} is broken ({error})", "write the file again"
             ) from None
-    return VerificationSet(path.stem, images, issame)
+    return VerificationSet(path.stem, images, np.array(issame, bool))
+
+
+def _image_bytes(data: Any) -> bytes:
+    if isinstance(data, np.ndarray) and data.dtype.kind in "ui" and data.itemsize == 1:
+        return data.tobytes()
+    if not isinstance(data, bytes):
+        raise ValueError(f"a {type(data).__name__} instead of a file's bytes")
+    return data
 
 
 def _fit(image: np.ndarray, size: int) -> np.ndarray:
@@ -92,6 +93,8 @@ def _fit(image: np.ndarray, size: int) -> np.ndarray:
 
     scale = size / min(image.shape[:2])
     shape = [round(side * scale) for side in image.shape[:2]]
+    if max(shape) > _LONGEST * size:
+        raise ValueError(f"{image.shape[1]}x{image.shape[0]} is no picture of a face")
     image = np.rint(resize(image, shape, preserve_range=True, anti_aliasing=scale < 1))
     top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
     return image[top : top + size, left : left + size].astype(np.uint8)

@@ -2,6 +2,7 @@
 
 import pickle
 import struct
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -47,8 +48,13 @@ def test_what_is_written_is_read(tmp_path_factory, records):
     first = [np.ravel(np.float32(header.label))[0] for header, _ in records]
     np.testing.assert_array_equal(reader.labels(), first)
     path.with_suffix(".idx").unlink()
-    rebuilt = RecordReader(path)
-    np.testing.assert_array_equal(rebuilt.offsets, reader.offsets)
+    used = Counter(header.id for header, _ in records)
+    unusable = sum(n for id, n in used.items() if n > 1 or id >= 2**63)
+    if 0 < 2 * unusable < len(records):  # damage: positions would be other keys
+        with pytest.raises(BctError, match="its key can't be rebuilt"):
+            RecordReader(path)
+    else:
+        np.testing.assert_array_equal(RecordReader(path).offsets, reader.offsets)
 
 
 def test_layout_of_a_whole_and_of_a_split_record(tmp_path):

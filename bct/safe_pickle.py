@@ -1,0 +1,112 @@
+"""Reading pickles of lists of bytes, numbers and numpy arrays, and nothing else.
+
+A pickle is a program: it can call what it names, ask for memory by a number, or build in a few
+bytes what is exponentially large. Here its operations are looked at before any is carried out, only
+those that such lists need are admitted, and numpy's classes are replaced by stand-ins that hold
+no more than what the file itself contains.
+"""
+
+import io
+import pickle
+import pickletools
+import warnings
+from typing import Any
+
+import numpy as np
+
+_OPERATIONS = {
+    *("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "FLOAT", "BINFLOAT"),
+    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "STRING", "BINSTRING"),
+    *("SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "UNICODE", "BINUNICODE"),
+    *("SHORT_BINUNICODE", "BINUNICODE8", "EMPTY_LIST", "APPEND", "APPENDS", "LIST", "EMPTY_TUPLE"),
+    *("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "GET", "BINGET", "LONG_BINGET", "PUT", "BINPUT"),
+    *("LONG_BINPUT", "MEMOIZE", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
+}
+_PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
+_KINDS = "biuf"  # of arrays and scalars: booleans and numbers
+
+
+def load_lists(data: bytes) -> list[list]:
+    """The lists in a pickled tuple or list of lists; their arrays come back as arrays.
+
+    numpy scalars come back as Python's, Python 2's byte strings as bytes, and an array in the place
+    of a list as a list. Raises ValueError for every other pickle.
+    """
+    try:
+        with warnings.catch_warnings():  # of odd escapes in damaged text
+            warnings.simplefilter("ignore", DeprecationWarning)
+            _check_operations(data)
+        outer = _Unpickler(io.BytesIO(data), encoding="bytes").load()
+        return [[_plain(item) for item in _plain(inner)] for inner in outer]
+    except Exception as error:  # pickle raises many kinds for damaged files
+        reason = " ".join(str(error).split())[:120]
+        raise ValueError(reason or type(error).__name__) from None
+
+
+def _plain(value: Any) -> Any:
+    return value.array if isinstance(value, _Array) else value
+
+
+def _check_operations(data: bytes) -> None:
+    for count, (operation, argument, at) in enumerate(pickletools.genops(data)):
+        if operation.name not in _OPERATIONS:
+            raise ValueError(f"operation {operation.name} at offset {at}")
+        # a number that a pickler would not give: pickle would make room for all before it
+        if operation.name in _PUTS and not 0 <= argument <= count:
+            raise ValueError(f"memo {argument} at offset {at}")
+
+
+class _Type:
+    """Stands for numpy.dtype. Only its name is used: byte order, the state's, can't be undone."""
+
+    def __init__(self, name: Any, *_: Any):
+        name = name.decode("ascii") if isinstance(name, bytes) else name
+        if not isinstance(name, str) or name[:1] not in _KINDS or not name[1:].isdigit():
+            raise ValueError(f"an array of {name!r}")
+        self.type = np.dtype(name)
+
+    def __setstate__(self, state: Any) -> None:
+        order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
+        self.type = self.type.newbyteorder(order)
+
+
+class _Array:
+    """Stands for numpy.ndarray, whose state is (version, shape, type, Fortran order, bytes)."""
+
+    def __init__(self, *_: Any):
+        self.array = np.empty(0, np.uint8)
+
+    def __setstate__(self, state: Any) -> None:
+        _, shape, kind, fortran, data = state
+        self.array = np.frombuffer(data, kind.type).reshape(shape, order="F" if fortran else "C")
+
+
+def _scalar(kind: _Type, data: bytes) -> bool | int | float:
+    (value,) = np.frombuffer(data, kind.type).tolist()
+    return value
+
+
+def _encode(text: str, encoding: str) -> bytes:
+    """Stands for _codecs.encode, by which Python 3 writes bytes in protocols of Python 2."""
+    if encoding != "latin1":
+        raise ValueError(f"encoding {encoding!r}")
+    return text.encode("latin1")
+
+
+_STAND_INS = {
+    ("numpy", "ndarray"): _Array,
+    ("numpy", "dtype"): _Type,
+    ("_codecs", "encode"): _encode,
+    **{
+        (module, name): stand_in
+        for module in ("numpy.core.multiarray", "numpy._core.multiarray")
+        for name, stand_in in (("_reconstruct", _Array), ("scalar", _scalar))
+    },
+}
+
+
+class _Unpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _STAND_INS:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}")
+        return _STAND_INS[module, name]
