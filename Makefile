@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 
-.PHONY: demo demo-short lfw test test-slow test-mxnet lint bench install clean
+.PHONY: demo demo-short lfw test test-slow test-mxnet lint audit bench install clean
 
 demo: install            ## the whole job on embedded data, about 5 minutes on 2 cores
 	@PYTHON=$(BIN)/python bash runs/demo.sh
@@ -27,6 +27,9 @@ test-mxnet: .venv-mxnet/.complete  ## our record files against MXNet itself
 lint: install
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+audit: install           ## known vulnerabilities of the installed packages
+	@$(BIN)/python .ci/audit.py
 
 bench: install           ## the benchmarks, with their results in benchmarks/results/
 	@for name in loader partial_fc ijbc bootstrap artefacts methods; do \

@@ -9,10 +9,12 @@
 
 Names and contents are the MixBCT reference's; see bct/scenarios.py for scenario and SD. The
 manifest has the same name with .json: what the array was computed from, so that nothing stale is
-ever used.
+ever used, and a digest of the array it speaks of. Two files can't be renamed at once: whatever a
+kill or several writers leave, an array is used only beside a manifest with its own digest.
 """
 
 import datetime
+import hashlib
 import shlex
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -29,6 +31,7 @@ from bct.datasets import Faces
 from bct.errors import BctError
 from bct.files import ROOT, atomic, read_json, sha256, sha256_file, write_json
 from bct.scenarios import artefact_name, scenario_of
+from bct.weights import read_weights
 
 # kind: (end of the file name, command that makes it)
 KINDS = {
@@ -46,6 +49,7 @@ KINDS = {
     "class_statistics": ("class_statistics", "python tools/class_statistics.py --SD {sd}"),
 }
 PER_CLASS = ("old_prototype", "class_statistics")  # the others have a row per image
+_BLOCK, _BLOCKS = 1 << 14, 256  # bytes, number: what a digest looks at
 
 
 def artefact_path(
@@ -67,13 +71,14 @@ def write_artefact(
     """Yields a memory-mapped array to fill. File and manifest appear when the block ends well.
 
     Args:
-        manifest: what the array is and was made from; rows, dim, dtype and date are added.
+        manifest: what the array is and was made from; rows, dim, dtype, digest and date are added.
     """
     with atomic(path) as temporary:
         array = np.lib.format.open_memmap(temporary, "w+", np.dtype(dtype), shape)
         yield array
         array.flush()
-        manifest_path(path).unlink(missing_ok=True)  # never a new array beside an old manifest
+        digest = _digest(array)
+        manifest_path(path).unlink(missing_ok=True)  # one from before digests fits any array
     write_json(
         manifest_path(path),
         {
@@ -81,6 +86,7 @@ def write_artefact(
             "rows": shape[0],
             "dim": shape[1] if len(shape) > 1 else manifest.get("dim"),
             "dtype": str(np.dtype(dtype)),
+            "digest": digest,
             "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         },
     )
@@ -105,11 +111,25 @@ def shared_artefact(
         distributed.barrier()  # rank 0 renames the file once all have written
 
 
+def _digest(array: np.ndarray) -> str:
+    """sha256 of an array's size and 256 blocks spread evenly: of all of it below 4 MiB.
+
+    It tells arrays of different runs apart in milliseconds, however large they are; it is no proof
+    against damage in between.
+    """
+    data = array.ravel("K").view(np.uint8)  # "K": never a copy
+    digest = hashlib.sha256(str(data.size).encode())
+    for start in np.unique(np.linspace(0, max(data.size - _BLOCK, 0), _BLOCKS).astype(np.int64)):
+        digest.update(data[start : start + _BLOCK])
+    return digest.hexdigest()
+
+
 def is_valid(path: Path, **expected: Any) -> bool:
-    """Whether an artefact exists whose manifest has these entries."""
-    if not (path.is_file() and manifest_path(path).is_file()):
+    """Whether there is an artefact that can be used and whose manifest has these entries."""
+    try:
+        _, manifest = open_artefact(path)
+    except BctError:
         return False
-    manifest = read_json(manifest_path(path))
     return all(manifest.get(key) == value for key, value in expected.items())
 
 
@@ -120,7 +140,7 @@ def open_artefact(path: Path, how: str = "") -> tuple[np.ndarray, dict[str, Any]
         how: the command that makes it, for the error message.
 
     Raises:
-        BctError: missing file or manifest, array and manifest disagree, damaged file.
+        BctError: missing file or manifest, array and manifest disagree, damaged files.
     """
     make = f"make it with: {how}" if how else "make it again with the tool that wrote it"
     if not path.is_file():
@@ -128,9 +148,10 @@ def open_artefact(path: Path, how: str = "") -> tuple[np.ndarray, dict[str, Any]
     if not manifest_path(path).is_file():
         raise BctError(f"{path} has no manifest, so it can't be checked against the data", make)
     manifest = read_json(manifest_path(path))
+    entries(manifest, path, "rows", "dim", "dtype")
     try:
-        array = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        array = np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
+    except (ValueError, EOFError, OverflowError) as error:
         raise BctError(f"{path} is damaged ({error})", make) from None
     flat = manifest["dim"] is None or array.dtype.names  # of records, dim is that of their vectors
     shape = (manifest["rows"],) if flat else (manifest["rows"], manifest["dim"])
@@ -140,7 +161,25 @@ def open_artefact(path: Path, how: str = "") -> tuple[np.ndarray, dict[str, Any]
             f"{manifest['dtype']} {shape}",
             make,
         )
+    # manifests written before there were digests have none
+    if manifest.get("digest") not in (None, _digest(array)):
+        raise BctError(
+            f"{path} is not the array its manifest was written for: a run was killed between the "
+            "two, or several wrote it at once",
+            make,
+        )
     return array, manifest
+
+
+def entries(manifest: Any, path: str | Path, *keys: str) -> dict[str, Any]:
+    """These entries of an artefact's manifest. Raises BctError if it has not all of them."""
+    missing = [key for key in keys if not isinstance(manifest, dict) or key not in manifest]
+    if missing:
+        raise BctError(
+            f"{Path(path).with_suffix('.json')} has no entry {missing[0]!r}, so it is no manifest",
+            f"make it and {Path(path).name} again with the tool that wrote them",
+        )
+    return {key: manifest[key] for key in keys}
 
 
 def _with_folder(command: str, feature_save: str | Path) -> str:
@@ -168,8 +207,8 @@ def open_features(
         artefact_path("old_embedding_label", feature_save, scenario, sd), how
     )
     keys = ("model", "data", "parity", "amp", "weights", "data_path")
-    made_from = {key: manifest[key] for key in keys}
-    if made_from != {key: of_labels[key] for key in keys}:
+    made_from = entries(manifest, features.filename, *keys)
+    if made_from != entries(of_labels, labels.filename, *keys):
         raise BctError(
             f"embeddings and labels of {sd} come from different runs", f"make both: {how}"
         )
@@ -242,7 +281,7 @@ class OldModel:
         """
         self._model()
         weights = next(iter(self.manifests.values()))["weights"]
-        state = torch.load(weights, map_location="cpu", weights_only=True, mmap=True)
+        state = read_weights(weights)
         if "cls_fc.weight" not in state:
             raise BctError(
                 f"{weights} holds no classifier: only softmax old models keep theirs",
@@ -278,6 +317,7 @@ class OldModel:
 
     @staticmethod
     def _check(cfg: EasyDict, faces: Faces, path: Path, manifest: dict, how: str) -> None:
+        entries(manifest, path, "kind", "model", "data", "data_path", "weights")
         if manifest["data"] != faces.fingerprint:
             raise BctError(
                 f"{path} was made from {manifest['data_path']}, which is not the data in {cfg.rec}",

@@ -9,6 +9,7 @@ first 8 nodes normalises by itself and is fed 0..255, any other (x - 127.5) / 12
 
 import importlib
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -137,7 +138,7 @@ def _graph(path: str | Path) -> Any:
         raise _unreadable(path, error) from None
     elsewhere = {
         entry.value
-        for tensor in model.graph.initializer
+        for tensor in _tensors(model)
         if tensor.data_location == tensor.EXTERNAL
         for entry in tensor.external_data
         if entry.key == "location"
@@ -158,6 +159,17 @@ def _graph(path: str | Path) -> Any:
                 "copy both files again, with the names tools/export_onnx.py gave them",
             )
     return model.graph
+
+
+def _tensors(message: Any) -> Iterator[Any]:
+    """Every TensorProto in a message: weights, constants, also in subgraphs and functions."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for child in [value] if hasattr(value, "DESCRIPTOR") else value:
+                yield from _tensors(child)
 
 
 def _session(path: str | Path) -> Any:

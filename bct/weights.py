@@ -79,18 +79,34 @@ def network_of(weights: str | Path, network: str | None = None) -> str:
         raise BctError(
             f"{weights} does not say which network it is", "name the network, e.g. -net r50"
         )
-    return read_json(sidecar)["network"]
+    return _named(sidecar)
 
 
-def _state_dict(weights: Path) -> dict[str, torch.Tensor]:
+def _named(sidecar: Path) -> str:
+    """The network that a model.json of ours names."""
+    said = read_json(sidecar)
+    if not isinstance(said, dict) or not isinstance(said.get("network"), str):
+        raise BctError(f"{sidecar} names no network", "name the network, e.g. -net r50")
+    return said["network"]
+
+
+def read_weights(weights: str | Path) -> Any:
+    """What torch.save wrote, if it is tensors and plain containers; nothing else is unpickled.
+
+    Raises BctError for any other file.
+    """
     try:
-        saved: Any = torch.load(weights, map_location="cpu", weights_only=True)
+        return torch.load(weights, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        reason = str(error).splitlines()[0][:120]
+        reason = (str(error).splitlines() or [""])[0][:120]
         raise BctError(
             f"{weights} can't be read as weights ({type(error).__name__}: {reason})",
             "give a file with a state_dict saved by torch.save",
         ) from None
+
+
+def _state_dict(weights: Path) -> dict[str, torch.Tensor]:
+    saved = read_weights(weights)
     for key in _WRAPPERS:
         if isinstance(saved, dict) and isinstance(saved.get(key), dict):
             saved = saved[key]
@@ -116,6 +132,6 @@ def _embedding_size(weights: Path, state: dict[str, torch.Tensor]) -> int:
 
 def _guess(weights: Path, network: str) -> str:
     sidecar = weights.with_suffix(".json")
-    if sidecar.is_file() and (name := read_json(sidecar).get("network")) != network:
+    if sidecar.is_file() and (name := _named(sidecar)) != network:
         return f": {name}, says {sidecar.name}"
     return ""

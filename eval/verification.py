@@ -21,7 +21,7 @@ from bct.amp import amp_dtype
 from bct.bootstrap import bootstrap_tar_difference
 from bct.embeddings import is_stored, stored_embeddings
 from bct.errors import BctError, run_cli
-from bct.files import atomic, model_name, sha256_file, write_json
+from bct.files import model_name, sha256_file, write_json, write_text
 from bct.flips import threshold_drift, verification_flips
 from bct.metrics import auc, rate_name, tar_at_far
 from bct.verification import VerificationSet, accuracy, embed, load_bin
@@ -90,8 +90,7 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> None:
     }
     write_json(target.with_name(f"{target.name}.json"), {"models": models, "sets": results})
     page = "\n\n".join(text)
-    with atomic(target.with_name(f"{target.name}.md")) as temporary:
-        temporary.write_text(page + "\n", encoding="utf-8")
+    write_text(target.with_name(f"{target.name}.md"), page + "\n")
     print(f"\n{page}\n\nwritten to {target}.md, .json")
 
 

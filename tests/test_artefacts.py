@@ -196,7 +196,8 @@ def test_another_length(own):
     np.save(path, np.load(path)[:-1])
     refused("holds float32 (23, 16)", own)
     manifest = json.loads(path.with_suffix(".json").read_text())
-    path.with_suffix(".json").write_text(json.dumps({**manifest, "rows": 23}))
+    with write_artefact(path, (23, 16), "float32", **manifest) as out:
+        out[:] = np.load(path)
     refused("23 rows, the data set 24 images", own)
 
 
@@ -204,6 +205,29 @@ def test_damaged_file(own):
     path = path_of(own, "old_embedding")
     path.write_bytes(path.read_bytes()[:100])
     refused("is damaged", own)
+
+
+def test_an_array_of_the_same_shape_that_the_manifest_was_not_written_for(own):
+    path = path_of(own, "old_embedding")
+    np.save(path, np.load(path) + 1)
+    refused("is not the array its manifest was written for", own)
+    arguments = (own / "old_class30.py", "--SD", SD)
+    assert "images/s" in run("extract_features.py", *arguments).stdout  # not reused
+    old_model(own)
+
+
+def test_a_manifest_from_before_digests_is_believed(own):
+    path = path_of(own, "old_embedding").with_suffix(".json")
+    manifest = json.loads(path.read_text())
+    del manifest["digest"]
+    path.write_text(json.dumps(manifest))
+    old_model(own)
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"rows": 24, "dim": 16, "dtype": "float32"}'])
+def test_a_manifest_without_the_entries_of_one(own, text):
+    path_of(own, "old_embedding").with_suffix(".json").write_text(text)
+    refused("has no entry", own)
 
 
 def test_no_scenario(own):

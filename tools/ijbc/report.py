@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from bct.errors import BctError
-from bct.files import atomic, write_json
+from bct.files import atomic, write_json, write_text
 from bct.metrics import rate_name
 
 SHOWN_FPIRS = (1e-2, 1e-1)
@@ -53,9 +53,10 @@ def draw(tests: dict[str, dict], curves: dict[str, tuple], path: Path, main_far:
         curves: test name -> (FAR, TAR) arrays.
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
+    label = {name: name.replace("$", r"\$") for name in tests}  # between two it would be a formula
     colours = dict(zip(curves, plt.colormaps["tab10"].colors, strict=False))
     for name, (far, tar) in curves.items():
-        left.semilogx(far, tar, label=name, color=colours[name])
+        left.semilogx(far, tar, label=label[name], color=colours[name])
     left.axvline(main_far, color="0.8", zorder=0)
     left.set(xlabel="false accept rate", ylabel="true accept rate", ylim=(0, 1), title="1:1")
     left.grid(alpha=0.3)
@@ -71,7 +72,7 @@ def draw(tests: dict[str, dict], curves: dict[str, tuple], path: Path, main_far:
         bars = right.barh(at, values, height, color=[colours[name] for name in tests],
                           alpha=1 - 0.5 * k, label=column)  # fmt: skip
         right.bar_label(bars, [f"{v:.3f}  {column}" for v in values], padding=3, fontsize=8)
-    right.set_yticks(np.arange(len(tests)) + height * (len(shown) - 1) / 2, list(tests))
+    right.set_yticks(np.arange(len(tests)) + height * (len(shown) - 1) / 2, list(label.values()))
     right.invert_yaxis()
     right.set(xlim=(0, 1.25), title="query / gallery")
     right.spines[["top", "right"]].set_visible(False)
@@ -86,8 +87,7 @@ def write(
     """<target>.md, <target>.json and <target>.png."""
     file = {kind: target.with_name(f"{target.name}.{kind}") for kind in ("json", "md", "png")}
     write_json(file["json"], summary)
-    with atomic(file["md"]) as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(file["md"], text + "\n")
     drawn = {name: summary["tests"][name] for name in curves}
     draw(drawn, curves, file["png"], main_far)
 

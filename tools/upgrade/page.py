@@ -8,7 +8,7 @@ import jinja2
 import numpy as np
 import simplejpeg
 
-from bct.files import atomic, write_json
+from bct.files import write_json, write_text
 from bct.metrics import rate_name
 from tools.ijbc.features import LooseCrops
 from tools.ijbc.protocol import Protocol
@@ -62,7 +62,7 @@ def write(
     }
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=lambda name: ".html" in name,
+        autoescape=jinja2.select_autoescape(["html.j2"]),
         undefined=jinja2.StrictUndefined,
         keep_trailing_newline=True,
     )
@@ -70,8 +70,7 @@ def write(
     write_json(folder / "report.json", report)
     for name in ("report.md", "report.html"):
         text = environment.get_template(f"{name}.j2").render(values)
-        with atomic(folder / name) as temporary:
-            temporary.write_text(text, encoding="utf-8")
+        write_text(folder / name, text)
 
 
 def thumbnails(protocol: Protocol, report: dict) -> dict[int, str]:
