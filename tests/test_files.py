@@ -167,6 +167,7 @@ def test_a_file_taken_for_a_leftover_before_its_lock(tmp_path, monkeypatch):
 
     monkeypatch.setattr(fcntl, "flock", late)
     with atomic(tmp_path / "a.txt") as temporary:
+        assert temporary.exists()
         temporary.write_text("there")
     assert taken and (tmp_path / "a.txt").read_text() == "there"
     assert names(tmp_path) == ["a.txt"]
