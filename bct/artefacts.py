@@ -31,7 +31,7 @@ from bct.datasets import Faces
 from bct.errors import BctError
 from bct.files import ROOT, atomic, read_json, sha256, sha256_file, write_json
 from bct.scenarios import artefact_name, scenario_of
-from bct.weights import read_weights
+from bct.tensors import read_tensors
 
 # kind: (end of the file name, command that makes it)
 KINDS = {
@@ -281,7 +281,7 @@ class OldModel:
         """
         self._model()
         weights = next(iter(self.manifests.values()))["weights"]
-        state = read_weights(weights)
+        state = read_tensors(weights)
         if "cls_fc.weight" not in state:
             raise BctError(
                 f"{weights} holds no classifier: only softmax old models keep theirs",

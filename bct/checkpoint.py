@@ -1,159 +1,57 @@
-"""A run's output directory: what it holds, whether it may be continued, and the files themselves.
+"""Checkpoints: the whole state of a run, whole on disk or not there at all.
 
-config.py       the resolved config
-run.json        what the run depends on, and whether it is finished
-model.pt        the network's state_dict (insightface's keys), after every epoch
-model.json      network, embedding size and what else is needed to use model.pt
-best.pt         the same at the best verification result, when there are val_targets
-checkpoint.pt   everything needed to resume, class centres in global class order
-training.log, metrics.jsonl, tensorboard/
+checkpoints/step_00012000.pt is written under another name, flushed to the disk and renamed, and
+older ones are deleted after that: the last good one outlives a crash or a full disk at any moment.
+Loading checks every byte against the CRC-32 in the file and falls back on the one before.
+
+A checkpoint has the parameters, class centres and what is cut like them in global class order, the
+optimiser, the loss scaler, the buffers of every rank (batch-norm statistics differ), and the
+progress. Random streams are not in it: each is a function of the seed, the step and the rank.
 """
 
-import datetime
-import shutil
+import logging
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from easydict import EasyDict
 from torch import nn
 
 from bct import distributed
-from bct.config import save_config
 from bct.errors import BctError
-from bct.files import atomic, read_json, sha256_file, write_json
+from bct.files import atomic
 from bct.partial_fc import classes_to_rank0, own_classes
+from bct.tensors import read_tensors
 
-# keys that do not change what is learnt
-_FREE = {
-    *("name", "output", "resume", "overwrite", "rec", "rec_val", "rec_backend", "num_workers"),
-    *("frequent", "verbose", "val_targets", "feature_save", "num_classes", "num_image"),
-}
+_NAME = re.compile(r"step_(\d+)\.pt")
 
 
-def run_identity(cfg: EasyDict, **inputs: str) -> dict[str, Any]:
-    """What a run's result depends on: config values and fingerprints of its inputs."""
-    values = {key: value for key, value in cfg.items() if key not in _FREE}
-    # through JSON, so that it compares equal to what is read back: tuples become lists
-    return {
-        key: list(value) if isinstance(value, tuple) else value
-        for key, value in {**values, **inputs}.items()
-    }
-
-
-def prepare_output(cfg: EasyDict, identity: dict[str, Any]) -> str:
-    """Decides on rank 0, for all ranks, how to start: "fresh", "resume" or "finished".
-
-    Nothing is replaced without overwrite=True. Raises BctError when the directory holds a run that
-    may neither be continued nor replaced.
-    """
-    decision: list[Any] = [None]
-    if distributed.is_main():
-        try:
-            decision[0] = _decide(cfg, identity)
-            if decision[0] == "fresh":
-                _clear(Path(cfg.output))
-                write_json(Path(cfg.output) / "run.json", {"finished": False, "identity": identity})
-            if decision[0] != "finished":
-                save_config(cfg, Path(cfg.output) / "config.py")
-        except BctError as error:
-            decision[0] = error
-    if distributed.world_size() > 1:
-        dist.broadcast_object_list(decision, src=0)
-    if isinstance(decision[0], BctError):
-        raise decision[0]
-    return decision[0]
-
-
-def _decide(cfg: EasyDict, identity: dict[str, Any]) -> str:
-    output = Path(cfg.output)
-    if not (output / "run.json").is_file():
-        if (output / "model.pt").is_file() and not cfg.overwrite:
-            raise BctError(
-                f"{output} holds a model.pt that is not from this program",
-                "choose another output=..., or pass overwrite=True to replace it",
-            )
-        return "fresh"
-    run = read_json(output / "run.json")
-    before = run["identity"]
-    changed = [k for k in identity.keys() | before.keys() if identity.get(k) != before.get(k)]
-    if changed:
-        if cfg.overwrite:
-            return "fresh"
-        detail = ", ".join(
-            f"{k} {before.get(k)!r} -> {identity.get(k)!r}"[:80] for k in sorted(changed)[:3]
-        )
-        raise BctError(
-            f"{output} holds a run with other settings or inputs ({detail})",
-            "choose another output=..., or pass overwrite=True to replace that run",
-        )
-    if cfg.resume and run["finished"]:
-        return "finished"
-    if cfg.resume:
-        return "resume" if (output / "checkpoint.pt").is_file() else "fresh"
-    if cfg.overwrite:
-        return "fresh"
-    what = "this finished run" if run["finished"] else "this run, unfinished"
-    raise BctError(
-        f"{output} already holds {what}",
-        "pass resume=True to keep and continue it, or overwrite=True to start over",
-    )
-
-
-def _clear(output: Path) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    networks = ("model.pt", "model.json", "best.pt", "best.json")
-    for name in ("run.json", "checkpoint.pt", "training.log", "metrics.jsonl", *networks):
-        (output / name).unlink(missing_ok=True)
-    shutil.rmtree(output / "tensorboard", ignore_errors=True)
-
-
-def finish(cfg: EasyDict, identity: dict[str, Any]) -> None:
-    """Marks a run as complete."""
-    if distributed.is_main():
-        write_json(Path(cfg.output) / "run.json", {"finished": True, "identity": identity})
-
-
-def save_model(cfg: EasyDict, backbone: nn.Module, head: nn.Module, step: int, name: str) -> None:
-    """Writes model.pt or best.pt with its JSON, on rank 0."""
-    if not distributed.is_main():
-        return
-    state = {key: value.cpu() for key, value in backbone.state_dict().items()}
-    if cfg.head == "softmax":  # the reference keeps the old classifier with the network
-        state |= {f"cls_fc.{key}": value.cpu() for key, value in head.state_dict().items()}
-    path = Path(cfg.output) / name
-    with atomic(path) as temporary:
-        torch.save(state, temporary)
-    write_json(
-        path.with_suffix(".json"),
-        {
-            "network": cfg.network,
-            "embedding_size": cfg.embedding_size,
-            "config": cfg.name,
-            "head": cfg.head,
-            "num_classes": cfg.num_classes,
-            "step": step,
-            "sha256": sha256_file(path),
-            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        },
-    )
+def checkpoints(output: str | Path) -> list[Path]:
+    """A run's checkpoints, the latest first."""
+    files = [f for f in (Path(output) / "checkpoints").glob("step_*.pt") if _NAME.fullmatch(f.name)]
+    return sorted(files, key=lambda f: int(_NAME.fullmatch(f.name)[1]), reverse=True)
 
 
 def save_checkpoint(
-    path: Path,
+    output: str | Path,
     progress: dict[str, Any],
     backbone: nn.Module,
     method: nn.Module,
     head: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
+    keep: int = 2,
 ) -> None:
     """Writes the whole state of a run; every rank has to call it.
 
-    The head's parameters, their optimiser state and what the method cuts like them are stored in
-    global class order.
+    Args:
+        progress: plain numbers, among them "step".
+        keep: how many checkpoints are left, this one included.
+
+    Raises:
+        BctError: it can't be written; those that were there still are.
     """
     head_state = {key: head.to_global(value) for key, value in head.state_dict().items()}
     method_state = method.state_dict()
@@ -161,42 +59,113 @@ def save_checkpoint(
         method_state[key] = classes_to_rank0(method_state[key], method.cfg.num_classes)
     state = optimizer.state_dict()
     state["state"] = _map_head_state(state, head.to_global)
+    buffers = _buffers_of_ranks(backbone, method)
     if distributed.is_main():
-        with atomic(path) as temporary:
-            torch.save(
-                {
-                    "progress": progress,
-                    "backbone": backbone.state_dict(),
-                    "method": method_state,
-                    "head": head_state,
-                    "optimizer": state,
-                    "scaler": scaler.state_dict(),
-                },
-                temporary,
-            )
+        path = Path(output) / "checkpoints" / f"step_{progress['step']:08d}.pt"
+        whole = {
+            "progress": {**progress, "world_size": distributed.world_size()},
+            "backbone": backbone.state_dict(),
+            "method": method_state,
+            "head": head_state,
+            "optimizer": state,
+            "scaler": scaler.state_dict(),
+            "buffers": buffers,
+        }
+        try:
+            with atomic(path) as temporary, open(temporary, "wb") as file:
+                torch.save(whole, file)
+        except (OSError, RuntimeError) as error:
+            last = next(iter(checkpoints(output)), None)
+            kept = f"{last} is intact" if last else "there is none yet"
+            raise BctError(
+                f"can't write the checkpoint {path} ({error}); {kept}",
+                "free some space or mend the folder, then go on with resume=True",
+            ) from None
+        for old in checkpoints(output)[keep:]:
+            old.unlink()
     distributed.barrier()
 
 
 def load_checkpoint(
-    path: Path,
+    output: str | Path,
     backbone: nn.Module,
     method: nn.Module,
     head: nn.Module,
     optimizer: torch.optim.Optimizer,
     scaler: torch.amp.GradScaler,
 ) -> dict[str, Any]:
-    """Restores a run on any number of ranks and returns its `progress`."""
-    saved = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    backbone.load_state_dict(saved["backbone"])
+    """Restores a run from its latest good checkpoint, on any number of ranks.
+
+    Returns:
+        Its `progress`, with the `world_size` it was saved by. On another one every rank starts
+        from the mean of the ranks' buffers (of rank 0's where they are no real numbers).
+
+    Raises:
+        BctError: no checkpoint is whole, or it is of another network or data set.
+    """
+    chosen: list[Any] = [None]
+    if distributed.is_main():
+        chosen[0] = _latest_whole(output)
+    if distributed.world_size() > 1:
+        dist.broadcast_object_list(chosen, src=0)
+    if isinstance(chosen[0], BctError):
+        raise chosen[0]
+    saved = read_tensors(chosen[0], verify=False)
     for key in method.class_sharded:
         saved["method"][key] = own_classes(saved["method"][key], method.cfg.num_classes)
+    backbone.load_state_dict(saved["backbone"])
     method.load_state_dict(saved["method"])
+    _restore_buffers(saved["buffers"], backbone, method)
     head.load_state_dict({key: head.to_local(value) for key, value in saved["head"].items()})
     state = saved["optimizer"]
     state["state"] = _map_head_state(state, lambda rows: head.to_local(rows).clone())
     optimizer.load_state_dict(state)
     scaler.load_state_dict(saved["scaler"])
     return saved["progress"]
+
+
+def _latest_whole(output: str | Path) -> Path | BctError:
+    """On rank 0: the latest checkpoint that is undamaged."""
+    problem = BctError(f"{output} has no checkpoint", "start over with overwrite=True")
+    for path in checkpoints(output):
+        try:
+            saved = read_tensors(path)
+            if not isinstance(saved, dict) or "buffers" not in saved:
+                raise BctError(f"{path} is not a checkpoint of ours", "remove it from that folder")
+            return path
+        except BctError as error:
+            logging.warning("%s; trying the one before", error.what)
+            problem = error
+    return problem
+
+
+def _buffers_of_ranks(*modules: nn.Module) -> list[list[dict[str, torch.Tensor]]]:
+    """[rank][module]: the saved buffers that are each rank's own, on the CPU."""
+    own = [
+        {
+            key: value.cpu()
+            for key, value in module.state_dict().items()
+            if key in _own_buffers(module)
+        }
+        for module in modules
+    ]
+    return distributed.all_gather_object(own)
+
+
+def _own_buffers(module: nn.Module) -> set[str]:
+    return {name for name, _ in module.named_buffers()} - set(getattr(module, "class_sharded", ()))
+
+
+def _restore_buffers(saved: list[list[dict[str, torch.Tensor]]], *modules: nn.Module) -> None:
+    same = len(saved) == distributed.world_size()
+    for which, module in enumerate(modules):
+        for key, first in saved[0][which].items():
+            everyone = [of_rank[which][key] for of_rank in saved]
+            if same:
+                value = everyone[distributed.rank()]
+            else:
+                value = torch.stack(everyone).mean(0) if first.is_floating_point() else first
+            module.get_buffer(key).copy_(value)
 
 
 def _map_head_state(state: dict[str, Any], convert: Callable) -> dict[int, dict[str, Any]]:

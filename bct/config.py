@@ -27,6 +27,7 @@ CHOICES = {
     "optimizer": ("sgd", "adamw"),
     "amp": (None, "bf16", "fp16", "off"),
     "rec_backend": ("native", "mxnet"),
+    "on_bad_record": ("error", "skip"),
     "scenario": (None, "OPclass", "OPdata", "EXclass", "EXdata"),
 }
 TYPES = {  # of the keys whose default is None
@@ -36,6 +37,7 @@ TYPES = {  # of the keys whose default is None
     "decay_epoch": list,
 }
 POSITIVE = ("embedding_size", "batch_size", "gradient_acc", "frequent", "verbose", "scale", "lr")
+POSITIVE += ("save_every", "keep_checkpoints", "timeout")
 
 
 def load_config(

@@ -45,11 +45,20 @@ class RecordFaces:
     def _read_header(self, label: np.ndarray) -> tuple[np.ndarray, int]:
         """[n + 1, n + 1 + identities] as insightface writes it, or [n + 1, classes] as split
         shards have it; there are never more classes than images, so the two can't be confused."""
-        images, second = int(label[0]) - 1, int(label[1])
-        if images < 1 or images not in self.reader:
+        if len(label) != 2 or not np.isfinite(label).all():
             raise BctError(
-                f"{self.path}: its header promises {images} images, its index has no key {images}",
-                "the .rec/.idx pair is incomplete or mixed up: copy both files again",
+                f"{self.path}: the labels of its header are {label.tolist()}, not two counts",
+                "copy both files again, or write the set with insightface's or our tools",
+            )
+        images, second = int(label[0]) - 1, int(label[1])
+        keys = self.reader.keys
+        found = np.count_nonzero((keys >= 1) & (keys <= images))  # keys are distinct
+        if images < 1 or found < images:
+            raise BctError(
+                f"{self.path}: its header promises images 1 to {images}, its index has {found} of "
+                "these keys",
+                "the .rec/.idx pair is incomplete or mixed up: copy both files again; "
+                "tools/check_rec.py lists what is missing",
             )
         return np.arange(1, images + 1), second - images - 1 if second > images else second
 
@@ -61,7 +70,11 @@ class RecordFaces:
         """int64 (n,), label of every index; reads the record headers only."""
         order = np.argsort(self.reader.keys, kind="stable")
         at = order[np.searchsorted(self.reader.keys, self.keys, sorter=order)]
-        return self.reader.labels()[at].astype(np.int64)
+        labels = self.reader.labels()[at]
+        wrong = np.flatnonzero(~(np.abs(labels) < 2**31))
+        if len(wrong):
+            raise self.reader.broken(int(self.keys[wrong[0]]), f"its label is {labels[wrong[0]]}")
+        return labels.astype(np.int64)
 
     @property
     def num_classes(self) -> int:
@@ -70,7 +83,10 @@ class RecordFaces:
     def payload(self, index: int) -> tuple[memoryview, int]:
         """Encoded image and label."""
         header, data = self.reader.read(int(self.keys[index]))
-        return data, int(np.ravel(header.label)[0])
+        label = np.ravel(header.label)[0]
+        if not abs(label) < 2**31:  # NaN too
+            raise self.reader.broken(int(self.keys[index]), f"its label is {label}")
+        return data, int(label)
 
     def load(self, index: int, out: np.ndarray) -> int:
         """Decodes an image into `out` uint8 (H, W, 3), returns its label. BctError if broken."""

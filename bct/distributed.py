@@ -5,19 +5,26 @@ Every random draw of a run is a pure function of (seed, what for, rank, epoch or
 """
 
 import ctypes
+import datetime
 import hashlib
 import os
 import sys
+from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 
+from bct.errors import BctError
 
-def setup() -> torch.device:
+
+def setup(timeout: float = 10) -> torch.device:
     """Joins torchrun's process group if there is one and returns this process's device.
 
     NCCL on GPUs, gloo on CPUs. Plain `python` (no RANK in the environment) stays a single process
     without any process group.
+
+    Args:
+        timeout: minutes that a collective waits for the other ranks before it fails.
     """
     cuda = torch.cuda.is_available()
     device = (
@@ -29,8 +36,58 @@ def setup() -> torch.device:
     else:
         _keep_freed_memory()
     if "RANK" in os.environ and not dist.is_initialized():
-        dist.init_process_group("nccl" if cuda else "gloo", device_id=device if cuda else None)
+        store, rank, world_size = _store(timeout)
+        dist.init_process_group(
+            "nccl" if cuda else "gloo",
+            store=store,
+            rank=rank,
+            world_size=world_size,
+            device_id=device if cuda else None,
+            timeout=datetime.timedelta(minutes=timeout),
+        )
     return device
+
+
+def _store(timeout: float) -> tuple[dist.Store, int, int]:
+    """The key-value store through which ranks find each other, this rank, and their number.
+
+    torchrun's outlives the ranks. With --max-restarts the new ones must not find the addresses of
+    the dead in it (torch 2.15 lets them), so every attempt has keys of its own.
+    """
+    wait = datetime.timedelta(minutes=timeout)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=wait))
+    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
+    store = dist.PrefixStore(f"attempt_{attempt}", store)
+    if rank == 0:
+        store.set("world_size", str(world_size))
+    elif (expected := int(store.get("world_size"))) != world_size:
+        raise BctError(
+            f"rank {rank} was started for {world_size} ranks, rank 0 for {expected}",
+            "give all of them the same WORLD_SIZE, or start them with torchrun",
+        )
+    return store, rank, world_size
+
+
+def fail(report: str) -> NoReturn:
+    """Ends this rank of several with exit code 1. Only the first rank of the job to fail prints.
+
+    The others mostly fail because of it: their collectives break. The process ends here and now,
+    since threads and destructors of a broken process group may wait for ever.
+    """
+    try:
+        first = _store(timeout=0.3)[0].add("failed", 1) == 1
+    except (RuntimeError, ValueError, BctError):  # no store to ask, or not for us
+        first = True
+    if first:
+        print(f"rank {rank()}: {report}", file=sys.stderr)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def is_peer_failure(error: Exception) -> bool:
+    """Whether an exception is a collective's: another rank has died or does not answer."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error)
 
 
 def shutdown() -> None:
@@ -39,7 +96,7 @@ def shutdown() -> None:
 
 
 def rank() -> int:
-    return dist.get_rank() if dist.is_initialized() else 0
+    return dist.get_rank() if dist.is_initialized() else int(os.environ.get("RANK", 0))
 
 
 def world_size() -> int:
@@ -59,6 +116,27 @@ def say(text: str) -> None:
     """Prints a line from rank 0 only."""
     if is_main():
         print(text, flush=True)
+
+
+def agree(**values: str) -> None:
+    """Raises BctError, on all ranks, if they don't all have the same values."""
+    everyone = all_gather_object(values)
+    for other, theirs in enumerate(everyone):
+        for key, mine in everyone[0].items():
+            if theirs[key] != mine:
+                raise BctError(
+                    f"ranks 0 and {other} differ in {key}: {mine[:200]} and {theirs[key][:200]}",
+                    "start all ranks with the same code, config and data",
+                )
+
+
+def all_gather_object(value: object) -> list:
+    """Every rank's value, in rank order. For small things: they are pickled."""
+    everyone = [value]
+    if world_size() > 1:
+        everyone = [None] * world_size()
+        dist.all_gather_object(everyone, value)
+    return everyone
 
 
 def seed_of(*key: int | str) -> int:

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from bct import distributed
 from bct.errors import BctError
+from bct.files import atomic
 
 
 def progress(items: Iterable, what: str, total: int | None = None, unit: str = "it") -> tqdm:
@@ -35,13 +36,26 @@ class RunLog:
 
     Writes to `output`: training.log (also on the screen), metrics.jsonl and tensorboard/.
     Speed excludes the time inside `paused`; data-wait is the share of time the loop waited for its
-    next batch.
+    next batch. Lines of a former attempt beyond the step it resumes from are dropped.
+
+    Args:
+        scaler: its scale and the steps it has skipped are logged, if it is at work.
+        bad: counts the images that were skipped, if they are.
     """
 
-    def __init__(self, cfg: EasyDict, total_steps: int, start_step: int):
+    def __init__(
+        self,
+        cfg: EasyDict,
+        total_steps: int,
+        start_step: int,
+        scaler: torch.amp.GradScaler,
+        bad: "BadRecords | None" = None,
+    ):
         self.cfg, self.total, self.first = cfg, total_steps, start_step
+        self.scaler, self.bad = scaler, bad
         self.sums: dict[str, torch.Tensor] = {}
         self.count, self.waited, self.pauses = 0, 0.0, 0.0
+        self.scale, self.overflows = scaler.get_scale(), 0
         self.writer = self.jsonl = None
         self.bar = progress((), cfg.name, total_steps, unit="step")
         self.bar.update(start_step)
@@ -57,7 +71,8 @@ class RunLog:
             for handler in self.handlers:
                 handler.setFormatter(logging.Formatter("Training: %(asctime)s-%(message)s"))
                 logging.getLogger().addHandler(handler)
-            self.writer = SummaryWriter(output / "tensorboard")
+            _forget_after(output / "metrics.jsonl", start_step)
+            self.writer = SummaryWriter(output / "tensorboard", purge_step=start_step + 1)
             self.jsonl = open(output / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self.started = self.last = time.perf_counter()
 
@@ -78,18 +93,18 @@ class RunLog:
         epoch: int,
         lr: float,
         losses: dict[str, torch.Tensor],
-        scaler: torch.amp.GradScaler,
     ) -> None:
         """Called after every optimiser step; writes a line every `frequent` of them.
 
         Args:
             losses: the step's loss terms; they stay on the device until a line is written.
-
-        Raises:
-            BctError: the loss is not finite (noticed when a line is due).
         """
         self.bar.update()
         self.count += 1
+        if self.scaler.is_enabled():
+            scale = self.scaler.get_scale()
+            self.overflows += scale < self.scale  # it falls after a skipped step, and then only
+            self.scale = scale
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0) + value
         if step % self.cfg.frequent and step != self.total:
@@ -102,19 +117,20 @@ class RunLog:
         images = self.count * per_step
         speed, wait = images / elapsed, self.waited / elapsed
         hours = (now - self.started) / (step - self.first) * (self.total - step) / 3600
-        if loss != loss or loss in (float("inf"), float("-inf")):
-            raise BctError(
-                f"the loss is {loss} at step {step} (epoch {epoch}, lr {lr:g})",
-                "lower lr, add warmup_epoch or use amp=off; resume=True starts from the last epoch",
-            )
-        enabled = scaler.is_enabled()
-        grad_scale = f"Fp16 Grad Scale: {scaler.get_scale():2.0f}   " if enabled else ""
+        extra = {"epoch": epoch, "loss": loss, "learning_rate": lr, "speed": speed}
+        grad_scale = ""
+        if self.scaler.is_enabled():
+            grad_scale = f"Fp16 Grad Scale: {self.scale:2.0f}   Overflows: {self.overflows}   "
+            extra |= {"grad_scale": self.scale, "overflows": self.overflows}
+        skipped = ""
+        if self.bad is not None:
+            extra["bad_records"] = count = sum(distributed.all_gather_object(self.bad.count))
+            skipped = f"   BadRecords: {count}" if count else ""
         logging.info(
             f"Speed {speed:.2f} samples/sec   Loss {loss:.4f}   LearningRate {lr:.6f}   "
             f"Epoch: {epoch}   Global Step: {step}   {grad_scale}Required: {hours:1.0f} hours   "
-            f"DataWait: {wait:.0%}"
+            f"DataWait: {wait:.0%}{skipped}"
         )
-        extra = {"epoch": epoch, "loss": loss, "learning_rate": lr, "speed": speed}
         self.scalars(step, **extra, data_wait=wait, time_for_end=hours, **_prefixed(terms))
         self.last, self.sums = now, {}
         self.count, self.waited, self.pauses = 0, 0.0, 0.0
@@ -146,6 +162,49 @@ class RunLog:
             for handler in self.handlers:
                 logging.getLogger().removeHandler(handler)
                 handler.close()
+
+
+class BadRecords:
+    """Images that training goes on without: counted, listed in bad_records.txt, and bounded.
+
+    Every time one is met counts, so that the rate is that of the images trained on.
+
+    Args:
+        cfg: output, and max_bad_rate, the share above which it raises BctError.
+    """
+
+    def __init__(self, cfg: EasyDict):
+        self.file, self.limit = Path(cfg.output) / "bad_records.txt", cfg.max_bad_rate
+        self.count, self.seen = 0, 0
+
+    def __call__(self, images: int, problems: list[str]) -> None:
+        self.seen += images
+        self.count += len(problems)
+        if not problems:
+            return
+        with open(self.file, "a", encoding="utf-8") as file:  # short appends don't mix
+            file.writelines(f"rank {distributed.rank()}: {problem}\n" for problem in problems)
+        for problem in problems:
+            logging.warning("skipped: %s", problem)
+        if self.count > self.limit * max(self.seen, _ENOUGH):
+            raise BctError(
+                f"{self.count} of {self.seen} images could not be read, more than the "
+                f"{self.limit:g} of max_bad_rate; {self.file} lists them",
+                "copy the data again; tools/check_rec.py examines a whole record file",
+            )
+
+
+_ENOUGH = 1000  # images after which a rate means something
+
+
+def _forget_after(path: Path, step: int) -> None:
+    """Drops the lines of later steps, which will be run again, and one that was cut by a crash."""
+    if not path.is_file():
+        return
+    whole = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
+    kept = [line for line in whole if json.loads(line)["step"] <= step]
+    with atomic(path) as temporary:
+        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
 
 def _prefixed(terms: dict[str, float]) -> dict[str, float]:

@@ -43,6 +43,9 @@ class Method(nn.Module):
     def begin_epoch(self, epoch: int, embed: Callable[[np.ndarray], np.ndarray]) -> None:
         """Called before each epoch, on all ranks at once.
 
+        What it computes has to be kept in buffers: a run that resumes within an epoch gets them
+        from the checkpoint instead of calling this again.
+
         Args:
             embed: int64 (k,) indices of the training set -> float32 (k, D), the network's
                 embeddings of these images as they are (evaluation mode, not mirrored). When one

@@ -3,7 +3,10 @@
 import contextlib
 import inspect
 import logging
+import os
+import signal
 import sys
+import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -18,21 +21,17 @@ from backbones import get_model
 from bct import distributed
 from bct.amp import allow_fast_matmul, amp_dtype, make_scaler
 from bct.artefacts import OldModel
-from bct.checkpoint import (
-    finish,
-    load_checkpoint,
-    prepare_output,
-    run_identity,
-    save_checkpoint,
-    save_model,
-)
+from bct.checkpoint import load_checkpoint, save_checkpoint
 from bct.config import command_line, load_config, require
 from bct.datasets import Faces, SyntheticFaces, open_faces
 from bct.errors import BctError, run_cli
 from bct.loader import Batch, Loader
-from bct.log import RunLog
+from bct.log import BadRecords, RunLog
 from bct.method import Method
+from bct.numerics import FiniteCheck, Outcome
+from bct.output import finish, prepare_output, run_identity, save_model
 from bct.partial_fc import PartialFC, SoftmaxHead
+from bct.signals import StopRequest
 from bct.verification import VerificationSet, load_bin, verify
 
 
@@ -47,30 +46,42 @@ def main(method_class: type[Method], default_config: str | None = None) -> None:
     def run() -> None:
         here = Path(sys.argv[0]).resolve().parent
         config, overrides = command_line(here / default_config if default_config else None)
-        device = distributed.setup()
-        try:
-            train(load_config(config, overrides, method_class.defaults), method_class, device)
-        finally:
-            distributed.shutdown()
+        cfg = load_config(config, overrides, method_class.defaults)
+        if int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)):  # torchrun --max-restarts
+            cfg.resume = True
+        device = distributed.setup(cfg.timeout)
+        code = train(cfg, method_class, device)
+        distributed.shutdown()
+        sys.exit(code)
 
     run_cli(run)
 
 
-def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> None:
-    """Trains cfg.network on cfg.rec with a method and leaves the result in cfg.output."""
+def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> int:
+    """Trains cfg.network on cfg.rec with a method and leaves the result in cfg.output.
+
+    Returns:
+        The exit code: 0, or 128 + the number of the signal that stopped it.
+    """
     require(cfg, "rec", "num_epoch")
     faces = open_training_faces(cfg)
     old = OldModel(cfg, faces, method_class.needs(cfg))
 
     # ---- build: everything that can be refused is refused before the output is touched
+    identity = run_identity(
+        cfg, method=method_class.__name__, data=faces.fingerprint, old=old.fingerprint
+    )
+    settings = {key: repr(value) for key, value in cfg.items() if key not in ("rec", "rec_val")}
+    distributed.agree(**settings, data=faces.fingerprint, old=old.fingerprint)
     torch.manual_seed(cfg.seed)
     dtype = amp_dtype(cfg, device)
     allow_fast_matmul(dtype, device)
     backbone = get_model(cfg.network, cfg.embedding_size, dtype).to(device)
     head = make_head(cfg).to(device)
     method = method_class(cfg, old).to(device)
-    optimizer = make_optimizer(cfg, backbone, method, head)
     scaler = make_scaler(dtype, device)
+    optimizer = make_optimizer(cfg, backbone, method, head, fused=not scaler.is_enabled())
+    bad = BadRecords(cfg) if cfg.on_bad_record == "skip" else None
     loader = Loader(
         faces,
         cfg.batch_size,
@@ -78,52 +89,92 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> No
         seed=cfg.seed,
         num_workers=cfg.num_workers,
         num_classes=cfg.num_classes,
+        broken=bad,
     )
     sets = [load_bin(rec_val_folder(cfg, faces) / f"{name}.bin") for name in cfg.val_targets]
     steps_per_epoch = len(loader) // cfg.gradient_acc
     total, warmup = steps_per_epoch * cfg.num_epoch, steps_per_epoch * cfg.warmup_epoch
 
     # ---- start, resume, or find it done
-    identity = run_identity(
-        cfg, method=method_class.__name__, data=faces.fingerprint, old=old.fingerprint
-    )
     start = prepare_output(cfg, identity)
     if start == "finished":
-        return distributed.say(f"{cfg.output} holds this run, finished: reusing it")
-    state = {"epoch": 0, "step": 0, "best": 0.0}
+        distributed.say(f"{cfg.output} holds this run, finished: reusing it")
+        return 0
+    trained = [replicate(module, device) for module in (backbone, method, head)]
+    state = {"step": 0, "best": 0.0}
     whole = (backbone, method, head, optimizer, scaler)
     if start == "resume":
-        state = load_checkpoint(Path(cfg.output) / "checkpoint.pt", *whole)
-    trained = [replicate(module, device) for module in (backbone, method, head)]
+        state = continue_from(load_checkpoint(cfg.output, *whole), cfg, steps_per_epoch)
+    check = FiniteCheck(cfg, faces)
 
     # ---- train
-    with RunLog(cfg, total, state["step"]) as log:
+    with RunLog(cfg, total, state["step"], scaler, bad) as log, StopRequest() as stop:
         logging.info(
             f"{method_class.__name__}: {cfg.network} in {dtype or torch.float32} on {device}, "
             f"{len(faces)} images of {cfg.num_classes} classes, {total} steps"
         )
         embed = partial(embed_images, cfg, backbone, faces, device)
-        for epoch in range(state["epoch"], cfg.num_epoch):
-            with log.paused():
-                method.begin_epoch(epoch, embed)
-            batches = log.timed(loader.epoch(epoch, method.fetch))
-            for _ in range(steps_per_epoch):
+        while state["step"] < total:
+            epoch, done = divmod(state["step"], steps_per_epoch)
+            if done == 0:
+                with log.paused():
+                    method.begin_epoch(epoch, embed)
+            batches = log.timed(loader.epoch(epoch, method.fetch, done * cfg.gradient_acc))
+            for _ in range(done, steps_per_epoch):
                 lr = lr_at(state["step"], total, warmup, cfg.lr, cfg.lr_power)
                 if cfg.decay_epoch:
                     lr = cfg.lr * 0.1 ** sum(epoch >= decay for decay in cfg.decay_epoch)
-                losses = train_step(cfg, batches, trained, optimizer, scaler, lr, state["step"])
-                state["step"] += 1
-                log.step(state["step"], epoch, lr, losses, scaler)
-                if sets and (state["step"] % cfg.verbose == 0 or state["step"] == total):
-                    with log.paused():
+                outcome = train_step(cfg, batches, trained, optimizer, scaler, lr, state["step"])
+                state["step"] = step = state["step"] + 1
+                check.note(step, lr, outcome)
+                asked, end = stop.agreed(), step % steps_per_epoch == 0
+                verification_due = sets and (step % cfg.verbose == 0 or step == total)
+                save_due = asked or end or step % cfg.save_every == 0
+                if verification_due or save_due or step % cfg.frequent == 0:
+                    check.verify()
+                log.step(step, epoch, lr, outcome.losses)
+                with log.paused():
+                    if verification_due:
                         evaluate(cfg, backbone, head, sets, state, log, device)
-            state["epoch"] = epoch + 1
-            with log.paused():
-                share_statistics(cfg, backbone)
-                save_model(cfg, backbone, head, state["step"], "model.pt")
-                save_checkpoint(Path(cfg.output) / "checkpoint.pt", state, *whole)
+                    if end:
+                        share_statistics(cfg, backbone)
+                        save_model(cfg, backbone, head, step, "model.pt")
+                    if save_due:
+                        save(cfg, state, steps_per_epoch, whole, log)
+                if asked and step < total:
+                    name = signal.Signals(asked).name
+                    logging.info(f"stopped by {name} after step {step}: go on with resume=True")
+                    return 128 + asked
     finish(cfg, identity)
     distributed.say(f"the trained network is {cfg.output}/model.pt")
+    return 0
+
+
+def continue_from(progress: dict, cfg: EasyDict, steps_per_epoch: int) -> dict:
+    """The state to go on with; says what differs when the batches are cut in another way."""
+    then = {key: progress[key] for key in ("world_size", "batch_size", "gradient_acc")}
+    now = {"world_size": distributed.world_size(), **batch_shape(cfg)}
+    step = progress["step"]
+    if then != now:
+        step = round(step / progress["steps_per_epoch"] * steps_per_epoch)
+        distributed.say(
+            f"warning: continuing a run of {then} as {now}, at step {step}: weights, centres, "
+            "momentum and epoch are the same; batches, mirroring, random draws, each rank's batch "
+            "statistics and rounding are not what they would have been"
+        )
+    return {"step": step, "best": progress["best"]}
+
+
+def batch_shape(cfg: EasyDict) -> dict[str, int]:
+    return {"batch_size": cfg.batch_size, "gradient_acc": cfg.gradient_acc}
+
+
+def save(cfg: EasyDict, state: dict, steps_per_epoch: int, whole: tuple, log: RunLog) -> None:
+    """Writes a checkpoint and logs how long the training stood still for it."""
+    began = time.perf_counter()
+    progress = {**state, **batch_shape(cfg), "steps_per_epoch": steps_per_epoch}
+    save_checkpoint(cfg.output, progress, *whole, keep=cfg.keep_checkpoints)
+    log.scalars(state["step"], checkpoint_seconds=time.perf_counter() - began)
 
 
 def train_step(
@@ -134,16 +185,18 @@ def train_step(
     scaler: torch.amp.GradScaler,
     lr: float,
     step: int,
-) -> dict[str, torch.Tensor]:
-    """One optimiser step over gradient_acc micro-batches; returns the averaged loss terms.
+) -> Outcome:
+    """One optimiser step over gradient_acc micro-batches, whose loss terms are averaged.
 
     trained: backbone, method and head, wrapped for several ranks where they are replicated.
     """
     backbone, method, head = trained
     backbone.train()
     totals: dict[str, torch.Tensor] = {}
+    seen = []
     for micro in range(cfg.gradient_acc):
         batch = next(batches)
+        seen.append(batch.index)
         key = cfg.seed, distributed.rank(), step, micro
         rng = distributed.generator(batch.images.device, "head", *key)
         torch.manual_seed(distributed.seed_of("backbone", *key))  # drop path, masks of ViTs
@@ -160,11 +213,12 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = lr
     scaler.unscale_(optimizer)
-    nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], cfg.clip_norm)  # not the head
+    body = optimizer.param_groups[0]["params"]  # not the head
+    norm = nn.utils.clip_grad_norm_(body, cfg.clip_norm)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad()
-    return totals
+    return Outcome(totals, None if scaler.is_enabled() else norm, torch.cat(seen))
 
 
 @torch.no_grad()
@@ -231,19 +285,23 @@ def make_head(cfg: EasyDict) -> PartialFC | SoftmaxHead:
 
 
 def make_optimizer(
-    cfg: EasyDict, backbone: nn.Module, method: Method, head: nn.Module
+    cfg: EasyDict, backbone: nn.Module, method: Method, head: nn.Module, fused: bool = True
 ) -> torch.optim.Optimizer:
     """SGD or AdamW. The first parameter group is what gradient clipping acts on, backbone and
-    method; the second what the method keeps from weight decay; the last the head's."""
+    method; the second what the method keeps from weight decay; the last the head's.
+
+    fused has to be False with a loss scaler: torch's fused kernels skip a step when the number of
+    ranks that overflowed is 1, and with replicated gradients it is all of them.
+    """
     free = method.undecayed()
     body = [*backbone.parameters(), *method.parameters()]
     body = [p for p in body if p.requires_grad and not any(p is q for q in free)]
     groups = [{"params": body}, {"params": free, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]] + [{"params": list(head.parameters())}]
     if cfg.optimizer == "adamw":
-        return torch.optim.AdamW(groups, cfg.lr, weight_decay=cfg.weight_decay, fused=True)
+        return torch.optim.AdamW(groups, cfg.lr, weight_decay=cfg.weight_decay, fused=fused)
     return torch.optim.SGD(
-        groups, cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=True
+        groups, cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=fused
     )
 
 
@@ -260,6 +318,9 @@ def replicate(module: nn.Module, device: torch.device) -> nn.Module:
         module,
         device_ids=[device.index] if device.type == "cuda" else None,
         gradient_as_bucket_view=True,
+        # otherwise it lays the gradients out anew after the first step, and where one lies decides
+        # in which order gloo adds it up: a resumed run of 3 ranks or more would round differently
+        find_unused_parameters=device.type == "cpu" and distributed.world_size() > 2,
         **keep_buffers,
     )
 

@@ -1,7 +1,6 @@
 """Loading a trained network: our model.pt, insightface's and the MixBCT reference's files, ONNX."""
 
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
@@ -10,6 +9,7 @@ from backbones import get_model
 from bct.errors import BctError
 from bct.files import read_json
 from bct.onnx_model import load_onnx
+from bct.tensors import read_tensors
 
 _WRAPPERS = ("state_dict_backbone", "state_dict", "model", "backbone")  # keys of whole checkpoints
 _PREFIXES = ("module.", "backbone.")
@@ -90,23 +90,8 @@ def _named(sidecar: Path) -> str:
     return said["network"]
 
 
-def read_weights(weights: str | Path) -> Any:
-    """What torch.save wrote, if it is tensors and plain containers; nothing else is unpickled.
-
-    Raises BctError for any other file.
-    """
-    try:
-        return torch.load(weights, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for a damaged or foreign file
-        reason = (str(error).splitlines() or [""])[0][:120]
-        raise BctError(
-            f"{weights} can't be read as weights ({type(error).__name__}: {reason})",
-            "give a file with a state_dict saved by torch.save",
-        ) from None
-
-
 def _state_dict(weights: Path) -> dict[str, torch.Tensor]:
-    saved = read_weights(weights)
+    saved = read_tensors(weights)
     for key in _WRAPPERS:
         if isinstance(saved, dict) and isinstance(saved.get(key), dict):
             saved = saved[key]

@@ -30,6 +30,8 @@ config.num_classes = None  # read from the data; checked when given
 config.num_image = None  # likewise
 config.rec_backend = "native"  # or "mxnet"
 config.num_workers = 2
+config.on_bad_record = "error"  # or "skip": train on another image of the batch, count and list it
+config.max_bad_rate = 0.01  # share of skipped images above which the run stops all the same
 
 # the old model, for compatible training
 config.scenario = None  # "OPclass", "OPdata", "EXclass", "EXdata"
@@ -57,6 +59,9 @@ config.seed = 666
 config.output = None  # None: work_dirs/<config name>
 config.resume = False  # continue this config's run in `output`, or keep it if it is finished
 config.overwrite = False  # replace a run that does not match
+config.save_every = 1000  # steps between checkpoints; there is one after every epoch, too
+config.keep_checkpoints = 2  # how many are left
+config.timeout = 10.0  # minutes that a rank waits for the others before the job is taken down
 config.frequent = 20  # steps between log lines
 config.verbose = 2000  # steps between verifications
 config.val_targets = []  # names of verification sets, <rec_val>/<name>.bin

@@ -95,10 +95,8 @@ def main() -> None:
     if args.plot_only:
         return plot_only(args)
     device = distributed.setup()
-    try:
-        evaluate(args, device)
-    finally:
-        distributed.shutdown()
+    evaluate(args, device)
+    distributed.shutdown()
 
 
 class Model(NamedTuple):

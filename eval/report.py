@@ -75,10 +75,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     device = distributed.setup()
-    try:
-        report(args, device)
-    finally:
-        distributed.shutdown()
+    report(args, device)
+    distributed.shutdown()
 
 
 def report(args: argparse.Namespace, device: torch.device) -> None:

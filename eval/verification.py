@@ -53,10 +53,8 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     device = distributed.setup()
-    try:
-        evaluate(args, device)
-    finally:
-        distributed.shutdown()
+    evaluate(args, device)
+    distributed.shutdown()
 
 
 def evaluate(args: argparse.Namespace, device: torch.device) -> None:

@@ -52,10 +52,8 @@ def main() -> None:
             f"call it {artefact_name(cfg.name, shard)}",
         )
     device = distributed.setup()
-    try:
-        extract(cfg, args.SD, device, args.batch_size, args.force)
-    finally:
-        distributed.shutdown()
+    extract(cfg, args.SD, device, args.batch_size, args.force)
+    distributed.shutdown()
 
 
 @torch.inference_mode()
