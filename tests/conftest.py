@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from faces import picture
+from faces import picture, write_faces
+from tiny import Job
 
 from backbones import get_model
 from tools.ijbc.align import TEMPLATE
@@ -16,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("BCT_SHARED", ROOT.parent / "shared"))
 
 if "OMP_NUM_THREADS" not in os.environ:
-    torch.set_num_threads(2)
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
 
 
 @pytest.fixture(scope="session")
@@ -24,6 +25,13 @@ def shared() -> Path:
     if not SHARED.is_dir():
         pytest.skip(f"{SHARED} does not exist (set BCT_SHARED)")
     return SHARED
+
+
+@pytest.fixture
+def job(tmp_path):
+    """A tiny training job on 20 drawn pictures, see tiny.Job."""
+    write_faces(tmp_path / "train.rec", [4, 5, 3, 4, 4])
+    return Job(tmp_path)
 
 
 @pytest.fixture

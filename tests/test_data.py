@@ -171,7 +171,7 @@ def test_header_that_promises_more_than_the_index(tmp_path):
     with RecordWriter(tmp_path / "a.rec") as writer:
         writer.write(0, Header([9, 2]), b"")
         writer.write(1, Header([0, 0]), jpeg(0, 0))
-    with pytest.raises(BctError, match="promises 8 images"):
+    with pytest.raises(BctError, match="promises images 1 to 8"):
         RecordFaces(tmp_path / "a.rec")
 
 
@@ -216,3 +216,26 @@ def test_lfw(shared):
     faces = open_faces(shared / "data/lfw")
     assert len(faces) == 6671 and faces.num_classes == 1184
     assert np.array_equal(np.unique(faces.labels), np.arange(1184))
+
+
+@pytest.mark.parametrize(
+    ("key", "label", "word"),
+    [
+        (0, [5.0], r"labels of its header are \[5.0\], not two counts"),
+        (0, [float("nan"), 2.0], "not two counts"),
+        (2, float("nan"), r"key 2 at offset \d+ is broken \(its label is nan\)"),
+        (2, [float("inf"), 0.0], r"key 2 at offset \d+ is broken \(its label is inf\)"),
+        (None, None, "promises images 1 to 4, its index has 3"),
+    ],
+)
+def test_labels_and_keys_that_can_not_be(tmp_path, key, label, word):
+    """A missing key in the middle must not shift the labels behind it."""
+    with RecordWriter(tmp_path / "train.rec") as writer:
+        for k in range(5):
+            given = [5.0, 2.0] if k == 0 else float(k % 2)
+            if key is None and k == 2:
+                continue
+            writer.write(k, Header(label if k == key else given, k), b"" if k == 0 else jpeg(0, k))
+    with pytest.raises(BctError, match=word):
+        faces = RecordFaces(tmp_path / "train.rec")
+        assert len(faces.labels) == 4

@@ -2,24 +2,23 @@
 
 import json
 import re
-import runpy
 import shlex
-import sys
+import signal
 
 import numpy as np
 import pytest
 import torch
-from faces import write_faces
+from house import CPU, build, config, tool
 from ranks import run_on_ranks
+from tiny import assert_same_run, stopping_at
 
-from bct.config import load_config
+from bct import distributed
 from bct.errors import BctError
-from bct.files import ROOT, sha256_file
+from bct.files import sha256_file
 from bct.method import Method
 from bct.train import train
 from methods import method_class
 
-CPU = torch.device("cpu")
 TERMS = {
     "MixBCT": {"cls"},
     "BCT": {"cls", "influence"},
@@ -28,56 +27,16 @@ TERMS = {
     "AdvBCT": {"cls", "p2s", "adv"},
     "L2": {"cls", "l2"},
 }
-SMALL = {"UniBCT": ["refresh_epochs=[0, 2]"], "NCCL": ["queue_size=20"]}
-TRAINING = ["batch_size=8", "num_epoch=3", "frequent=1", "num_workers=0", "amp=off", "lr=0.01"]
-
-
-def tool(name, *arguments):
-    """Runs tools/<name>.py in this process, as its command line would."""
-    before, sys.argv = sys.argv, [name, *map(str, arguments)]
-    try:
-        runpy.run_path(str(ROOT / "tools" / f"{name}.py"), run_name="__main__")
-    finally:
-        sys.argv = before
 
 
 @pytest.fixture(scope="module")
 def house(tmp_path_factory):
-    """A data set of 10 identities, its shards, and two softmax old models."""
-    folder = tmp_path_factory.mktemp("house")
-    write_faces(folder / "train.rec", [4, 6, 4, 4, 5, 4, 7, 4, 4, 4])
-    tool("split_dataset", folder / "train.rec", "--ratio", 30)
-    common = (
-        "from easydict import EasyDict\nconfig = EasyDict()\nconfig.embedding_size = 16\n"
-        f"config.rec = {str(folder)!r}\nconfig.network = 'demo_w16'\nconfig.amp = 'off'\n"
-        f"config.feature_save = {str(folder / 'features')!r}\n"
-    )
-    for kind in ("class", "data"):
-        name, output = f"old_{kind}30", f"config.output = {str(folder / kind)!r}\n"
-        (folder / f"{name}.py").write_text(
-            f"{common}{output}config.shard = '{kind}30'\nconfig.head = 'softmax'\n"
-        )
-        old = load_config(folder / f"{name}.py", [*TRAINING, "num_epoch=1"])
-        train(old, Method, CPU)
-        for shard in (f"{kind}70", f"{kind}100"):
-            sd = f"old_{shard}"
-            tool("extract_features", folder / f"{name}.py", "--SD", sd, "num_workers=0")
-            for other in ("denoise", "average_features", "class_statistics"):
-                tool(other, "--SD", sd, "--feature-save", folder / "features")
-            tool("denoise", "--by", "entropy", "--T", 1, "--SD", sd,
-                 "--feature-save", folder / "features")  # fmt: skip
-    (folder / "new.py").write_text(common)
-    return folder
-
-
-def config(house, name, output, *overrides, scenario="OPclass"):
-    given = [f"scenario={scenario}", f"old_config=old_{scenario[2:]}30", f"output={output}"]
-    arguments = [*given, *TRAINING, *SMALL.get(name, ()), *overrides]
-    return load_config(house / "new.py", arguments, method_class(name).defaults)
+    return build(tmp_path_factory.mktemp("house"))
 
 
 def terms_of(output):
-    steps = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+    steps = [line for line in lines if "loss" in line]
     return steps, {key for step in steps for key in step if key.startswith("loss/")}
 
 
@@ -100,30 +59,34 @@ def test_trains_and_leaves_a_plain_network(house, tmp_path, name, parity):
     assert old == {p: sha256_file(p) for p in (house / "features").rglob("*.npy")}
 
 
-class Interrupted(Exception):
-    pass
-
-
+@pytest.mark.parametrize("world_size", [1, 2])
 @pytest.mark.parametrize("name", TERMS)
-def test_a_resumed_run_ends_with_the_same_weights(house, tmp_path, name):
+def test_a_stopped_run_goes_on_as_if_nothing_had_been(house, tmp_path, name, world_size):
+    """Stopped in the second of three epochs, between UniBCT's first and last prototypes."""
+    run_on_ranks(world_size, whole_and_stopped, house, name, tmp_path, "corrected")
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["UniBCT", "NCCL", "AdvBCT"])
+def test_published_runs_go_on_too(house, tmp_path, name):
+    """Here ranks keep batch statistics, AdvBCT's discriminator's too, and queues of their own."""
+    run_on_ranks(2, whole_and_stopped, house, name, tmp_path, "published")
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
+
+
+def whole_and_stopped(house, name, folder, parity):
     original = method_class(name)
+    batch = 8 // distributed.world_size()
 
-    class Stopping(original):
-        calls = 0
+    def run(output, method, *more):
+        overrides = f"batch_size={batch}", f"parity={parity}", *more
+        return train(config(house, name, folder / output, *overrides), method, CPU)
 
-        def forward(self, *arguments):
-            Stopping.calls += 1
-            if Stopping.calls > 9:  # in the third epoch of four steps
-                raise Interrupted
-            return super().forward(*arguments)
-
-    Stopping.__name__ = name  # the run must not be able to tell
-    train(config(house, name, tmp_path / "whole"), original, CPU)
-    with pytest.raises(Interrupted):
-        train(config(house, name, tmp_path / "cut"), Stopping, CPU)
-    train(config(house, name, tmp_path / "cut", "resume=True"), original, CPU)
-    a, b = (torch.load(tmp_path / d / "model.pt", weights_only=True) for d in ("whole", "cut"))
-    assert all(torch.equal(a[key], b[key]) for key in a)
+    assert run("whole", original) == 0
+    assert run("stopped", stopping_at(original, 6)) == 128 + signal.SIGTERM
+    assert not (folder / "stopped" / "run.json").read_text().count("true")
+    assert run("stopped", original, "resume=True") == 0
 
 
 def train_here(house, name, output, parity):

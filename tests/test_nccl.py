@@ -209,7 +209,7 @@ def checkpoint_on_ranks(path, save):
     if save:
         for part in parts[:2]:
             step(method, head, *part)
-        save_checkpoint(path, {}, *rest)
+        save_checkpoint(path, {"step": 2}, *rest)
     else:
         load_checkpoint(path, *rest)
     state = {name: buffer.clone() for name, buffer in method.state_dict().items()}
@@ -217,7 +217,7 @@ def checkpoint_on_ranks(path, save):
 
 
 def test_a_checkpoint_keeps_the_queue_on_any_number_of_ranks(tmp_path):
-    args = checkpoint_on_ranks, tmp_path / "checkpoint.pt"
+    args = checkpoint_on_ranks, tmp_path
     saved = run_on_ranks(2, *args, True)
     opinions = torch.cat([state["opinions"] for state, _ in saved])
     assert opinions.shape == (CLASSES, SLOTS) and (opinions[:, :32].sum(0) > 0.9).all()

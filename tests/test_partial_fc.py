@@ -117,10 +117,25 @@ def on_ranks(f, w, y, rate):
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_equals_the_dense_reference_on_any_number_of_ranks(world_size):
-    f, w, y = problem(classes=53)  # 53 does not divide by 2 or 4
+    compare_with_dense(world_size, *problem(classes=53))  # 53 does not divide by 2 or 4
+
+
+@pytest.mark.parametrize("case", ["labels on one", "one sample each", "one class each"])
+def test_extreme_cuts(case):
+    if case == "labels on one":
+        f, w, y = problem(classes=13)
+        y = y % 4  # the first of four ranks has 4 of the 13 classes
+    elif case == "one sample each":
+        f, w, y = problem(batch=4)
+    else:
+        f, w, y = problem(classes=4)
+    compare_with_dense(4, f, w, y)
+
+
+def compare_with_dense(world_size, f, w, y):
     for rate in (1.0, 0.3, 0.1):
         results = run_on_ranks(world_size, on_ranks, f.float(), w.float(), y, rate)
-        used = torch.arange(53) if rate == 1 else torch.cat([r[1] for r in results])
+        used = torch.arange(len(w)) if rate == 1 else torch.cat([r[1] for r in results])
         assert set(y.tolist()) <= set(used.tolist())
         assert len(used) == len(used.unique())
         f64, w64 = f.clone().requires_grad_(), w.clone().requires_grad_()

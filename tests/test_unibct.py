@@ -208,14 +208,14 @@ def on_ranks(folder, new, old, labels, f, y):
         backbone, head = nn.Linear(2, 2), PartialFC(4, len(SIZES))
         optimizer = make_optimizer(method.cfg, backbone, method, head)
         parts = backbone, method, head, optimizer, make_scaler(None, torch.device("cpu"))
-        asked, path = [], folder / f"{parity}.pt"
-        if path.is_file():
+        asked, path = [], folder / parity
+        if path.is_dir():
             load_checkpoint(path, *parts)
         else:
             method.begin_epoch(
                 10, lambda indices, asked=asked: asked.extend(indices) or new[indices]
             )
-            save_checkpoint(path, {}, *parts)
+            save_checkpoint(path, {"step": 0}, *parts)
         loss, grad = influence_of(method, f[mine], y[mine])
         out.append(
             (asked, method.prototypes, torch.tensor([loss / size]), torch.from_numpy(grad) / size)
