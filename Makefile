@@ -4,7 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
 
-.PHONY: demo demo-short lfw test test-slow test-mxnet lint audit bench install clean
+.PHONY: demo demo-short lfw test test-slow test-mxnet faults lint audit bench install clean
 
 demo: install            ## the whole job on embedded data, about 5 minutes on 2 cores
 	@PYTHON=$(BIN)/python bash runs/demo.sh
@@ -15,11 +15,14 @@ demo-short: install      ## the same, far too little training: to see that it ru
 lfw: install             ## the same on real faces: make lfw LFW=... IJBC=...
 	@PYTHON=$(BIN)/python LFW="$(LFW)" IJBC="$(IJBC)" bash runs/lfw_opclass.sh
 
-test: install            ## the test suite
-	@$(BIN)/python -m pytest
+test: install            ## the test suite, two files at a time
+	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: install       ## the long tests
 	@$(BIN)/python -m pytest -m slow
+
+faults: install          ## kills at random moments: training, extraction, caches
+	@$(BIN)/python -m pytest -m slow tests/faults
 
 test-mxnet: .venv-mxnet/.complete  ## our record files against MXNet itself
 	@PYTHONPATH=. .venv-mxnet/bin/python -m pytest -q -W ignore --noconftest tests/interop_mxnet.py
@@ -32,14 +35,14 @@ audit: install           ## known vulnerabilities of the installed packages
 	@$(BIN)/python .ci/audit.py
 
 bench: install           ## the benchmarks, with their results in benchmarks/results/
-	@for name in loader partial_fc ijbc bootstrap artefacts methods; do \
+	@for name in loader partial_fc ijbc bootstrap artefacts methods checkpoint; do \
 		$(BIN)/python -m benchmarks.$$name --save || exit 1; done
 
 install: $(VENV)/.complete
 
 $(VENV)/.complete: requirements.txt constraints.txt pyproject.toml
 	@echo "installing into $(VENV): about 2 minutes and 6 GB"
-	@$(PYTHON) -m venv $(VENV)
+	@$(PYTHON) -m venv --upgrade-deps $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
 		--constraint constraints.txt --editable '.[test,onnx]'
 	@touch $@
