@@ -19,7 +19,7 @@ test: install            ## the test suite, two files at a time
 	@$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-slow: install       ## the long tests
-	@$(BIN)/python -m pytest -m slow
+	@$(BIN)/python -m pytest -m slow -n 2 --dist loadfile
 
 faults: install          ## kills at random moments: training, extraction, caches
 	@$(BIN)/python -m pytest -m slow tests/faults
