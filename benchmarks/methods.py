@@ -74,6 +74,7 @@ def write_old(cfg, faces: SyntheticFaces) -> None:
         "class_statistics": class_statistics(features, faces.labels),
     }.items():
         made_from = {"kind": kind, "model": "", "weights": "", "data": faces.fingerprint}
+        made_from["data_path"] = "synthetic"
         made_from["dim"] = dim if array.dtype.names else None
         path = artefact_path(kind, cfg.feature_save, cfg.scenario, "old_class70")
         with write_artefact(path, array.shape, array.dtype, **made_from) as out:
