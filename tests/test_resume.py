@@ -178,7 +178,25 @@ def test_a_crash_while_an_old_run_is_cleared_away(job):
 # ---- processes
 
 
-def wait_for(condition, seconds=60):
+@pytest.fixture
+def start():
+    """Starts processes; those that still run at the end are killed, with all of theirs."""
+    started = []
+
+    def begin(command, **options):
+        options = {"stderr": subprocess.PIPE, "text": True, **options}
+        started.append(subprocess.Popen(command, **options))
+        return started[-1]
+
+    yield begin
+    for process in started:
+        if process.poll() is None:
+            for pid in family(process.pid):
+                os.kill(pid, signal.SIGKILL)
+        process.communicate()
+
+
+def wait_for(condition, seconds=300):
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "nothing happened"
@@ -186,32 +204,27 @@ def wait_for(condition, seconds=60):
 
 
 @pytest.mark.parametrize("launcher", [[sys.executable], TORCHRUN], ids=["python", "torchrun"])
-def test_sigterm_saves_and_ends(job, tmp_path, launcher):
-    overrides = ["num_epoch=300", "batch_size=4"]
-    process = subprocess.Popen(
-        [*launcher, *command(job, job.output, *overrides)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+def test_sigterm_saves_and_ends(job, start, launcher):
+    command_line = command(job, job.output, "num_epoch=300", "batch_size=4")
+    process = start([*launcher, *command_line], stdout=subprocess.DEVNULL)
     wait_for(lambda: (job.output / "metrics.jsonl").is_file() and len(steps_of(job.output)) > 2)
     for pid in [*family(process.pid)[:-1], process.pid]:  # as a scheduler does, workers and all
         os.kill(pid, signal.SIGTERM)
-    process.wait(60)
+    process.wait(300)
     assert process.returncode == (143 if launcher != TORCHRUN else 1)
     step = read_tensors(checkpoints(job.output)[0])["progress"]["step"]
     assert f"stopped by SIGTERM after step {step}" in (job.output / "training.log").read_text()
 
 
-def test_torchrun_restarts_after_a_killed_rank(job, tmp_path):
+def test_torchrun_restarts_after_a_killed_rank(job, start, tmp_path):
     overrides = ["num_epoch=12", "batch_size=4", "save_every=1"]
     whole = call([*TORCHRUN, *command(job, tmp_path / "whole", *overrides)])
     assert whole.returncode == 0, whole.stderr
-    process = subprocess.Popen(
-        [*TORCHRUN, "--max-restarts=3", *command(job, job.output, *overrides)],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+    restarting = [*TORCHRUN, "--max-restarts=3", *command(job, job.output, *overrides)]
+    process = start(restarting, stdout=subprocess.DEVNULL)
     wait_for(lambda: len(checkpoints(job.output)) == 2)
     os.kill(family(process.pid)[-2], signal.SIGKILL)
-    assert process.wait(120) == 0, process.stderr.read()
+    assert process.wait(300) == 0, process.stderr.read()
     assert_same_run(tmp_path / "whole", job.output)
 
 
@@ -247,7 +260,7 @@ def test_the_first_rank_to_fail_says_why_and_the_job_ends(job, tmp_path, what, w
     done = call(
         [*TORCHRUN, *command(job, job.output, "batch_size=4", "timeout=0.1",
                              script=tmp_path / "failing.py")],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=120,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=300,
     )  # fmt: skip
     assert done.returncode == 1
     for word in words:
@@ -275,7 +288,7 @@ def test_ranks_that_disagree_find_out_before_the_first_step(job, tmp_path):
         assert not job.output.exists()
 
 
-def test_ranks_of_different_world_sizes(job):
+def test_ranks_of_different_world_sizes(job, start):
     """Started by hand: rank 1 believes in three ranks."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -283,12 +296,10 @@ def test_ranks_of_different_world_sizes(job):
     ranks = []
     for rank, size in enumerate(("2", "3")):
         env = {"RANK": str(rank), "WORLD_SIZE": size, "MASTER_ADDR": "localhost", "LOCAL_RANK": "0"}
-        process = subprocess.Popen(
-            [sys.executable, *command(job, job.output, "batch_size=4", "timeout=0.1")],
-            env={**os.environ, **env, "MASTER_PORT": port}, text=True, stderr=subprocess.PIPE,
-        )  # fmt: skip
-        ranks.append(process)
-    error = ranks[1].communicate(timeout=120)[1]
+        command_line = command(job, job.output, "batch_size=4", "timeout=0.1")
+        env = {**os.environ, **env, "MASTER_PORT": port}
+        ranks.append(start([sys.executable, *command_line], env=env))
+    error = ranks[1].communicate(timeout=300)[1]
     assert "rank 1 was started for 3 ranks, rank 0 for 2" in error
-    assert ranks[0].wait(120) == ranks[1].returncode == 1
+    assert ranks[0].wait(300) == ranks[1].returncode == 1
     assert not job.output.exists()
