@@ -72,6 +72,11 @@ def to_network(images: torch.Tensor, flip: torch.Tensor | None = None) -> torch.
     Args:
         flip: optional bool (B,); these images are mirrored left-right.
     """
+    if flip is not None and images.device.type == "cpu":  # several times as fast as `where` there
+        mirrored = images.clone()
+        for i in flip.nonzero().flatten().tolist():
+            mirrored[i] = images[i].flip(1)
+        images, flip = mirrored, None
     x = images.permute(0, 3, 1, 2)  # already channels_last in memory
     if flip is not None:
         x = torch.where(flip.view(-1, 1, 1, 1), x.flip(3), x)
