@@ -23,7 +23,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bct.errors import BctError
-from bct.record_index import REBUILD, can_be_keys, ids_are_keys, no_keys, read_index
+from bct.record_index import REBUILD, ascending, can_be_keys, ids_are_keys, no_keys, read_index
 
 MAGIC = 0xCED7230A
 _MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -206,10 +206,13 @@ class RecordReader(RecordFile):
             self.keys, self.offsets = read_index(self.index_path)
         else:
             self.keys, self.offsets = self._rebuild_index()
-        order = np.argsort(self.keys, kind="stable")
-        self._sorted_keys, self._order = self.keys[order], order
-        if (self._sorted_keys[1:] == self._sorted_keys[:-1]).any():
-            raise self._index_error("a key occurs twice")
+        # most keys are in order, but for insightface's key 0, which comes last
+        self._first, self._order = int(self.keys[0]), None
+        self._ordered = len(self) - int(self.keys[-1] < self.keys[0])
+        if not ascending(self.keys[: self._ordered]):
+            self._ordered, self._order = len(self), np.argsort(self.keys, kind="stable")
+            if not ascending(self.keys[self._order]):
+                raise self._index_error("a key occurs twice")
         self._ids_are_keys = self._check_index()
 
     def __len__(self) -> int:
@@ -224,7 +227,7 @@ class RecordReader(RecordFile):
         if position is None:
             raise BctError(
                 f"{self.path} has no record with key {key}",
-                f"its {len(self)} keys run from {self._sorted_keys[0]} to {self._sorted_keys[-1]}; "
+                f"its {len(self)} keys run from {self.keys.min()} to {self.keys.max()}; "
                 "if the index is damaged, delete the .idx and it is rebuilt",
             )
         return int(self.offsets[position])
@@ -270,10 +273,15 @@ class RecordReader(RecordFile):
     def _find(self, key: int) -> int | None:
         if not 0 <= key < 2**63:
             return None
-        i = int(np.searchsorted(self._sorted_keys, key))
-        if i == len(self._sorted_keys) or self._sorted_keys[i] != key:
-            return None
-        return int(self._order[i])
+        guess = key - self._first  # most keys count up; the last is at -1
+        if -1 <= guess < len(self) and self.keys[guess] == key:
+            return guess % len(self)
+        i = np.searchsorted(self.keys[: self._ordered], key, sorter=self._order)
+        i = min(int(i), self._ordered - 1)
+        for position in (i if self._order is None else int(self._order[i]), len(self) - 1):
+            if self.keys[position] == key:
+                return position
+        return None
 
     def _is_repeated(self, id: int) -> bool:
         """Whether a record is indexed under its id: another one with that id is no evidence."""
@@ -285,15 +293,17 @@ class RecordReader(RecordFile):
     def _check_index(self) -> bool:
         """Record starts, a sample of record ends, and the ends of the file must agree. Returns
         whether the sampled ids are keys."""
-        order = np.argsort(self.offsets)
-        starts = self.offsets[order]
+        order, starts = None, self.offsets
+        if not ascending(starts):
+            order = np.argsort(self.offsets)
+            starts = self.offsets[order]
         if starts[-1] >= self.size:
             raise BctError(
                 f"{self.index_path} points to {starts[-1]}, but {self.path} ends at {self.size}",
                 "one of the two is truncated or belongs to another file: copy both again, or "
                 "delete the .idx to have it rebuilt",
             )
-        if (starts % 4).any() or (np.diff(starts) == 0).any():
+        if np.bitwise_or.reduce(starts) % 4 or (order is not None and not ascending(starts)):
             raise self._index_error("its offsets are not distinct starts of records")
         sample = np.unique(np.linspace(0, len(starts) - 1, 64).astype(np.int64))
         ends, ids = np.empty(len(sample), np.int64), np.empty(len(sample), np.uint64)
@@ -303,14 +313,14 @@ class RecordReader(RecordFile):
                 ids[i] = unpack(payload)[0].id
             except ValueError as error:
                 raise self._index_error(f"at offset {start}: {error}") from None
-        following = np.append(starts, self.size)[sample + 1]
+        following = np.append(starts[sample[:-1] + 1], self.size)
         if (ends > following).any():
             at = starts[sample[np.argmax(ends > following)]]
             raise self._index_error(f"the record at offset {at} ends behind the next one")
         self._check_gap(0, int(starts[0]))
         for end, start in zip(ends.tolist(), following.tolist(), strict=True):
             self._check_gap(end, start)
-        return ids_are_keys(ids, self.keys[order[sample]])
+        return ids_are_keys(ids, self.keys[sample if order is None else order[sample]])
 
     def _check_gap(self, start: int, end: int) -> None:
         """Between two indexed records there may be damage that a repair skipped, but no record."""

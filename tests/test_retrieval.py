@@ -1,0 +1,315 @@
+"""Retrieval against scikit-learn and a plain ranking.
+
+Sign vectors of 16 dimensions have cosines that are multiples of 1/8, and small integers squared
+distances that are integers: float32 holds these exactly, however a product is summed, so results
+can be compared to the last bit, and most scores are tied.
+"""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from sklearn.metrics import average_precision_score
+
+from bct import retrieval as r
+from bct.errors import BctError
+from bct.retrieval import leave_one_out, retrieval
+
+SEEDS = st.integers(0, 10**6)
+METRICS = st.sampled_from(r.METRICS)
+
+
+def exact(rng, n, metric, dim=16):
+    if metric == "cosine":
+        return rng.choice([-1.0, 1.0], (n, dim)).astype(np.float32)
+    return rng.integers(-3, 4, (n, dim)).astype(np.float32)
+
+
+def score_matrix(query, gallery, metric):
+    """float64 (Q, G), by the definition of each metric."""
+    query, gallery = query.astype(np.float64), gallery.astype(np.float64)
+    if metric == "l2":
+        return -np.square(query[:, None] - gallery[None]).sum(2) / 2
+    lengths = np.linalg.norm(query, axis=1)[:, None] * np.linalg.norm(gallery, axis=1)
+    return query @ gallery.T / lengths
+
+
+def brute_force(scores, query_labels, gallery_labels, own=False):
+    """(ap, rank) by scikit-learn, and by counting who comes before the best positive."""
+    ap, rank = [], []
+    for i, row in enumerate(scores):
+        keep = np.arange(len(row)) != i if own else np.ones(len(row), bool)
+        relevant = (gallery_labels == query_labels[i])[keep]
+        row = row[keep]
+        if not relevant.any():
+            ap.append(np.nan)
+            rank.append(0)
+            continue
+        ap.append(average_precision_score(relevant, row))
+        rank.append(1 + np.sum(row[~relevant] >= row[relevant].max()))
+    return np.array(ap), np.array(rank)
+
+
+def check(result, ap, rank):
+    np.testing.assert_allclose(result.ap, ap, rtol=0, atol=1e-12)
+    np.testing.assert_array_equal(result.rank, rank)
+    found = rank > 0
+    assert (result.queries, result.without) == (found.sum(), (~found).sum())
+    assert result.mean_ap == pytest.approx(ap[found].mean(), abs=1e-12)
+    assert result.top == {k: pytest.approx(np.mean(rank[found] <= k)) for k in result.top}
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS, metric=METRICS)
+def test_two_sets_against_brute_force(seed, metric):
+    rng = np.random.default_rng(seed)
+    q, g, classes = rng.integers(1, [40, 60, 12])
+    query, gallery = exact(rng, q, metric), exact(rng, g, metric)
+    labels, others = rng.integers(0, classes + 3, q), rng.integers(0, classes, g)
+    labels[0] = others[0]
+    expected = brute_force(score_matrix(query, gallery, metric), labels, others)
+    check(retrieval(query, labels, gallery, others, metric, ks=(1, 2, 5, 99)), *expected)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS, metric=METRICS)
+def test_leave_one_out_against_brute_force(seed, metric):
+    """Of one model, which takes half of the products, and of two, which takes all."""
+    rng = np.random.default_rng(seed)
+    n, classes = rng.integers(2, [50, 20])
+    x, labels = exact(rng, n, metric), rng.integers(0, classes, n)
+    labels[0] = labels[-1]
+    for gallery in (None, exact(rng, n, metric)):
+        scores = score_matrix(x, x if gallery is None else gallery, metric)
+        result = leave_one_out(x, labels, gallery, metric)
+        check(result, *brute_force(scores, labels, labels, own=True))
+
+
+@pytest.mark.parametrize("metric", r.METRICS)
+def test_the_size_of_the_blocks_changes_nothing(metric):
+    rng = np.random.default_rng(1)
+    labels = np.unique(rng.zipf(1.5, 150) % 40, return_inverse=True)[1]  # a few classes hold most
+    x, old = exact(rng, 150, metric), exact(rng, 150, metric)
+    same, cross = (
+        brute_force(score_matrix(x, gallery, metric), labels, labels, own=True)
+        for gallery in (x, old)
+    )
+    for size in (1, 2, 7, 33, 64, 1000):
+        for expected, (ap, rank) in (
+            (same, r._by_pairs(x, labels, metric, side=size)),
+            (same, r._by_rows(x, labels, x, labels, metric, own=True, block=size)),
+            (cross, r._by_rows(x, labels, old, labels, metric, own=True, block=size)),
+        ):
+            np.testing.assert_allclose(ap, expected[0], rtol=0, atol=1e-12)
+            np.testing.assert_array_equal(rank, expected[1])
+
+
+def test_half_of_the_products_give_the_same_bits_as_all():
+    rng = np.random.default_rng(2)
+    x, labels = exact(rng, 300, "cosine"), np.arange(300) % 45
+    pairs = r._by_pairs(x, labels, "cosine", side=70)
+    rows = r._by_rows(x, labels, x, labels, "cosine", own=True, block=64)
+    for ours, plain in zip(pairs, rows, strict=True):
+        np.testing.assert_array_equal(ours, plain)
+
+
+@pytest.mark.parametrize("metric", r.METRICS)
+def test_real_numbers_against_scikit_learn_on_the_very_scores(metric):
+    """Two models' embeddings; one block, so that the test can compute the same float32 product."""
+    rng = np.random.default_rng(3)
+    labels = np.sort(rng.integers(0, 12, 200))
+    identity = rng.standard_normal((12, 32))
+    x, old = (identity[labels] + 2 * rng.standard_normal((2, 200, 32))).astype(np.float32)
+    old[50:90] = old[110:150]  # duplicates, mostly of another class
+    order = np.arange(200)
+    a, b = r._factors(x, order, metric)[0], r._factors(old, order, metric)[1]
+    scores = (a @ b.T).numpy()
+    assert np.allclose(scores, score_matrix(x, old, metric), atol=1e-4)
+    expected = brute_force(scores, labels, labels, own=True)
+    check(leave_one_out(x, labels, old, metric), *expected)
+    expected = brute_force(scores[:77], labels[:77], labels)
+    a = r._factors(x[:77], order[:77], metric)[0]
+    expected = brute_force((a @ b.T).numpy(), labels[:77], labels)
+    check(retrieval(x[:77], labels[:77], old, labels, metric), *expected)
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=SEEDS, metric=METRICS)
+def test_the_order_of_queries_and_gallery_changes_nothing(seed, metric):
+    rng = np.random.default_rng(seed)
+    query, gallery = exact(rng, 30, metric), exact(rng, 50, metric)
+    labels, others = rng.integers(0, 9, 30), np.arange(50) % 8
+    result = retrieval(query, labels, gallery, others, metric)
+    p, q = rng.permutation(50), rng.permutation(30)
+    again = retrieval(query[q], labels[q], gallery[p], others[p], metric)
+    np.testing.assert_array_equal(again.ap, result.ap[q])
+    np.testing.assert_array_equal(again.rank, result.rank[q])
+    one = leave_one_out(gallery, others, metric=metric)
+    again = leave_one_out(gallery[p], others[p], metric=metric)
+    np.testing.assert_array_equal(again.ap, one.ap[p])
+    np.testing.assert_array_equal(again.rank, one.rank[p])
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS)
+def test_a_new_negative_never_helps_and_a_far_one_does_nothing(seed):
+    rng = np.random.default_rng(seed)
+    query, gallery = exact(rng, 20, "l2"), exact(rng, 30, "l2")
+    labels, others = rng.integers(0, 6, 20), np.arange(30) % 6
+    before = retrieval(query, labels, gallery, others, "l2")
+    near = np.concatenate([gallery, exact(rng, 5, "l2")])
+    after = retrieval(query, labels, near, np.append(others, [99] * 5), "l2")
+    assert (after.ap <= before.ap + 1e-12).all() and (after.rank >= before.rank).all()
+    far = np.concatenate([gallery, np.full((5, 16), 50, np.float32)])
+    after = retrieval(query, labels, far, np.append(others, [99] * 5), "l2")
+    np.testing.assert_array_equal(after.ap, before.ap)
+    np.testing.assert_array_equal(after.rank, before.rank)
+
+
+def test_l2_ranks_unit_vectors_as_cosine_does():
+    rng = np.random.default_rng(4)
+    labels = np.arange(120) % 10
+    x = rng.standard_normal((10, 24))[labels] + 1.5 * rng.standard_normal((120, 24))
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    x = x.astype(np.float32)
+    cosine, l2 = leave_one_out(x, labels), leave_one_out(x, labels, metric="l2")
+    np.testing.assert_allclose(cosine.ap, l2.ap, atol=1e-12)
+    np.testing.assert_array_equal(cosine.rank, l2.rank)
+    longer = x * rng.uniform(0.5, 2, (120, 1)).astype(np.float32)
+    scaled = leave_one_out(longer, labels)
+    np.testing.assert_allclose(scaled.ap, cosine.ap, atol=1e-12)
+    assert leave_one_out(longer, labels, metric="l2").mean_ap < cosine.mean_ap
+
+
+def test_l2_depends_on_lengths_by_hand():
+    query, gallery = np.array([[1.0, 0.0]]), np.array([[3.0, 0.0], [0.5, 0.5]])
+    labels = np.array([7]), np.array([7, 8])
+    assert retrieval(query, labels[0], gallery, labels[1]).rank.tolist() == [1]
+    assert retrieval(query, labels[0], gallery, labels[1], "l2").rank.tolist() == [2]
+
+
+def test_ties_count_against_the_query():
+    """Positive and negative are one vector: the negative comes first, in either metric, and the
+    average precision takes both together."""
+    vector = np.array([[0.3, 0.7, -0.2]], np.float32)
+    for metric in r.METRICS:
+        result = retrieval(
+            vector, np.array([1]), vector.repeat(3, 0), np.array([1, 2, 1]), metric, ks=(1, 2)
+        )
+        assert result.top == {1: 0.0, 2: 1.0}
+        assert result.ap.tolist() == [pytest.approx(2 / 3)]
+    alike = leave_one_out(np.ones((6, 4), np.float32), np.array([0, 0, 0, 1, 1, 1]))
+    assert alike.rank.tolist() == [4] * 6 and alike.ap.tolist() == [pytest.approx(2 / 5)] * 6
+
+
+def test_the_own_image_is_left_out_and_its_duplicate_is_not():
+    x = np.array([[1, 0], [1, 0], [0, 1], [0.6, 0.8]], np.float32)
+    result = leave_one_out(x, np.array([0, 0, 1, 1]))
+    assert result.top[1] == 1.0 and result.mean_ap == 1.0
+    other = leave_one_out(x, np.array([0, 1, 0, 1]))  # the duplicate is of another class
+    assert other.rank.tolist() == [3, 2, 3, 3]
+    # of two models the old embedding of the same image is left out, too
+    old = np.array([[1, 0], [0, 1], [1, 0], [0, 1]], np.float32)
+    assert leave_one_out(x, np.array([0, 0, 1, 1]), old).rank.tolist() == [3, 2, 2, 3]
+
+
+def test_queries_without_a_positive_are_counted_apart():
+    rng = np.random.default_rng(5)
+    x = rng.standard_normal((6, 8))
+    result = leave_one_out(x, np.array(["a", "b", "a", "c", "b", "d"]))
+    assert (result.queries, result.without) == (4, 2)
+    assert np.isnan(result.ap[[3, 5]]).all() and result.rank[[3, 5]].tolist() == [0, 0]
+    assert result.mean_ap == pytest.approx(np.nanmean(result.ap))
+    half = retrieval(x[:2], np.array([4, 5]), x[2:], np.array([4, 4, 6, 6]))
+    assert (half.queries, half.without) == (1, 1) and half.rank[1] == 0
+
+
+def test_one_positive_gives_the_reciprocal_rank():
+    rng = np.random.default_rng(6)
+    result = leave_one_out(rng.standard_normal((60, 5)), np.arange(60) // 2)
+    np.testing.assert_allclose(result.ap, 1 / result.rank, atol=1e-15)
+
+
+def test_random_features_hit_by_chance():
+    """The reference evaluators report 100% here: their path for a separate gallery is wrong."""
+    rng = np.random.default_rng(7)
+    query, gallery = rng.standard_normal((400, 16)), rng.standard_normal((200, 16))
+    result = retrieval(query, np.arange(400) % 10, gallery, np.arange(200) % 10)
+    assert abs(result.top[1] - 0.1) < 0.06 and abs(result.mean_ap - 0.1) < 0.05
+
+
+def test_types_of_features_and_memory_maps(tmp_path):
+    rng = np.random.default_rng(8)
+    x, labels = exact(rng, 40, "l2"), np.arange(40) % 7
+    expected = leave_one_out(x, labels, metric="l2")
+    np.save(tmp_path / "x.npy", x)
+    mapped = np.load(tmp_path / "x.npy", mmap_mode="r")
+    for features in (x.astype(np.float16), x.astype(np.float64), mapped, x[:, ::-1]):
+        result = leave_one_out(features, labels, metric="l2")
+        np.testing.assert_array_equal(result.ap, expected.ap)
+    for metric in r.METRICS:  # the caller's array is left as it was
+        kept = x.copy()
+        leave_one_out(x, labels, metric=metric)
+        np.testing.assert_array_equal(x, kept)
+
+
+def test_a_zero_vector_is_orthogonal_to_everything():
+    x = np.array([[0, 0], [1, 0], [1, 1], [-1, 0]], np.float32)
+    result = retrieval(x[:1], np.array([0]), x[1:], np.array([0, 1, 1]))
+    assert result.rank.tolist() == [3] and result.ap.tolist() == [pytest.approx(1 / 3)]
+    result = retrieval(x[1:2], np.array([0]), x[[0, 2, 3]], np.array([0, 1, 1]))
+    assert result.rank.tolist() == [2]
+
+
+def test_classes_too_large_for_the_thresholds_take_the_plain_way(monkeypatch):
+    rng = np.random.default_rng(9)
+    x, labels = exact(rng, 90, "cosine"), np.arange(90) % 2
+    expected = brute_force(score_matrix(x, x, "cosine"), labels, labels, own=True)
+    monkeypatch.setattr(r, "SCORES", 2000)
+    monkeypatch.setattr(r, "_by_pairs", None)  # 90 queries of 44 positives are more than 2,000
+    check(leave_one_out(x, labels), *expected)
+
+
+@pytest.mark.parametrize("metric", r.METRICS)
+def test_memory_stays_within_the_blocks(metric, monkeypatch):
+    """No block of scores is larger than what SCORES allows, but for a class that must be whole."""
+    sizes = []
+    count = r._count_at_least
+
+    def watched(scores, *rest):
+        sizes.append(scores.size)
+        return count(scores, *rest)
+
+    monkeypatch.setattr(r, "_count_at_least", watched)
+    monkeypatch.setattr(r, "SCORES", 5000)
+    rng = np.random.default_rng(10)
+    x, labels = exact(rng, 300, metric), np.arange(300) % 30
+    leave_one_out(x, labels, x.copy(), metric)
+    assert max(sizes) <= 5000 and sum(sizes) == 300 * 300
+    sizes.clear()
+    r._by_pairs(x, labels, metric, side=64)
+    assert max(sizes) <= 64 * 64 and sum(sizes) == 300 * 300
+
+
+def test_errors():
+    x, y = np.ones((4, 3), np.float32), np.array([0, 0, 1, 1])
+    broken, huge = x.copy(), x * np.float32(1e19)
+    broken[2, 1] = np.nan
+    for wrong, call in {
+        "queries have 3 dimensions, the gallery 2": lambda: retrieval(x, y, x[:, :2], y),
+        r"query embeddings are \(4, 3\), their labels \(3,\)": lambda: leave_one_out(x, y[:3]),
+        r"gallery embeddings are \(0, 3\)": lambda: retrieval(x, y, x[:0], y[:0]),
+        r"query embeddings are \(3,\)": lambda: leave_one_out(x[0], y[:3]),
+        "4 queries and 3 gallery rows": lambda: leave_one_out(x, y, x[:3]),
+        "NaN": lambda: leave_one_out(broken, y),
+        "hold NaN or inf": lambda: retrieval(x, y, broken / 0.0, y, "l2"),
+        "too long for float32": lambda: leave_one_out(huge, y, metric="l2"),
+        "metric is 'dot'": lambda: leave_one_out(x, y, metric="dot"),
+        r"k of \(0,\)": lambda: leave_one_out(x, y, ks=(0,)),
+        r"k of \(\)": lambda: leave_one_out(x, y, ks=()),
+        "no query has": lambda: retrieval(x, y, x, y + 2),
+        "no query has an item": lambda: leave_one_out(x, np.arange(4)),
+        "no query has an item of": lambda: leave_one_out(x, np.arange(4), x.copy()),
+    }.items():
+        with np.errstate(divide="ignore", invalid="ignore"), pytest.raises(BctError, match=wrong):
+            call()
