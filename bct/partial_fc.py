@@ -5,6 +5,7 @@ batch. Both keep working with one process and without a process group.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,7 @@ from bct.distributed import (
 from bct.errors import BctError
 
 _INIT_BLOCK = 4096  # classes per random stream when centres are initialised
+BLOCK = 2**28  # logits held at once: 1 GiB
 _COS_MAX = 1 - 1e-7  # keeps the slope of arccos finite
 
 
@@ -58,56 +60,108 @@ def margin_logit(
     return torch.where(beyond, tail, psi) - m3, torch.where(beyond, tail_slope, slope)
 
 
+class _Block(NamedTuple):
+    """Scores of N rows against a run of c classes.
+
+    numerators: (N, c), exp(logit - top); top: (N,), the largest logit of each row in this run.
+    rows, columns: (K,), the targets in it; psi, slope: (K,), their margin_logit and its derivative.
+    dropped: bool (N, c), what the filter has set to 0; None without a filter.
+    """
+
+    numerators: torch.Tensor
+    top: torch.Tensor
+    rows: torch.Tensor
+    columns: torch.Tensor
+    psi: torch.Tensor
+    slope: torch.Tensor
+    dropped: torch.Tensor | None
+
+
+def _score(e, w, inverse_norm, target, margin, scale, filter_above) -> _Block:
+    # e (N, D), w (c, D), inverse_norm (c,), target (N,) column, or -1: in another run or rank
+    # (N, c), cosines; MKL takes two thirds of the time when the longer matrix comes first
+    logits = torch.mm(e, w.t()) if w.is_cuda else torch.mm(w, e.t()).t()
+    logits.mul_(inverse_norm)
+    rows = torch.nonzero(target >= 0).squeeze(1)
+    columns = target[rows]
+    psi, slope = margin_logit(logits[rows, columns], *margin)
+    dropped = None
+    if filter_above > 0:
+        dropped = logits > filter_above
+        dropped[rows, columns] = False
+        logits.masked_fill_(dropped, 0.0)
+    logits[rows, columns] = psi
+    logits.mul_(scale)
+    top = logits.amax(1)
+    return _Block(logits.sub_(top[:, None]).exp_(), top, rows, columns, psi, slope, dropped)
+
+
 class _ShardedMarginSoftmax(torch.autograd.Function):
     """Mean over N gathered rows of -log softmax over all ranks' classes, with its exact gradient.
 
     Normalising the centres, scaling, margin and cross-entropy are one function, so that the only
-    (N, n) block alive is the one that holds cosines, then logits, then probabilities, and the
+    (N, n) numbers alive are the ones that are cosines, then logits, then probabilities, and the
     normalised centres never exist: cos = (e w^T) / |w|, and with g the gradient by the cosines,
 
         dL/de = (g / |w|) w          dL/dw = (g / |w|)^T e - w (w . (g / |w|)^T e) / |w|^2
+
+    More than `most` logits are taken in runs of classes, whose maxima and sums are joined at the
+    end. Only one run exists at once; for the gradient each is scored anew.
     """
 
     @staticmethod
-    def forward(ctx, e, w, target, margin, scale, filter_above):
+    def forward(ctx, e, w, target, margin, scale, filter_above, most):
         # e (N, D) unit rows; w (n, D); target (N,) column of the row's class, or -1: other rank
         inverse_norm = torch.linalg.vector_norm(w, dim=1).clamp_min_(1e-12).reciprocal_()
-        logits = torch.mm(e, w.t()).mul_(inverse_norm)  # (N, n), cosines
-        rows = torch.nonzero(target >= 0).squeeze(1)
-        columns = target[rows]
-        psi, slope = margin_logit(logits[rows, columns], *margin)
-        dropped = None
-        if filter_above > 0:
-            dropped = logits > filter_above
-            dropped[rows, columns] = False
-            logits.masked_fill_(dropped, 0.0)
-        logits[rows, columns] = psi
-        logits.mul_(scale)
-        target_logit = logits.new_zeros(len(e)).index_copy_(0, rows, logits[rows, columns])
-
-        top = all_reduce(logits.amax(1), dist.ReduceOp.MAX)  # (N,)
-        logits.sub_(top[:, None]).exp_()
-        sums = all_reduce(torch.stack((logits.sum(1), target_logit)))  # one collective for both
-        ctx.save_for_backward(e, w, logits, sums[0], inverse_norm, rows, columns, slope, dropped)
-        ctx.scale = scale
+        ctx.how = margin, scale, filter_above
+        # not smaller than need be: on busy cores every operation waits for its slowest thread
+        ctx.run = max(most // max(len(e), 1), 1)
+        kept, tops, totals, target_logit = (), [], [], e.new_zeros(len(e))
+        for start in range(0, len(w), ctx.run):
+            here = slice(start, start + ctx.run)
+            own = own_columns(target, start, len(w[here]))
+            block = _score(e, w[here], inverse_norm[here], own, *ctx.how)
+            tops.append(block.top)
+            totals.append(block.numerators.sum(1))
+            target_logit.index_copy_(0, block.rows, block.psi * scale)
+            if len(e) * len(w) <= most:
+                kept = block
+            del block  # before the next one is made
+        tops, totals = torch.stack(tops), torch.stack(totals)  # (runs, N)
+        top = all_reduce(tops.amax(0), dist.ReduceOp.MAX)  # (N,)
+        totals *= (tops - top).exp_()
+        sums = all_reduce(torch.stack((totals.sum(0), target_logit)))  # one collective for both
+        ctx.save_for_backward(e, w, target, inverse_norm, top, sums[0], *kept)
         return (sums[0].log() + top - sums[1]).mean()  # log-sum-exp: exact at any depth
 
     @staticmethod
     def backward(ctx, grad):
-        e, w, g, total, inverse_norm, rows, columns, slope, dropped = ctx.saved_tensors
-        weight = ctx.scale * grad / len(e)
-        g.mul_((weight / total)[:, None])  # in place: a second backward would need the block again
-        g[rows, columns] = (g[rows, columns] - weight) * slope
-        if dropped is not None:
-            g.masked_fill_(dropped, 0.0)
-        g.mul_(inverse_norm)
-        grad_e = torch.mm(g, w) if ctx.needs_input_grad[0] else None
-        grad_w = None
-        if ctx.needs_input_grad[1]:
-            grad_w = torch.mm(g.t(), e)
-            radial = torch.linalg.vecdot(w, grad_w).mul_(inverse_norm.square())
-            grad_w.addcmul_(w, radial[:, None], value=-1)
-        return grad_e, grad_w, None, None, None, None
+        e, w, target, inverse_norm, top, total, *kept = ctx.saved_tensors
+        weight = ctx.how[1] * grad / len(e)
+        grad_e = torch.zeros_like(e) if ctx.needs_input_grad[0] else None
+        grad_w = torch.empty_like(w) if ctx.needs_input_grad[1] else None
+        for start in range(0, len(w), ctx.run):
+            here = slice(start, start + ctx.run)
+            if kept:
+                block = _Block(*kept)
+            else:
+                own = own_columns(target, start, len(w[here]))
+                block = _score(e, w[here], inverse_norm[here], own, *ctx.how)
+            g, rows, columns = block.numerators, block.rows, block.columns
+            # in place: a second backward would need the numerators again
+            g.mul_((weight / total * (block.top - top).exp_())[:, None])
+            g[rows, columns] = (g[rows, columns] - weight) * block.slope
+            if block.dropped is not None:
+                g.masked_fill_(block.dropped, 0.0)
+            g.mul_(inverse_norm[here])
+            if grad_e is not None:
+                grad_e.addmm_(g, w[here])
+            if grad_w is not None:
+                out = torch.mm(g.t(), e, out=grad_w[here])
+                radial = torch.linalg.vecdot(w[here], out).mul_(inverse_norm[here].square())
+                out.addcmul_(w[here], radial[:, None], value=-1)
+            del block, g
+        return grad_e, grad_w, None, None, None, None, None
 
 
 class _ClassSimilarity(torch.autograd.Function):
@@ -178,7 +232,7 @@ def prototype_softmax(
     if len(labels) == 0:
         return e.sum()
     target = own_columns(labels, start, len(prototypes))
-    return _ShardedMarginSoftmax.apply(e, prototypes, target, tuple(margin), scale, 0.0)
+    return _ShardedMarginSoftmax.apply(e, prototypes, target, tuple(margin), scale, 0.0, BLOCK)
 
 
 def class_share(num_classes: int) -> tuple[int, int]:
@@ -242,12 +296,17 @@ class PartialFC(nn.Module):
         sample_rate: share of a rank's centres used per step. The centres of the batch's classes are
             always among them, the rest is drawn anew in every step.
         filter_above: negatives with a larger cosine count as cosine 0 without gradient (0: off).
+        block: most logits held at once, over the global batch and this rank's classes; where there
+            are more, they are computed a second time for the gradient.
         seed: of the centres, N(0, 0.01^2). They depend on the class alone, not on the ranks.
 
     Attributes:
-        weight: Parameter (n, D), this rank's centres.
+        weight: Parameter (n, D), this rank's centres. With row_sgd each row is as old as its last
+            use: `current` has them all as they are now.
         start: first class of this rank.
         sampled: the classes used in the last step (global, ascending), when sample_rate < 1.
+        row_sgd: the optimiser, if it is to move the sampled rows only; set by make_optimizer. None:
+            the gradient is dense, as other optimisers need it.
 
     Deviations from insightface's PartialFC v2: the gradient of the margin is exact, centres differ
     between ranks, the loss is not capped at 69.08, and |cos| = 1 has a finite gradient.
@@ -262,16 +321,19 @@ class PartialFC(nn.Module):
         scale: float = 64.0,
         sample_rate: float = 1.0,
         filter_above: float = 0.0,
+        block: int = BLOCK,
         seed: int = 0,
     ):
         super().__init__()
         if not 0 < sample_rate <= 1:
             raise BctError(f"sample_rate = {sample_rate}", "give a value above 0, at most 1")
+        if block < 1:
+            raise BctError(f"block = {block}", "give the number of logits to hold, at least 1")
         self.num_classes, self.margin, self.scale = num_classes, tuple(margin), scale
-        self.sample_rate, self.filter_above = sample_rate, filter_above
+        self.sample_rate, self.filter_above, self.block = sample_rate, filter_above, block
         self.start, count = class_share(num_classes)
         self.weight = nn.Parameter(torch.empty(count, embedding_size))
-        self.sampled = None
+        self.sampled, self.row_sgd = None, None
         stop = self.start + count
         for block in range(self.start // _INIT_BLOCK, -(-stop // _INIT_BLOCK)):
             rng = generator("cpu", seed, "centres", block)
@@ -297,15 +359,21 @@ class PartialFC(nn.Module):
             mine = target >= 0
             used = self._sample(target[mine], rng)
             self.sampled = used + self.start
-            weight = weight.index_select(0, used)
+            weight = self.current(used)
             target = torch.searchsorted(used, target).where(mine, -1)
         return _ShardedMarginSoftmax.apply(
-            e, weight, target, self.margin, self.scale, self.filter_above
+            e, weight, target, self.margin, self.scale, self.filter_above, self.block
         )
+
+    def current(self, rows: torch.Tensor | None = None) -> torch.Tensor:
+        """These rows (k,) of the centres, or all, as they are now: (k, D), with gradients."""
+        if self.row_sgd is not None:
+            return self.row_sgd.current(self.weight, rows)
+        return self.weight if rows is None else self.weight.index_select(0, rows)
 
     def cosines(self, e: torch.Tensor) -> torch.Tensor:
         """Of unit rows (N, D) with this rank's centres: (N, n), with gradients."""
-        return e @ F.normalize(self.weight).t()
+        return e @ F.normalize(self.current()).t()
 
     @torch.no_grad()
     def logits(self, e: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -327,7 +395,7 @@ class PartialFC(nn.Module):
         priority = torch.rand(len(self.weight), generator=rng, device=self.weight.device)
         priority[positives] = 2.0
         count = max(int(self.sample_rate * len(self.weight)), int((priority == 2).sum()), 1)
-        return priority.topk(count).indices.sort().values
+        return priority.topk(count, sorted=False).indices.sort().values
 
 
 class SoftmaxHead(nn.Linear):

@@ -31,6 +31,7 @@ from bct.method import Method
 from bct.numerics import FiniteCheck, Outcome
 from bct.output import finish, prepare_output, run_identity, save_model
 from bct.partial_fc import PartialFC, SoftmaxHead
+from bct.row_sgd import RowSGD
 from bct.signals import StopRequest
 from bct.verification import VerificationSet, load_bin, verify
 
@@ -290,6 +291,9 @@ def make_optimizer(
     """SGD or AdamW. The first parameter group is what gradient clipping acts on, backbone and
     method; the second what the method keeps from weight decay; the last the head's.
 
+    Of sampled centres SGD moves those of the step and lets the others follow later, see RowSGD;
+    AdamW, whose steps on a row without a gradient are no linear map, sweeps all of them.
+
     fused has to be False with a loss scaler: torch's fused kernels skip a step when the number of
     ranks that overflowed is 1, and with replicated gradients it is all of them.
     """
@@ -300,9 +304,14 @@ def make_optimizer(
     groups = [group for group in groups if group["params"]] + [{"params": list(head.parameters())}]
     if cfg.optimizer == "adamw":
         return torch.optim.AdamW(groups, cfg.lr, weight_decay=cfg.weight_decay, fused=fused)
-    return torch.optim.SGD(
+    sampled = isinstance(head, PartialFC) and head.sample_rate < 1
+    kind = RowSGD if sampled else torch.optim.SGD
+    optimizer = kind(
         groups, cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=fused
     )
+    if sampled:
+        head.row_sgd = optimizer
+    return optimizer
 
 
 def replicate(module: nn.Module, device: torch.device) -> nn.Module:

@@ -1,17 +1,22 @@
 """PartialFC against golden values, float64 autograd, and itself on several ranks."""
 
+import itertools
 import json
 import math
+import weakref
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from ranks import run_on_ranks
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from bct import distributed
 from bct.errors import BctError
 from bct.partial_fc import PartialFC, SoftmaxHead, margin_logit
+
+MARGINS = [(1, 0.5, 0), (1, 0, 0.35), (1.35, 0, 0), (1, 0.3, 0.2), (0.9, 0.4, 0.15)]
 
 
 def dense_loss(f, w, y, margin, scale, filter_above=0.0):
@@ -56,9 +61,7 @@ def test_golden(shared, name, margin):
         np.testing.assert_allclose(grad.numpy(), want, atol=1e-5 * np.abs(want).max())
 
 
-@pytest.mark.parametrize(
-    "margin", [(1, 0.5, 0), (1, 0, 0.35), (1.35, 0, 0), (1, 0.3, 0.2), (0.9, 0.4, 0.15)]
-)
+@pytest.mark.parametrize("margin", MARGINS)
 @pytest.mark.parametrize("filter_above", [0.0, 0.2])
 def test_loss_and_gradients_match_float64_autograd(margin, filter_above):
     f, w, y = problem()
@@ -150,6 +153,71 @@ def compare_with_dense(world_size, f, w, y):
         torch.testing.assert_close(grad_w, w64.grad, rtol=1e-3, atol=1e-7)
 
 
+def in_blocks(f, w, y, block):
+    """Per margin, filter and sampling rate: loss, embedding and centre gradient of this rank."""
+    size, rank = distributed.world_size(), distributed.rank()
+    mine = slice(rank * len(f) // size, (rank + 1) * len(f) // size)
+    out = []
+    for margin, filter_above, rate in itertools.product(MARGINS, (0.0, 0.2), (1.0, 0.3)):
+        options = {"margin": margin, "filter_above": filter_above, "sample_rate": rate}
+        head = head_with(w, scale=30.0, block=block, **options)
+        local = f[mine].clone().requires_grad_()
+        loss = head(local, y[mine], distributed.generator("cpu", "negatives", rank))
+        (3.0 * loss).backward()
+        out.append((loss.detach(), local.grad, head.weight.grad))
+    return out
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_blocks_of_classes_give_what_one_block_gives(world_size):
+    """Blocks of 1 class, and of some numbers that do not divide the classes."""
+    f, w, y = problem(classes=101)
+    results = run_on_ranks(world_size, blocked_and_whole, f.float(), w.float(), y)
+    for whole, *blocked in results:
+        for got in blocked:
+            for one, other in zip(whole, got, strict=True):
+                for a, b in zip(one, other, strict=True):
+                    torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-6)
+
+
+def blocked_and_whole(f, w, y):
+    return [in_blocks(f, w, y, block) for block in (2**28, 1, 24 * 5, 24 * 8)]
+
+
+class Alive(TorchDispatchMode):
+    """Watches the results of all operations; `most`: the most bytes that were alive at once."""
+
+    def __init__(self):
+        super().__init__()
+        self.bytes = {}
+        self.most = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        out = function(*args, **(kwargs or {}))
+        for tensor in out if isinstance(out, list | tuple) else [out]:
+            if torch.is_tensor(tensor):
+                storage = tensor.untyped_storage()
+                if storage._cdata not in self.bytes:
+                    self.bytes[storage._cdata] = storage.nbytes()
+                    weakref.finalize(storage, self.bytes.pop, storage._cdata)
+        self.most = max(self.most, sum(self.bytes.values()))
+        return out
+
+
+@pytest.mark.parametrize("filter_above", [0.0, 0.2])
+def test_never_two_blocks_at_once(filter_above):
+    f, w, y = problem(classes=4001, dim=4, batch=64)
+    f, most = f.float().requires_grad_(), {}
+    for block in (64 * 4001, 64 * 1500):
+        head = head_with(w.float(), filter_above=filter_above, block=block)
+        with Alive() as alive:
+            head(f, y).backward()
+        most[block] = alive.most
+    whole, part = most
+    assert most[whole] > 4 * whole  # all logits were there at once, or the measure is wrong
+    assert 4 * part < most[part] < 1.9 * 4 * part
+
+
 def initial_centres(classes, dim):
     return PartialFC(dim, classes, seed=7).weight.detach()
 
@@ -175,6 +243,8 @@ def test_negatives_change_from_step_to_step_and_repeat_with_the_seed():
 def test_bad_options():
     with pytest.raises(BctError, match="sample_rate"):
         PartialFC(4, 10, sample_rate=0.0)
+    with pytest.raises(BctError, match="block"):
+        PartialFC(4, 10, block=0)
 
 
 def test_softmax_head_uses_raw_embeddings_and_bias():
