@@ -186,6 +186,11 @@ def reduce_scatter(tensor: torch.Tensor) -> torch.Tensor:
     """Sum over ranks of (world_size * B, ...), of which each rank gets its own B rows."""
     if world_size() == 1:
         return tensor
+    if tensor.device.type == "cpu":
+        # gloo's own sends the whole tensor around and cuts it then: twice the bytes
+        parts = torch.empty_like(tensor, memory_format=torch.contiguous_format)
+        dist.all_to_all_single(parts, tensor.contiguous())
+        return parts.unflatten(0, (world_size(), -1)).sum(0)
     out = tensor.new_empty(tensor.shape[0] // world_size(), *tensor.shape[1:])
     dist.reduce_scatter_tensor(out, tensor.contiguous())
     return out
