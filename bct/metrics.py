@@ -6,7 +6,6 @@ Scores are similarities: larger means more alike.
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from sklearn.metrics import roc_curve
 
 from bct.errors import BctError
@@ -47,17 +46,26 @@ def tar_at_far(
     genuine, impostor = split_scores(scores, labels)
     if rule == "nearest":
         return _nearest(scores, labels, fars)
-    allowed = [min(int(np.floor(far * len(impostor) * (1 + 1e-12))), len(impostor)) for far in fars]
     # a threshold that lets k impostors through lies just above the (k + 1)-th largest of them
-    depth = min(max(allowed) + 1, len(impostor))
-    top = np.sort(np.partition(impostor, len(impostor) - depth)[len(impostor) - depth :])[::-1]
-    genuine = np.sort(genuine)
+    depth = min(max(_allowed(fars, len(impostor))) + 1, len(impostor))
+    top = np.sort(np.partition(impostor, len(impostor) - depth)[len(impostor) - depth :])
+    return _strict(np.sort(genuine), top, len(impostor), fars)
+
+
+def _allowed(fars: tuple[float, ...], impostors: int) -> list[int]:
+    return [min(int(np.floor(far * impostors * (1 + 1e-12))), impostors) for far in fars]
+
+
+def _strict(
+    genuine: np.ndarray, top: np.ndarray, impostors: int, fars: tuple[float, ...]
+) -> list[OperatingPoint]:
+    """Operating points of ascending genuine scores and the ascending largest of the impostors'."""
     points = []
-    for far, k in zip(fars, allowed, strict=True):
-        blocked = top[k] if k < len(top) else -np.inf
+    for far, k in zip(fars, _allowed(fars, impostors), strict=True):
+        blocked = top[-1 - k] if k < len(top) else -np.inf
         accepted = len(genuine) - np.searchsorted(genuine, blocked, side="right")
-        reached = np.count_nonzero(top > blocked) / len(impostor)
-        threshold = np.nextafter(blocked, np.inf, dtype=scores.dtype)
+        reached = (len(top) - np.searchsorted(top, blocked, side="right")) / impostors
+        threshold = np.nextafter(blocked, np.inf, dtype=genuine.dtype)
         points.append(
             OperatingPoint(far, accepted / len(genuine), float(reached), float(threshold))
         )
@@ -78,14 +86,28 @@ def _nearest(scores, labels, fars) -> list[OperatingPoint]:
 def auc(scores: np.ndarray, labels: np.ndarray) -> float:
     """Area under the ROC curve: the probability that a genuine pair scores above an impostor pair,
     ties counting one half. Raises BctError as tar_at_far."""
-    genuine, impostor = split_scores(scores, labels)
-    genuine = torch.from_numpy(np.sort(genuine))
-    impostor = torch.from_numpy(np.ascontiguousarray(impostor))
-    # genuine pairs not above each impostor; averaging the two sides halves the ties
-    below = torch.bucketize(impostor, genuine).sum(dtype=torch.int64)
-    not_above = torch.bucketize(impostor, genuine, right=True).sum(dtype=torch.int64)
-    lost = (int(below) + int(not_above)) / 2
-    return 1.0 - lost / (len(genuine) * len(impostor))
+    return _auc(*map(np.sort, split_scores(scores, labels)))
+
+
+def _auc(genuine: np.ndarray, impostor: np.ndarray) -> float:
+    """The same of ascending scores."""
+    pairs = len(genuine) * len(impostor)
+    # impostors below each genuine pair; averaging the two sides halves the ties
+    below = np.searchsorted(impostor, genuine, side="left").sum(dtype=np.int64)
+    not_above = np.searchsorted(impostor, genuine, side="right").sum(dtype=np.int64)
+    return 1.0 - (pairs - (int(below) + int(not_above)) / 2) / pairs
+
+
+def roc(
+    scores: np.ndarray, labels: np.ndarray, fars: tuple[float, ...] = FARS, rule: str = "strict"
+) -> tuple[list[OperatingPoint], float]:
+    """tar_at_far and auc of the same scores; together they need one sort."""
+    genuine, impostor = map(np.sort, split_scores(scores, labels))
+    if rule == "nearest":
+        points = _nearest(scores, labels, fars)
+    else:
+        points = _strict(genuine, impostor, len(impostor), fars)
+    return points, _auc(genuine, impostor)
 
 
 def roc_points(
@@ -217,5 +239,10 @@ def _placed(
     mated = subjects[position] == probe_subjects
     if not mated.any():
         raise BctError("no probe's subject is in the gallery", "check the gallery and probe files")
-    own = similarity[mated, order[position[mated]]]
-    return mated, own, (similarity[mated] >= own[:, None]).sum(1)
+    rows = np.flatnonzero(mated)
+    own = similarity[rows, order[position[rows]]]
+    place = np.empty(len(rows), np.int64)
+    for start in range(0, len(rows), 1 << 7):  # so few that their comparisons stay in the cache
+        some = slice(start, start + (1 << 7))
+        place[some] = (similarity[rows[some]] >= own[some, None]).sum(1)
+    return mated, own, place

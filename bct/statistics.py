@@ -1,66 +1,140 @@
 """Per-class statistics of old embeddings, streamed from disk in blocks.
 
-Memory stays near (C, D) float64 and float32 plus a few values per image, however many images.
+Memory stays near (C, D) float64 and float32 plus a few values per image, however many images. The
+sums of a block are taken in float32, at most CHUNK rows of a class at once, and added in float64.
 """
 
 import math
-from collections.abc import Iterator
+import mmap
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.sparse import csr_matrix
 
 from bct.errors import BctError
 
 BLOCK = 1 << 13  # rows
+CHUNK = 1 << 11  # rows of one thread: they stay in its cache while it works on them
+Result = TypeVar("Result")
 
 
 def row_blocks(features: np.ndarray, block: int = BLOCK) -> Iterator[tuple[slice, torch.Tensor]]:
     """(slice, float32 (block, D)) over the rows of an array.
 
-    A memory-mapped file is mapped anew for every block, so that pages already read do not stay in
-    this process's memory.
+    A memory-mapped file is read, not mapped, so that its pages do not count as this process's
+    memory; reading is also faster.
     """
-    for start in range(0, len(features), block):
-        stop = min(start + block, len(features))
-        rows = features[start:stop]
-        if isinstance(features, np.memmap):
-            width = features.shape[1]
-            rows = np.memmap(
-                features.filename,
-                features.dtype,
-                "r",
-                offset=features.offset + start * width * features.itemsize,
-                shape=(stop - start, width),
-            )
-        yield slice(start, stop), torch.from_numpy(np.array(rows, np.float32))
+    for rows in _slices(len(features), block):
+        yield rows, torch.from_numpy(_read(features, rows))
+
+
+def _slices(total: int, block: int) -> Iterator[slice]:
+    return (slice(start, min(start + block, total)) for start in range(0, total, block))
+
+
+def _read(features: np.ndarray, rows: slice) -> np.ndarray:
+    """A copy of some rows, float32 (B, D)."""
+    # a part of a mapped array keeps the offset of the whole; what changed a private one is no file
+    whole_file = isinstance(features, np.memmap) and isinstance(features.base, mmap.mmap)
+    if whole_file and features.flags.c_contiguous and features.mode != "c":
+        width = features.shape[1]
+        x = np.fromfile(
+            features.filename,
+            features.dtype,
+            (rows.stop - rows.start) * width,
+            offset=features.offset + rows.start * width * features.itemsize,
+        )
+        return x.reshape(-1, width).astype(np.float32, copy=False)
+    return np.array(features[rows], np.float32)
+
+
+def _in_threads(work: Callable[[slice], Result], total: int) -> Iterator[Result]:
+    """work(rows) for every chunk of 0..total-1, in their order, on as many threads as torch uses.
+
+    The threads run NumPy and SciPy, which let go of the interpreter and start no threads in turn.
+    Few results are ahead of the one that is asked for: they may be as large as their rows.
+    """
+    threads = torch.get_num_threads()
+    with ThreadPoolExecutor(threads) as pool:
+        waiting: deque = deque()
+        for rows in _slices(total, CHUNK):
+            if len(waiting) == 2 * threads:
+                yield waiting.popleft().result()
+            waiting.append(pool.submit(work, rows))
+        while waiting:
+            yield waiting.popleft().result()
 
 
 def class_sums(
-    features: np.ndarray, labels: np.ndarray, scale: torch.Tensor | None = None, unit: bool = False
+    features: np.ndarray, labels: np.ndarray, unit: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Sum of the embeddings of every class, float64 (C, D), and the class sizes, int64 (C,).
 
     Args:
-        features: float (n, D); labels: int64 (n,) in 0..C-1.
+        features: float (n, D); labels: int64 (n,) in 0..C-1, in any order.
         unit: L2-normalise each row first.
-        scale: optional (D,), each column is divided by it (after normalising).
 
     Raises:
         BctError: a class of 0..C-1 without any image.
     """
-    counts = torch.from_numpy(np.bincount(labels))
+    sums, counts, _ = _class_sums(features, labels, unit)
+    return torch.from_numpy(sums), torch.from_numpy(counts)
+
+
+def _class_sums(
+    features: np.ndarray, labels: np.ndarray, unit: bool, squares: bool = False
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """class_sums, and the sum of the squares of each column, float64 (D,), if asked for."""
+    counts = np.bincount(labels)
     if (counts == 0).any():
-        empty = int(torch.nonzero(counts == 0)[0])
         raise BctError(
-            f"class {empty} has no image, so it has no mean",
+            f"class {np.argmin(counts)} has no image, so it has no mean",
             "number the classes 0, 1, ... without gaps (tools/folder_to_rec.py does)",
         )
-    sums = torch.zeros(len(counts), features.shape[1], dtype=torch.float64)
-    for rows, x in row_blocks(features):
-        x = _prepared(x, scale, unit)
-        sums.index_add_(0, torch.from_numpy(labels[rows]), x.double())
-    return sums, counts
+    sums = np.zeros((len(counts), features.shape[1]))
+    total = np.zeros(features.shape[1])
+
+    def add(rows: slice) -> tuple[np.ndarray, ...]:
+        x = _read(features, rows)
+        if unit:
+            _normalise(x)
+        classes, mixing = _members(labels[rows])
+        columns = np.einsum("nd,nd->d", x, x) if squares else 0.0
+        return classes, mixing @ x, columns
+
+    for classes, part, columns in _in_threads(add, len(labels)):
+        sums[classes] += part
+        total += columns
+    return sums, counts, total
+
+
+def _members(labels: np.ndarray) -> tuple[np.ndarray, csr_matrix]:
+    """The classes of some rows, ascending (K,), and the matrix (K, B) of ones that sums them up."""
+    order = np.argsort(labels, kind="stable")
+    first = np.flatnonzero(np.diff(labels[order], prepend=-1, append=-1))
+    ones = np.ones(len(labels), np.float32)
+    shape = len(first) - 1, len(labels)
+    return labels[order[first[:-1]]], csr_matrix((ones, order, first), shape=shape)
+
+
+def _normalise(x: np.ndarray) -> None:
+    """L2-normalises rows in place; a row of zeros stays."""
+    x *= 1 / np.maximum(_lengths(x), np.float32(1e-12))[:, None]
+
+
+def _lengths(x: np.ndarray) -> np.ndarray:
+    return np.sqrt(_products(x, x))
+
+
+def _products(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """Scalar product of each two rows. As matrices of one row and one column they are multiplied by
+    the BLAS, at twice the speed of einsum, and without holding the interpreter."""
+    return (x[:, None, :] @ y[:, :, None])[:, 0, 0]
 
 
 def class_means(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -90,26 +164,57 @@ def credible_mask(features: np.ndarray, labels: np.ndarray, T: float) -> np.ndar
     Returns:
         bool (n,).
     """
-    squares = torch.zeros(features.shape[1], dtype=torch.float64)
-    for _, x in row_blocks(features):
-        squares += F.normalize(x).double().square().sum(0)
-    scale = squares.sqrt().float()
-    scale[scale == 0] = 1.0
-    sums, counts = class_sums(features, labels, scale, unit=True)
-    means = sums.div_(counts[:, None]).float()
+    sums, counts, squares = _class_sums(features, labels, unit=True, squares=True)
+    squares[squares == 0] = 1.0
+    scale = np.sqrt(squares)
+    sums /= counts[:, None]
+    sums /= scale
+    means = sums.astype(np.float32)  # of Z
     del sums
+    stretch = (1 / scale).astype(np.float32)
     distance = np.empty(len(labels), np.float32)
-    for rows, x in row_blocks(features):
-        difference = _prepared(x, scale, True) - means[torch.from_numpy(labels[rows])]
-        distance[rows] = torch.linalg.vector_norm(difference, dim=1).numpy()
 
-    order = np.lexsort((distance, labels))  # by class, within it by distance; stable
-    sizes = counts.numpy()
+    def measure(rows: slice) -> None:
+        x = _read(features, rows)
+        _normalise(x)
+        x *= stretch
+        x -= means.take(labels[rows], axis=0)
+        distance[rows] = _lengths(x)
+
+    for _ in _in_threads(measure, len(labels)):
+        pass
+    if not np.isfinite(distance).all():
+        raise BctError(
+            "the embeddings hold NaN or inf", "check the weights and the precision (--amp off)"
+        )
+    return _nearest(distance, labels, np.ceil(T * counts).astype(np.int64))
+
+
+def _nearest(distance: np.ndarray, labels: np.ndarray, keep: np.ndarray) -> np.ndarray:
+    """Which images, bool (n,), are the keep[c] >= 1 nearest of their class c; of equally near ones
+    those that come first."""
+    sizes = np.bincount(labels)
     first = np.cumsum(sizes) - sizes
-    rank = np.arange(len(labels)) - first[labels[order]]
-    mask = np.empty(len(labels), bool)
-    mask[order] = rank < np.ceil(T * sizes)[labels[order]]
+    farthest = _by_class(distance, labels)[first + keep - 1][labels]
+    mask = distance < farthest
+    room = keep - np.bincount(labels[mask], minlength=len(keep))
+    equal = np.flatnonzero(distance == farthest)
+    equal = equal[np.argsort(labels[equal], kind="stable")]
+    of_class = labels[equal]
+    rank = np.arange(len(equal)) - np.searchsorted(of_class, of_class)
+    mask[equal[rank < room[of_class]]] = True
     return mask
+
+
+def _by_class(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """float32 values >= 0 (n,) by class, within it ascending.
+
+    One sort of whole numbers: the label above the bits of the value, which are in its order.
+    """
+    keys = labels.astype(np.uint64) << np.uint64(32)
+    keys |= values.view(np.uint32)
+    keys.sort()
+    return keys.astype(np.uint32).view(np.float32)
 
 
 def entropy_mask(features: np.ndarray, labels: np.ndarray, T: float) -> np.ndarray:
@@ -160,15 +265,25 @@ def class_statistics(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
         kept. A radius says something only where kept > 1.
     """
     sums, counts = class_sums(features, labels, unit=True)
-    centres = (sums / counts[:, None]).float()
-    directions = F.normalize(centres)
+    sums /= counts[:, None]
+    centres = sums.float().numpy()
+    del sums
+    reach = np.maximum(_lengths(centres), np.float32(1e-12))
     radii, angles = np.empty(len(labels), np.float32), np.empty(len(labels), np.float32)
-    for rows, x in row_blocks(features):
-        x, y = F.normalize(x), torch.from_numpy(labels[rows])
-        radii[rows] = torch.linalg.vector_norm(x - centres[y], dim=1).numpy()
-        angles[rows] = torch.linalg.vecdot(x, directions[y]).clamp(-1, 1).acos().numpy()
+
+    def measure(rows: slice) -> None:
+        x, y = _read(features, rows), labels[rows]
+        _normalise(x)
+        centre = centres.take(y, axis=0)  # (B, D)
+        cosine = _products(x, centre) / reach[y]
+        angles[rows] = np.arccos(np.clip(cosine, -1, 1))
+        x -= centre
+        radii[rows] = _lengths(x)
+
+    for _ in _in_threads(measure, len(labels)):
+        pass
     out = np.zeros(len(counts), class_statistics_dtype(features.shape[1]))
-    out["centre"], out["count"] = centres.numpy(), counts.numpy()
+    out["centre"], out["count"] = centres, counts.numpy()
     out["smallest_radius"], out["radius"], out["kept"] = _within_fences(radii, labels)
     _, out["angle"], _ = _within_fences(angles, labels)
     return out
@@ -181,8 +296,8 @@ def class_statistics_dtype(dim: int) -> np.dtype:
 
 
 def _within_fences(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
-    """(smallest, largest, number) of each class's values after the 1.5 IQR rule."""
-    values = values[np.lexsort((values, labels))]  # by class, within it ascending
+    """(smallest, largest, number) of each class's values >= 0 after the 1.5 IQR rule."""
+    values = _by_class(values, labels)
     sizes = np.bincount(labels)
     first = np.cumsum(sizes) - sizes
     q1, q3 = values[first + sizes // 4], values[first + 3 * sizes // 4]
@@ -192,8 +307,3 @@ def _within_fences(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, 
     smallest = np.minimum.reduceat(np.where(keep, values, np.inf), first)
     largest = np.maximum.reduceat(np.where(keep, values, -np.inf), first)
     return smallest, largest, np.add.reduceat(keep, first)
-
-
-def _prepared(x: torch.Tensor, scale: torch.Tensor | None, unit: bool) -> torch.Tensor:
-    x = F.normalize(x) if unit else x
-    return x if scale is None else x / scale

@@ -7,6 +7,7 @@ import pytest
 from skimage.transform import SimilarityTransform
 
 from bct.errors import BctError
+from tools.ijbc import scoring
 from tools.ijbc.align import TEMPLATE, align, similarity_to_template
 from tools.ijbc.protocol import Gallery, Protocol, read_galleries, read_protocol
 from tools.ijbc.scoring import (
@@ -73,7 +74,8 @@ def test_strict_identification_keeps_its_promise(golden):
     )
     nonmated = ~np.isin(probes.subjects, gallery.subjects)
     for fpir, threshold in zip(FPIRS, result["threshold"], strict=True):
-        assert (similarity[nonmated].max(1) > threshold).mean() <= fpir
+        above = similarity[nonmated].max(1) > threshold + 1e-6  # another product, other rounding
+        assert above.mean() <= fpir
 
 
 # ---- templates and scores against plain loops
@@ -156,6 +158,26 @@ def test_dense_and_sparse_scoring_agree():
     a, b = np.repeat(some, 7), np.tile(some, 7)
     want = [model.features[x // 3] @ model.features[y // 3] for x, y in zip(a, b, strict=True)]
     np.testing.assert_allclose(pair_scores(model, model, a, b), want, atol=1e-6)
+
+
+@pytest.mark.parametrize("step", [1, 1 << 22])  # the last: ids too large for a table
+def test_pairs_in_blocks(step, monkeypatch):
+    """All pairs of 40 templates, out of order, a few at a time."""
+    monkeypatch.setattr(scoring, "_BLOCK", 64)
+    rng = np.random.default_rng(0)
+    model = Templates(np.arange(50) * step, rng.standard_normal((50, 8)).astype(np.float32))
+    at = rng.permutation(1600)
+    a, b = 5 + at // 40, at % 40
+    want = (model.features[5:45].astype(float) @ model.features[:40].T.astype(float)).ravel()[at]
+    for few in (slice(None), slice(90)):  # dense, sparse
+        ours = pair_scores(model, model, model.ids[a[few]], model.ids[b[few]])
+        np.testing.assert_allclose(ours, want[few], atol=1e-5)
+
+
+def test_a_pair_of_a_template_without_images():
+    model = Templates(np.array([1, 2, 5]), np.ones((3, 2), np.float32))
+    with pytest.raises(BctError, match="template 3 has no embedding"):
+        pair_scores(model, model, np.array([1, 3]), np.array([2, 5]))
 
 
 @pytest.mark.parametrize("step", [1, 7, 1 << 22])  # the last: ids too large for a table

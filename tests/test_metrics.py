@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from bct.errors import BctError
-from bct.metrics import auc, identification, rate_name, roc_points, tar_at_far
+from bct.metrics import auc, identification, rate_name, roc, roc_points, tar_at_far
 
 FARS = (1e-3, 1e-2, 0.1, 0.5, 1.0)
 
@@ -32,6 +32,14 @@ def test_strict_is_the_best_point_of_the_full_roc_curve_below_the_target(seed):
         assert accepted[~labels].mean() == pytest.approx(point.far)
         assert accepted[labels].mean() == pytest.approx(point.tar)
     assert auc(scores, labels) == pytest.approx(roc_auc_score(labels, scores), abs=1e-12)
+
+
+@pytest.mark.parametrize("rule", ["strict", "nearest"])
+def test_both_at_once_are_each_alone(rule):
+    for seed in range(20):
+        scores, labels = with_ties(seed)
+        want = tar_at_far(scores, labels, FARS, rule), auc(scores, labels)
+        assert roc(scores, labels, FARS, rule) == want
 
 
 def test_nearest_may_exceed_the_target_and_strict_may_not():

@@ -110,7 +110,7 @@ def test_class_statistics_against_a_plain_loop_in_float64(seed, sizes):
 
 def test_outliers_are_dropped_from_the_radii():
     """Nine images near one direction and one opposite: their radii without the outlier's."""
-    features = np.eye(10, dtype=np.float32) + 5
+    features = np.diag(np.linspace(1, 2, 10)).astype(np.float32) + 5
     features[-1] *= -1
     (row,) = class_statistics(features, np.zeros(10, int))
     assert (row["count"], row["kept"]) == (10, 9)
@@ -160,6 +160,7 @@ def test_blocks_and_files_give_the_same(tmp_path, monkeypatch):
     np.save(tmp_path / "f.npy", features)
     monkeypatch.setattr(statistics.row_blocks, "__defaults__", (7,))
     monkeypatch.setattr(statistics, "BLOCK", 7)
+    monkeypatch.setattr(statistics, "CHUNK", 7)
     for source in (features, np.load(tmp_path / "f.npy", mmap_mode="r")):
         np.testing.assert_allclose(class_means(source, labels), want[0], atol=1e-6)
         np.testing.assert_array_equal(credible_mask(source, labels, 0.7), want[1])
@@ -167,6 +168,41 @@ def test_blocks_and_files_give_the_same(tmp_path, monkeypatch):
         for name in table.dtype.names:
             np.testing.assert_allclose(again[name], table[name], atol=1e-6)
         np.testing.assert_array_equal(entropy_mask(source, labels, T), entropy)
+
+
+def test_parts_and_changed_copies_of_a_file(tmp_path):
+    """What is not a whole file is not read from one."""
+    features, labels = random_case(3)
+    np.save(tmp_path / "f.npy", features)
+    _, dense = np.unique(labels[20:], return_inverse=True)
+    part = np.load(tmp_path / "f.npy", mmap_mode="r")[20:]
+    np.testing.assert_array_equal(class_means(part, dense), class_means(features[20:], dense))
+    changed = np.load(tmp_path / "f.npy", mmap_mode="c")
+    changed[:] *= -1
+    np.testing.assert_array_equal(class_means(changed, labels), class_means(-features, labels))
+
+
+def test_half_precision_files_and_one_thread_give_the_same(tmp_path, monkeypatch):
+    features, labels = random_case(4)
+    half = features.astype(np.float16)
+    np.save(tmp_path / "f.npy", half)
+    source = np.load(tmp_path / "f.npy", mmap_mode="r")
+    monkeypatch.setattr(statistics, "CHUNK", 7)
+    for threads in (1, 4):
+        monkeypatch.setattr(statistics.torch, "get_num_threads", lambda n=threads: n)
+        means, mask = class_means(source, labels), credible_mask(source, labels, 0.7)
+        if threads == 1:
+            first = means, mask
+    np.testing.assert_array_equal(means, first[0])  # the order of the sums is that of the rows
+    np.testing.assert_array_equal(mask, first[1])
+    np.testing.assert_allclose(means, plain_means(half, labels), atol=1e-5)
+
+
+def test_embeddings_that_are_not_numbers():
+    features, labels = random_case(5)
+    features[17, 3] = np.nan
+    with pytest.raises(BctError, match="NaN or inf"):
+        credible_mask(features, labels, 0.9)
 
 
 def test_equal_distances_keep_the_first():

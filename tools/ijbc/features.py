@@ -80,7 +80,8 @@ def image_features(
                 "give the model itself, or leave out -B",
             )
         return stored_embeddings(weights, len(protocol.names))
-    backbone = load_backbone(weights, network, dtype)  # a wrong network is refused, cached or not
+    # before a cache is looked for: a wrong network is refused in any case
+    backbone = load_backbone(weights, network, dtype, fold=True)
     made_from = {
         "model": sha256_file(weights),
         "data": protocol.fingerprint,

@@ -4,6 +4,8 @@ Sources: IJB-C protocol; MixBCT and insightface evaluators (their published sett
 image plus mirror image, times detection score, not normalised before aggregation).
 """
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import NamedTuple
 
@@ -12,12 +14,13 @@ import torch
 from scipy.sparse import csr_matrix
 
 from bct.errors import BctError
-from bct.metrics import FARS, Identification, auc, identification, rate_name, tar_at_far
+from bct.metrics import FARS, Identification, identification, rate_name, roc
 from tools.ijbc.protocol import Gallery, Protocol
 
 FPIRS = np.concatenate([10.0 ** (-4 + 0.04 * np.arange(100)), [1.0]])
 _DENSE_LIMIT = 1 << 28  # scores held at once when all pairs of two sides are computed
 _TABLE_LIMIT = 1 << 24  # template ids below it are looked up in a table
+_BLOCK = 1 << 15  # pairs that one thread looks up at a time
 
 
 class Templates(NamedTuple):
@@ -88,12 +91,18 @@ def template_features(
     if mode.detector:
         weights = weights * protocol.detector
     if mode.normalise:
-        weights = weights / np.maximum(np.linalg.norm(features, axis=1), 1e-12)
+        norms = np.sqrt(np.einsum("nd,nd->n", features, features))
+        weights = weights / np.maximum(norms, 1e-12)
     images = np.arange(len(features))
     mixing = csr_matrix(
         (weights.astype(np.float32), (template, images)), shape=(len(ids), len(features))
     )
-    sums = mixing @ features
+    sums = np.empty((len(ids), features.shape[1]), np.float32)
+
+    def add(rows: slice) -> None:
+        sums[rows] = mixing[rows] @ features  # one thread's work: SciPy's product has no more
+
+    _in_threads(add, len(ids), 1 << 10)
     norms = np.linalg.norm(sums, axis=1, keepdims=True)
     return Templates(ids, sums / np.maximum(norms, 1e-12))
 
@@ -110,39 +119,65 @@ def pair_scores(first: Templates, second: Templates, a: np.ndarray, b: np.ndarra
             f"{second.features.shape[1]} dimensions, so they can't be compared",
             "give models of equal embedding size",
         )
-    used_a, at_a = _used(first.rows(a), len(first.ids))
-    used_b, at_b = _used(second.rows(b), len(second.ids))
-    left, right = (
-        torch.from_numpy(first.features[used_a]),
-        torch.from_numpy(second.features[used_b]),
-    )
-    size = len(left) * len(right)
-    if size <= min(_DENSE_LIMIT, 16 * len(a)):
-        flat = torch.from_numpy(at_a * len(right) + at_b)
-        return (left @ right.T).view(-1).index_select(0, flat).numpy()
+    a, place_a, left = _used(first, a)
+    b, place_b, right = _used(second, b)
     scores = np.empty(len(a), np.float32)
-    for start in range(0, len(a), 1 << 18):
-        block = slice(start, start + (1 << 18))
-        scores[block] = torch.linalg.vecdot(left[at_a[block]], right[at_b[block]]).numpy()
+    if len(left) * len(right) <= min(_DENSE_LIMIT, 16 * len(a)):
+        product = (left @ right.T).ravel()
+        place_a *= len(right)
+
+        def score(pairs: slice) -> None:
+            at = place_a[a[pairs]]
+            at += place_b[b[pairs]]
+            scores[pairs] = product.take(at)
+
+    else:
+
+        def score(pairs: slice) -> None:
+            rows = left[place_a[a[pairs]]], right[place_b[b[pairs]]]  # (B, D) each
+            scores[pairs] = np.einsum("bd,bd->b", *rows)
+
+    _in_threads(score, len(a), _BLOCK)
     return scores
 
 
-def _used(rows: np.ndarray, total: int) -> tuple[np.ndarray, np.ndarray]:
-    """The distinct rows, ascending, and where each row is among them: numpy.unique, without a sort
-    of every pair."""
-    used = np.zeros(total, bool)
-    used[rows] = True
-    return np.flatnonzero(used), (np.cumsum(used) - 1)[rows]
+def _used(model: Templates, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """What is used of a model, without a sort of every pair.
+
+    Returns:
+        ids (P,), the given ones, or their rows where they are too large for a table; int64
+        (largest + 1,), which of the used templates an id is; their features, float32 (U, D).
+    """
+    known = model.ids
+    if known[-1] >= _TABLE_LIMIT:
+        ids, known = model.rows(ids), np.arange(len(known))
+    used = np.zeros(known[-1] + 1, bool)
+    used[ids] = True
+    features = model.features[used[known]]
+    if np.count_nonzero(used) > len(features):
+        raise BctError(
+            f"template {np.setdiff1d(np.flatnonzero(used), known)[0]} has no embedding",
+            "score the pairs of the protocol that the templates come from",
+        )
+    return ids, np.cumsum(used) - 1, features
+
+
+def _in_threads(work: Callable[[slice], None], total: int, block: int) -> None:
+    """work(slice) for every block of 0..total-1, on as many threads as torch uses. NumPy and SciPy
+    let go of the interpreter meanwhile."""
+    blocks = [slice(start, start + block) for start in range(0, total, block)]
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        list(pool.map(work, blocks))  # an error in a thread is raised here
 
 
 def verification(scores: np.ndarray, genuine: np.ndarray, rule: str = "strict") -> dict:
     """1:1 result: TAR at FAR 1e-6 .. 1e-1, with the FAR really reached and the threshold; AUC."""
-    points = tar_at_far(scores, genuine, FARS, rule)
+    points, area = roc(scores, genuine, FARS, rule)
     return {
         "tar": {rate_name(p.target): p.tar for p in points},
         "reached_far": {rate_name(p.target): p.far for p in points},
         "threshold": {rate_name(p.target): p.threshold for p in points},
-        "auc": auc(scores, genuine),
+        "auc": area,
     }
 
 
@@ -157,12 +192,12 @@ def open_set(
 
     Cross test: galleries from the old model, probes from the new one.
     """
-    queries = torch.from_numpy(probe_model.features[probe_model.rows(probes.templates)])
+    queries = probe_model.features[probe_model.rows(probes.templates)]
     result: dict = {"fpir": FPIRS.tolist()}
     scores, per_gallery = [], []
     for gallery in galleries:
         rows = gallery_model.features[gallery_model.rows(gallery.templates)]
-        scores.append((queries @ torch.from_numpy(rows).T).numpy())
+        scores.append(queries @ rows.T)
         per_gallery.append(
             identification(scores[-1], probes.subjects, gallery.subjects, FPIRS, rule=rule)
         )
