@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from backbones import get_model
+from backbones.inference import fold_batch_norm
 from bct.errors import BctError
 from bct.files import read_json
 from bct.onnx_model import load_onnx
@@ -20,6 +21,7 @@ def load_backbone(
     weights: str | Path,
     network: str | None = None,
     amp_dtype: torch.dtype | None = None,
+    fold: bool = False,
 ) -> nn.Module:
     """Builds a network and loads its weights.
 
@@ -30,6 +32,9 @@ def load_backbone(
             ours beside it. The embedding size is read from the weights. For an .onnx it can be
             left out; it is refused if the file names another one, and without effect otherwise.
         amp_dtype: see get_model. An .onnx runs in the precision it was exported in.
+        fold: make it ready to infer and nothing else, see backbones.inference. Without effect on
+            an .onnx, which onnxruntime folds, and in mixed precision, where folded weights would
+            round in another way than those the network was trained with.
 
     Returns:
         The network in eval mode, on the CPU.
@@ -67,7 +72,8 @@ def load_backbone(
             "name the network it was trained with" + _guess(weights, network),
         )
     model.load_state_dict(state)
-    return model.eval()
+    model.eval()
+    return fold_batch_norm(model) if fold and amp_dtype is None else model
 
 
 def network_of(weights: str | Path, network: str | None = None) -> str:

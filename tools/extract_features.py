@@ -66,7 +66,7 @@ def extract(
     """
     weights = Path(cfg.output) / "model.pt"
     dtype = amp_dtype(cfg, device)
-    backbone = load_backbone(weights, cfg.network, dtype).to(device)
+    backbone = load_backbone(weights, cfg.network, dtype, fold=True).to(device)
     if backbone.embedding_size != cfg.embedding_size:
         raise BctError(
             f"{weights} has {backbone.embedding_size}-d embeddings, config {cfg.name} says "
