@@ -3,8 +3,11 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(abspath $(VENV))/bin
+BENCHMARKS := record_index loader training extraction partial_fc methods scaling artefacts ijbc \
+	bootstrap retrieval checkpoint
 
-.PHONY: demo demo-short lfw test test-slow test-mxnet faults lint audit bench install clean
+.PHONY: demo demo-short lfw test test-slow test-mxnet faults lint audit bench \
+	bench-small install clean
 
 demo: install            ## the whole job on embedded data, about 5 minutes on 2 cores
 	@PYTHON=$(BIN)/python bash runs/demo.sh
@@ -34,9 +37,13 @@ lint: install
 audit: install           ## known vulnerabilities of the installed packages
 	@$(BIN)/python .ci/audit.py
 
-bench: install           ## the benchmarks, with their results in benchmarks/results/
-	@for name in loader partial_fc ijbc bootstrap artefacts methods checkpoint; do \
-		$(BIN)/python -m benchmarks.$$name --save || exit 1; done
+bench: install           ## all benchmarks into benchmarks/results/: about 15 minutes on 2 cores
+	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --save || exit 1; done
+	@$(BIN)/python -m benchmarks.readme
+
+bench-small: install     ## the same in tiny sizes, nothing kept: to see that they run
+	@for name in $(BENCHMARKS) export; do $(BIN)/python -m benchmarks.$$name --small || exit 1; done
+	@PYTHON=$(BIN)/python bash benchmarks/gpu.sh --dry
 
 install: $(VENV)/.complete
 

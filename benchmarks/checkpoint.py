@@ -19,7 +19,7 @@ from bct.config import load_config
 from bct.loader import Batch
 from bct.method import Method
 from bct.train import make_head, make_optimizer, train_step
-from benchmarks.common import interleaved, median, publish, spread, start
+from benchmarks.common import Row, interleaved, median, peak_gib, publish, spread, start
 
 SHARE = 0.05
 
@@ -61,22 +61,21 @@ def main() -> None:
             },
             repeats=3,
         )
-    rows = {"save": "checkpoint", "bare": "bare write, the limit", "load": "load and verify"}
-    stall = median(times["save"])
-    lines = [
-        "| | seconds, median (min to max) | MB/s |",
-        "|---|---|---:|",
-        *(
-            f"| {name} | {spread(times[key])} | {size / 1e6 / median(times[key]):,.0f} |"
-            for key, name in rows.items()
-        ),
-        "",
-        f"{network}, {classes:,} classes, {size / 1e6:,.0f} MB. At save_every = {cfg.save_every} "
-        f"the training stands still for at most {SHARE:.0%} when a step takes at least "
-        f"{1000 * stall / SHARE / cfg.save_every:.0f} ms; here one of {batch} images takes "
-        f"{1000 * steps[-1]:.0f} ms: {stall / (cfg.save_every * steps[-1]):.2%}.",
-    ]
-    publish(args, "\n".join(lines))
+    stall, loading = median(times["save"]), spread(times["load"])
+    row = Row(
+        f"a checkpoint, {network}, {classes:,} classes, {size / 1e6:,.0f} MB",
+        times["save"],
+        limit=times["bare"],
+        limit_name="bare write",
+        gib=peak_gib(),
+    )
+    details = (
+        f"Loading it and verifying every checksum takes {loading} s. At save_every = "
+        f"{cfg.save_every} the training stands still for at most {SHARE:.0%} when a step takes at "
+        f"least {1000 * stall / SHARE / cfg.save_every:.0f} ms; here one of {batch} images takes "
+        f"{1000 * steps[-1]:.0f} ms: {stall / (cfg.save_every * steps[-1]):.2%}."
+    )
+    publish(args, [row], details)
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def main() -> None:
             f"{peak_gib():.1f} |"
         )
         print(lines[-1], flush=True)
-    publish(args, "\n".join(lines))
+    publish(args, [], "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -1,75 +1,146 @@
-"""PartialFC step at MS1MV3 size against plain fp32 autograd: C = 93,431, D = 512, B = 128.
+"""A PartialFC step (forward, backward, SGD) at MS1MV3 size, and of a million classes at rate 0.1.
 
-A step is forward, backward and SGD with momentum. Ours is timed in exact fp32 and as training runs
-it with mixed precision (matrix products with bf16 inputs, fp32 sums). The parts say where it goes.
+The classic way is the published PartialFC v2 in fp32: normalised copies of embeddings and centres,
+the margin through arccos and cos of the whole block, softmax probabilities, and torch.optim.SGD
+over all centres, whose gradient is dense also when they are sampled. The limit is the bare
+arithmetic: the three matrix products in fp32, and one pass over the weight and momentum in use.
 """
 
-import math
+import multiprocessing
 import time
+from operator import sub
 
 import torch
-import torch.nn.functional as F
+from easydict import EasyDict
 
+from bct import distributed
+from bct.amp import allow_fast_matmul, amp_dtype, dtype_name
+from bct.method import Method
 from bct.partial_fc import PartialFC
-from benchmarks.common import interleaved, median, peak_gib, publish, spread, start
+from bct.train import make_optimizer
+from benchmarks.classic import ClassicHead, classic_sgd
+from benchmarks.common import Goal, Row, median, peak_gib, publish, start
+
+SCALE, MARGIN = 64.0, 0.5
+STEPS = 3
+PARTS = ("forward", "backward", "SGD")
+SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 
 
-def plain_loss(e: torch.Tensor, w: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    """ArcFace (s 64, m 0.5) in the obvious way; the classic implementation without the ranks."""
-    cos = F.linear(F.normalize(e), F.normalize(w)).clamp(-1, 1)
-    target = cos.gather(1, y[:, None]).clamp(-1 + 1e-7, 1 - 1e-7)
-    sine = torch.sqrt(1 - target * target)
-    moved = target * math.cos(0.5) - sine * math.sin(0.5)
-    moved = torch.where(target > math.cos(math.pi - 0.5), moved, target - 0.5 * math.sin(0.5))
-    return F.cross_entropy(64 * cos.scatter(1, y[:, None], moved), y)
+def ours(classes: int, dim: int, rate: float) -> PartialFC:
+    """The head as training sets it up; with its optimiser in `optimizer`."""
+    head = PartialFC(dim, classes, margin=(1.0, MARGIN, 0.0), scale=SCALE, sample_rate=rate)
+    cfg = EasyDict(optimizer="sgd", **SGD)
+    head.optimizer = make_optimizer(cfg, torch.nn.Linear(1, 1), Method(cfg, None), head)
+    return head
+
+
+def batch_of(weight: torch.Tensor, batch: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings that lean towards their centres, so that no loss of the classic way is capped."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.randint(0, len(weight), (batch,), generator=generator)
+    return torch.randn(batch, weight.shape[1], generator=generator) + 50 * weight.detach()[y], y
+
+
+def step(head: PartialFC | ClassicHead, e: torch.Tensor, y: torch.Tensor, number: int) -> dict:
+    """One step: its loss, and the seconds of its parts."""
+    x, rng = e.clone().requires_grad_(), distributed.generator("cpu", "negatives", number)
+    times = [time.perf_counter()]
+    loss = head(x, y, rng)
+    times.append(time.perf_counter())
+    loss.backward()
+    times.append(time.perf_counter())
+    head.optimizer.step()
+    times.append(time.perf_counter())
+    head.optimizer.zero_grad()
+    return {"loss": loss.item(), **dict(zip(PARTS, map(sub, times[1:], times), strict=False))}
+
+
+def bare(weight: torch.Tensor, momentum: torch.Tensor, e: torch.Tensor) -> dict:
+    """The seconds of the limit, for the centres in use (k, D)."""
+    began = time.perf_counter()
+    logits = torch.mm(weight, e.t())  # the faster way round
+    torch.mm(logits.t(), weight)
+    torch.mm(logits, e)
+    weight.mul_(1.0)
+    momentum.mul_(1.0)
+    return {"all": time.perf_counter() - began}
+
+
+def run(
+    way: str, classes: int, dim: int, batch: int, rate: float, steps: int, precision: torch.dtype
+) -> tuple[list[dict], float]:
+    """What a way's steps return, after one more to warm up, and the peak memory of this process in
+    GiB."""
+    if way == "ours":  # classic and limit are exact, as published
+        allow_fast_matmul(precision, torch.device("cpu"))
+    head = ours(classes, dim, rate)
+    e, y = batch_of(head.weight, batch)
+    if way == "classic":
+        head = ClassicHead(head.weight.detach(), MARGIN, rate)
+        head.optimizer = classic_sgd(head)
+    if way == "limit":
+        used = head.weight.detach()[: int(rate * classes)].clone()
+        momentum = torch.zeros_like(used)
+        done = [bare(used, momentum, e) for _ in range(steps + 1)]
+    else:
+        done = [step(head, e, y, number) for number in range(steps + 1)]
+    return done, peak_gib()
+
+
+def measure(name: str, size: tuple, rounds: int, precision: torch.dtype | None) -> tuple[Row, str]:
+    """The row of a workload, and a line on its parts and memory.
+
+    The ways take turns, each in a fresh process: side by side a million classes would need 12 GB.
+    """
+    done: dict[str, list[dict]] = {"ours": [], "classic": [], "limit": []}
+    first, gib = {}, {}
+    for _ in range(rounds):
+        for way, steps in done.items():
+            # forked, as long as this process has not computed anything itself
+            with multiprocessing.get_context("fork").Pool(1) as fresh:
+                (warm, *new), gib[way] = fresh.apply(run, (way, *size, STEPS, precision))
+            steps += new
+            first[way] = warm.get("loss")
+    # of the first step only, and of exact products: the classic gradient is another one
+    difference = abs(first["ours"] / first["classic"] - 1)
+    assert difference < (1e-2 if precision else 1e-5), first
+    times = {
+        way: [sum(v for part, v in step.items() if part != "loss") for step in steps]
+        for way, steps in done.items()
+    }
+    about = []
+    for way in ("ours", "classic"):
+        seconds = (f"{part} {median([step[part] for step in done[way]]):.3f} s" for part in PARTS)
+        about.append(f"{way} {', '.join(seconds)}, at most {gib[way]:.2f} GiB")
+    row = Row(
+        name,
+        **times,
+        limit_name="matrix products, one pass over weight and momentum",
+        gib=gib["ours"],
+        goal=Goal(times=3.0),
+    )
+    return row, f"- {name}: {'; '.join(about)}. First losses differ by {difference:.0e}."
 
 
 def main() -> None:
     args = start(__doc__)
-    classes, dim, batch = (2000, 64, 32) if args.small else (93_431, 512, 128)
-    generator = torch.Generator().manual_seed(0)
-    e = torch.randn(batch, dim, generator=generator)
-    y = torch.randint(0, classes, (batch,), generator=generator)
-    head = PartialFC(dim, classes)
-    plain = torch.nn.Parameter(head.weight.detach().clone())
-    ours_sgd = torch.optim.SGD(head.parameters(), 0.1, 0.9, weight_decay=5e-4, fused=True)
-    plain_sgd = torch.optim.SGD([plain], 0.1, 0.9, weight_decay=5e-4)
-    parts: dict[str, list[float]] = {"forward": [], "backward": [], "optimiser": []}
-    losses = {}
-
-    def step(name, loss_of, optimizer, precision, record=False):
-        torch.set_float32_matmul_precision(precision)
-        x = e.clone().requires_grad_()
-        times = [time.perf_counter()]
-        loss = loss_of(x)
-        times.append(time.perf_counter())
-        loss.backward()
-        times.append(time.perf_counter())
-        optimizer.step()
-        times.append(time.perf_counter())
-        optimizer.zero_grad()
-        losses.setdefault(name, loss.item())
-        if record:
-            for part, a, b in zip(parts.values(), times, times[1:], strict=False):
-                part.append(b - a)
-
-    candidates = {
-        "plain fp32 autograd": lambda: step(
-            "plain", lambda x: plain_loss(x, plain, y), plain_sgd, "highest"
-        ),
-        "ours, fp32": lambda: step("ours", lambda x: head(x, y), ours_sgd, "highest"),
-        "ours, mixed": lambda: step("mixed", lambda x: head(x, y), ours_sgd, "medium", True),
+    sizes = {
+        "PartialFC step, C 93,431, D 512, B 128": (93_431, 512, 128, 1.0),
+        "PartialFC step, C 1 M at rate 0.1, D 512, B 128": (1_000_000, 512, 128, 0.1),
     }
-    times = interleaved(candidates)
-    assert abs(losses["plain"] - losses["ours"]) < 1e-3, (
-        losses
-    )  # the first step of each is the same
-    reference = median(times["plain fp32 autograd"])
-    rows = [f"| {name} | {spread(t)} | {reference / median(t):.2f} |" for name, t in times.items()]
-    lines = ["| step | seconds, median (min to max) | times as fast |", "|---|---|---:|", *rows, ""]
-    left = ", ".join(f"{name} {median(t[1:]):.3f} s" for name, t in parts.items())
-    lines.append(f"Mixed, by part: {left}. Peak memory of the process {peak_gib():.2f} GiB.")
-    publish(args, "\n".join(lines))
+    if args.small:
+        sizes = {
+            "PartialFC step, C 2,000, D 64, B 32": (2000, 64, 32, 1.0),
+            "PartialFC step, C 4,000 at rate 0.1, D 64, B 32": (4000, 64, 32, 0.1),
+        }
+    dtype = amp_dtype(EasyDict(amp=None, fp16=None), torch.device("cpu"))
+    results = []
+    for precision in (None, dtype) if dtype else (None,):  # exact, and as training runs here
+        for name, size in sizes.items():
+            title = f"{name}, products in {dtype_name(precision)}" if precision else name
+            results.append(measure(title, size, 1 if args.small else 2, precision))
+    publish(args, [row for row, _ in results], "\n".join(line for _, line in results))
 
 
 if __name__ == "__main__":
