@@ -117,7 +117,7 @@ class Judge:
         }
         path = self.args.cache / f"{'_'.join(value[:12] for value in made_from.values())}.npy"
         if not is_valid(path, **made_from):
-            backbone = load_backbone(weights, None, self.dtype).to(self.device)
+            backbone = load_backbone(weights, None, self.dtype, fold=True).to(self.device)
             embeddings = embed(backbone, self.set.images, self.device)
             with write_artefact(path, embeddings.shape, "float32", **made_from) as out:
                 out[:] = embeddings

@@ -146,7 +146,7 @@ def cost(args: argparse.Namespace, device: torch.device, dtype: torch.dtype | No
     """Time and price of re-extracting the whole gallery, as far as they can be known."""
     speed, measured = args.images_per_second, False
     if speed is None and not is_stored(args.model_file):
-        backbone = load_backbone(args.model_file, args.network, dtype).to(device)
+        backbone = load_backbone(args.model_file, args.network, dtype, fold=True).to(device)
         speed, measured = images_per_second(backbone, args.batch_size, device), True
     hours = args.gallery_size / speed / 3600 if args.gallery_size and speed else None
     price = hours * args.price_per_hour if hours and args.price_per_hour else None

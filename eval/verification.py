@@ -63,7 +63,7 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> None:
     if args.model_file_old:
         files = {"old": (args.model_file_old, args.network_old), **files}
     networks = {
-        label: None if is_stored(file) else load_backbone(file, network, dtype).to(device)
+        label: None if is_stored(file) else load_backbone(file, network, dtype, True).to(device)
         for label, (file, network) in files.items()
     }
     results, text = {}, []

@@ -7,7 +7,7 @@ import pytest
 import torch
 from faces import write_faces
 from ranks import run_on_ranks
-from tiny import Job, stopping_at
+from tiny import stopping_at
 
 from bct import distributed
 from bct.checkpoint import checkpoints
@@ -123,18 +123,17 @@ def test_more_than_the_rate_stops_the_run(job, tmp_path):
         train(job("on_bad_record=skip", "overwrite=True"), Method, CPU)
 
 
-def skipping_run(folder):
-    job = Job(folder)
+def skipping_run(job):
     overrides = "on_bad_record=skip", "max_bad_rate=1.0", "batch_size=4", "num_epoch=3"
     assert train(job(*overrides), stopping_at(Method, 4), CPU)
     return train(job(*overrides, "resume=True"), Method, CPU)
 
 
-def test_ranks_stay_in_step(tmp_path):
+def test_ranks_stay_in_step(job, tmp_path):
     """All broken images may fall to one rank; the other's collectives still find it."""
     write_faces(tmp_path / "train.rec", [4, 5, 3, 4, 4])
     break_images(tmp_path, 2, 9, 17)
-    assert run_on_ranks(2, skipping_run, tmp_path) == [0, 0]
+    assert run_on_ranks(2, skipping_run, job) == [0, 0]
     lines = (tmp_path / "run" / "bad_records.txt").read_text().splitlines()
     assert len(lines) >= 6
 
