@@ -24,7 +24,7 @@ def amp_dtype(cfg: EasyDict, device: torch.device) -> torch.dtype | None:
         name = None
     if name is None:
         half_on_gpu = "fp16" if device.type == "cuda" else "off"
-        name = "bf16" if _has_bf16(device) else half_on_gpu
+        name = "bf16" if has_bf16(device) else half_on_gpu
     return _TYPES[name]
 
 
@@ -33,7 +33,8 @@ def dtype_name(dtype: torch.dtype | None) -> str:
     return str(dtype or torch.float32).removeprefix("torch.")
 
 
-def _has_bf16(device: torch.device) -> bool:
+def has_bf16(device: torch.device) -> bool:
+    """Whether it has instructions for bfloat16: without them, products take far longer."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
     # AVX512 without the bf16 instructions emulates them, slower than fp32

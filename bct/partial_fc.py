@@ -12,6 +12,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import nn
 
+from bct.amp import has_bf16
 from bct.distributed import (
     all_gather,
     all_reduce,
@@ -26,6 +27,7 @@ from bct.errors import BctError
 
 _INIT_BLOCK = 4096  # classes per random stream when centres are initialised
 BLOCK = 2**28  # logits held at once: 1 GiB
+_PIECE = 2**24  # values of a queue that are converted at once
 _COS_MAX = 1 - 1e-7  # keeps the slope of arccos finite
 
 
@@ -177,16 +179,26 @@ class _ClassSimilarity(torch.autograd.Function):
         # z (N, n), q (n, Q) constant -> (B, Q)
         p = class_probabilities(z)
         ctx.save_for_backward(p, q)
-        return reduce_scatter((p.to(q.dtype) @ q).to(z.dtype))
+        return reduce_scatter(_product(p, q).to(z.dtype))
 
     @staticmethod
     def backward(ctx, grad):
         p, q = ctx.saved_tensors
         grad = all_gather(grad / world_size())  # DDP takes the mean of the ranks' losses
-        g = (grad.to(q.dtype) @ q.t()).to(p.dtype)
+        g = _product(grad, q.t()).to(p.dtype)
         # from the rounded g: where p is nearly one-hot the two all but cancel
         radial = all_reduce(torch.linalg.vecdot(p, g))  # (N,)
         return p * (g - radial[:, None]), None
+
+
+def _product(a: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    """a (N, n), rounded to q's type, times q (n, Q): (N, Q), also in that type."""
+    a = a.to(q.dtype)
+    if q.dtype != torch.bfloat16 or has_bf16(q.device):
+        return a @ q
+    # emulated products take many times as long; q is large, so it is converted piece by piece
+    pieces = q.split(max(_PIECE // len(q), 1), dim=1)
+    return torch.cat([(a.float() @ piece.float()).to(q.dtype) for piece in pieces], 1)
 
 
 def class_probabilities(logits: torch.Tensor) -> torch.Tensor:

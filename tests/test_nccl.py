@@ -14,7 +14,7 @@ from ranks import run_on_ranks
 from test_partial_fc import head_with
 from test_train import small_cfg
 
-from bct import distributed
+from bct import distributed, partial_fc
 from bct.amp import make_scaler
 from bct.checkpoint import load_checkpoint, save_checkpoint
 from bct.errors import BctError
@@ -244,3 +244,15 @@ def test_what_is_refused():
         assert "give at least queue_size=16" in text
     for text in run_on_ranks(2, refusal, {"num_classes": 1}):
         assert "1 classes can't be cut over 2 ranks" in text
+
+
+def test_products_with_a_bfloat16_queue(monkeypatch):
+    """Piece by piece where the CPU has no such products; rounded once, at the end, everywhere."""
+    monkeypatch.setattr(partial_fc, "_PIECE", 100)
+    draw = torch.Generator().manual_seed(0)
+    a, q = torch.rand(6, 40, generator=draw), torch.rand(40, 23, generator=draw).bfloat16()
+    for left, right in ((a, q), (torch.rand(6, 23, generator=draw), q.t())):
+        got = partial_fc._product(left, right)
+        want = left.bfloat16().double() @ right.double()
+        assert got.dtype == torch.bfloat16
+        torch.testing.assert_close(got.double(), want, rtol=2**-8, atol=0)  # half a unit: rounding
