@@ -201,12 +201,10 @@ def memory(classes: int, size: int, dim: int) -> list[str]:
 def main() -> None:
     args = start(__doc__)
     if args.small:
-        rows, lines = steps("demo_w24", 128, 128, 1184, 10_000, ROUND)
+        rows, lines = steps("demo_w32", 32, 128, 1184, 10_000, ROUND)
         lines += [refresh(1000, 64), *memory(9343, 1024, 512)]
     else:
-        rows, lines = steps("demo_w24", 128, 128, 1184, 100_000, 3 * ROUND)
-        more_rows, more = steps("r18", 32, 512, 10_000, 100_000, 3 * ROUND)
-        rows, lines = rows + more_rows, lines + more
+        rows, lines = steps("r18", 32, 512, 10_000, 100_000, 2 * ROUND)
         lines += [refresh(10_000, 512), *memory(93_431, 8192, 512)]
     publish(args, rows, "\n".join(lines))
 
