@@ -6,10 +6,7 @@ sums of a block are taken in float32, at most CHUNK rows of a class at once, and
 
 import math
 import mmap
-from collections import deque
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -17,10 +14,10 @@ import torch.nn.functional as F
 from scipy.sparse import csr_matrix
 
 from bct.errors import BctError
+from bct.threads import each_in_threads, in_threads
 
 BLOCK = 1 << 13  # rows
 CHUNK = 1 << 11  # rows of one thread: they stay in its cache while it works on them
-Result = TypeVar("Result")
 
 
 def row_blocks(features: np.ndarray, block: int = BLOCK) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -29,12 +26,9 @@ def row_blocks(features: np.ndarray, block: int = BLOCK) -> Iterator[tuple[slice
     A memory-mapped file is read, not mapped, so that its pages do not count as this process's
     memory; reading is also faster.
     """
-    for rows in _slices(len(features), block):
+    for start in range(0, len(features), block):
+        rows = slice(start, min(start + block, len(features)))
         yield rows, torch.from_numpy(_read(features, rows))
-
-
-def _slices(total: int, block: int) -> Iterator[slice]:
-    return (slice(start, min(start + block, total)) for start in range(0, total, block))
 
 
 def _read(features: np.ndarray, rows: slice) -> np.ndarray:
@@ -51,23 +45,6 @@ def _read(features: np.ndarray, rows: slice) -> np.ndarray:
         )
         return x.reshape(-1, width).astype(np.float32, copy=False)
     return np.array(features[rows], np.float32)
-
-
-def _in_threads(work: Callable[[slice], Result], total: int) -> Iterator[Result]:
-    """work(rows) for every chunk of 0..total-1, in their order, on as many threads as torch uses.
-
-    The threads run NumPy and SciPy, which let go of the interpreter and start no threads in turn.
-    Few results are ahead of the one that is asked for: they may be as large as their rows.
-    """
-    threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque = deque()
-        for rows in _slices(total, CHUNK):
-            if len(waiting) == 2 * threads:
-                yield waiting.popleft().result()
-            waiting.append(pool.submit(work, rows))
-        while waiting:
-            yield waiting.popleft().result()
 
 
 def class_sums(
@@ -107,7 +84,7 @@ def _class_sums(
         columns = np.einsum("nd,nd->d", x, x) if squares else 0.0
         return classes, mixing @ x, columns
 
-    for classes, part, columns in _in_threads(add, len(labels)):
+    for classes, part, columns in in_threads(add, len(labels), CHUNK):
         sums[classes] += part
         total += columns
     return sums, counts, total
@@ -181,8 +158,7 @@ def credible_mask(features: np.ndarray, labels: np.ndarray, T: float) -> np.ndar
         x -= means.take(labels[rows], axis=0)
         distance[rows] = _lengths(x)
 
-    for _ in _in_threads(measure, len(labels)):
-        pass
+    each_in_threads(measure, len(labels), CHUNK)
     if not np.isfinite(distance).all():
         raise BctError(
             "the embeddings hold NaN or inf", "check the weights and the precision (--amp off)"
@@ -280,8 +256,7 @@ def class_statistics(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
         x -= centre
         radii[rows] = _lengths(x)
 
-    for _ in _in_threads(measure, len(labels)):
-        pass
+    each_in_threads(measure, len(labels), CHUNK)
     out = np.zeros(len(counts), class_statistics_dtype(features.shape[1]))
     out["centre"], out["count"] = centres, counts.numpy()
     out["smallest_radius"], out["radius"], out["kept"] = _within_fences(radii, labels)

@@ -1,29 +1,45 @@
-"""insightface's training as published, on one rank: network, head and step.
+"""insightface's way as published, on one rank: network, head, step, and its images.
 
 Left out is what costs the classic way more on a single device than it does ours: its process group
 of one with DistributedDataParallel and a compression hook, and the scheduler.
 Source: arcface_torch (train_v2.py, partial_fc_v2.py, losses.py, backbones/iresnet.py).
 """
 
+import copy
+import io
+import os
+import struct
 from collections.abc import Callable
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from torch import nn
+from torch.utils.data import Dataset
+from torch.utils.flop_counter import FlopCounterMode
+from torchvision import transforms
 
 from backbones import get_model
+from backbones.conv import Conv2d
+from backbones.iresnet import IResNet
+from backbones.prelu import PReLU
+from bct.recordio import MAGIC, MAX_PART
 
 
 class ClassicNetwork(nn.Module):
-    """An IResNet laid out (B, C, H, W) in memory, its body in `dtype` (None: fp32).
+    """An IResNet as published: torch's layers, (B, C, H, W) in memory, its body in `dtype` (None:
+    fp32). The weights are copies of those of `network`; see get_model, whose networks convert their
+    input to channels_last.
 
-    Same modules and parameters as get_model(name), which converts its input to channels_last.
     Input (B, 3, 112, 112) float in [-1, 1]; output (B, D) float32.
     """
 
-    def __init__(self, name: str, embedding_size: int, dtype: torch.dtype | None):
+    def __init__(self, network: IResNet, dtype: torch.dtype | None = None):
         super().__init__()
-        self.body = get_model(name, embedding_size).to(memory_format=torch.contiguous_format)
+        body = with_torch_layers(network, Conv2d, PReLU)
+        self.body = body.to(memory_format=torch.contiguous_format)
         self.dtype = dtype
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -33,6 +49,100 @@ class ClassicNetwork(nn.Module):
             x = body.layer4(body.layer3(body.layer2(body.layer1(x))))
             x = body.bn2(x).flatten(1)
         return body.features(body.fc(x.float()))
+
+
+def with_torch_layers(network: IResNet, *kinds: type[nn.Module]) -> IResNet:
+    """A copy in which our layers of these kinds are the torch layers they derive from."""
+    network = copy.deepcopy(network)
+    for module in network.modules():
+        if type(module) in kinds:
+            module.__class__ = type(module).__base__
+    return network
+
+
+def flops(name: str, training: bool = True) -> float:
+    """Floating-point operations of a network per image, forward and, for training, backward.
+
+    2 for each multiplication of a direct convolution. Counted on the CPU, which leaves a GPU's
+    memory and tuned kernels alone, and on the classic network: ours may multiply less.
+    """
+    network, batch = ClassicNetwork(get_model(name)).train(training), 2  # batch norm needs two
+    with torch.set_grad_enabled(training), FlopCounterMode(display=False) as counter:
+        out = network(torch.randn(batch, 3, 112, 112))
+        if training:
+            out.sum().backward()
+    return counter.get_total_flops() / batch
+
+
+class ClassicRecords:
+    """Reads whole records by key as mxnet.recordio does, in Python: dict, seek, read."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self.offsets: dict[int, int] = {}
+        self.keys: list[int] = []
+        with open(path.with_suffix(".idx")) as index:
+            for line in index:
+                fields = line.strip().split("\t")
+                key = int(fields[0])
+                self.offsets[key] = int(fields[1])
+                self.keys.append(key)
+        self._open()
+
+    def _open(self) -> None:
+        self.file, self.process = open(self.path, "rb"), os.getpid()  # noqa: SIM115
+
+    def read(self, key: int) -> bytes:
+        """The payload of a record, its header included."""
+        if self.process != os.getpid():  # forked processes share the position in the file
+            self._open()
+        self.file.seek(self.offsets[key])
+        magic, word = struct.unpack("<II", self.file.read(8))
+        if magic != MAGIC or word > MAX_PART:
+            raise ValueError(f"no whole record of key {key}")
+        payload = self.file.read(word)
+        self.file.read(-word % 4)
+        return payload
+
+
+class ClassicFaces(Dataset):
+    """insightface's MXFaceDataset, with Pillow in place of mx.image.imdecode: image by image a
+    float32 (3, H, W) in [-1, 1] and the label, int64.
+
+    Args:
+        mirror: a random half of the images, as in training.
+    """
+
+    def __init__(self, path: Path, mirror: bool = False):
+        self.records = ClassicRecords(path)
+        label, data = self._read(0 if 0 in self.records.offsets else self.records.keys[0])
+        last = int(label[0]) if len(label) > 1 and not data else None
+        self.keys = np.arange(1, last) if last else np.array(self.records.keys)
+        half = [0.5, 0.5, 0.5]
+        self.transform = transforms.Compose(
+            [
+                transforms.ToPILImage(),
+                *([transforms.RandomHorizontalFlip()] if mirror else []),
+                transforms.ToTensor(),
+                transforms.Normalize(mean=half, std=half),
+            ]
+        )
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
+        label, data = self._read(self.keys[index])
+        image = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
+        return self.transform(image), torch.tensor(int(label[0]))
+
+    def _read(self, key: int) -> tuple[np.ndarray, bytes]:
+        """Labels float32 (n,) and the encoded image of a record."""
+        payload = self.records.read(key)
+        flag, label, _, _ = struct.unpack("<IfQQ", payload[:24])
+        if flag == 0:
+            return np.float32([label]), payload[24:]
+        return np.frombuffer(payload, "<f4", flag, 24), payload[24 + 4 * flag :]
 
 
 class _Softmax(torch.autograd.Function):
@@ -127,7 +237,8 @@ def classic_trainer(
     """
     device = images.device
     images = images.contiguous()
-    network = ClassicNetwork(name, 512, torch.float16 if device.type == "cuda" else None)
+    half = torch.float16 if device.type == "cuda" else None
+    network = ClassicNetwork(get_model(name), half)
     network, head = network.to(device), ClassicHead(centres(classes, 512, device))
     optimizer = classic_sgd(network, head)
     scaler = torch.amp.GradScaler(device.type, growth_interval=100)

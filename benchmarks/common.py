@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -120,9 +121,7 @@ def compare(
     times = interleaved({name: call for name, call in given.items() if call}, repeats)
     about = {"gib": peak_gib(), **about}
     if once and classic:
-        began = time.perf_counter()
-        classic()
-        times["classic"] = [time.perf_counter() - began]
+        times["classic"] = [seconds(classic)]
     return Row(workload, **times, **about)
 
 
@@ -130,16 +129,47 @@ def interleaved(
     candidates: dict[str, Callable[[], object]], repeats: int = 7
 ) -> dict[str, list[float]]:
     """Seconds per call of each candidate, called in turn `repeats` times after one warm-up."""
-    times: dict[str, list[float]] = {name: [] for name in candidates}
+    return in_turn({name: partial(seconds, call) for name, call in candidates.items()}, repeats)
+
+
+def in_turn(candidates: dict[str, Callable[[], float]], repeats: int) -> dict[str, list[float]]:
+    """What candidates that time themselves return, called as by `interleaved`."""
+    found: dict[str, list[float]] = {name: [] for name in candidates}
     for turn in range(repeats + 1):
         for name, call in candidates.items():
-            start = time.perf_counter()
-            result = call()
-            took = time.perf_counter() - start
-            del result  # freeing it is not a part of the work
+            value = call()
             if turn:
-                times[name].append(took)
-    return times
+                found[name].append(value)
+    return found
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Of a call; freeing its result is not a part of it."""
+    began = time.perf_counter()
+    result = call()
+    took = time.perf_counter() - began
+    del result
+    return took
+
+
+def synchronize(device: torch.device) -> None:
+    """Waits until the device has done all it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def products(
+    size: int, count: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Callable[[], None], float]:
+    """A call of so many bare square matrix products, and its floating-point operations."""
+    a, b = torch.randn(2, size, size, device=device).to(dtype)
+
+    def call() -> None:
+        for _ in range(count):
+            torch.mm(a, b)
+        synchronize(device)
+
+    return call, 2.0 * size**3 * count
 
 
 def median(times: list[float]) -> float:

@@ -9,7 +9,6 @@ network's convolutions and linear layers have, in the precision of ours. Reads
 $BCT_SHARED/data/lfw/train.rec if there, else drawn pictures.
 """
 
-import io
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -17,41 +16,20 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
+from torch.utils.data import DataLoader
 
 from backbones import get_model
-from bct.amp import amp_dtype
 from bct.artefacts import artefact_path, open_artefact
 from bct.config import load_config
 from bct.datasets import RecordFaces
 from bct.recordio import Header, RecordWriter
-from benchmarks.common import Goal, Row, interleaved, peak_gib, publish, start
-from benchmarks.loader import _drawn, _lfw
-from benchmarks.training import Apart, classic_network, flops, matrix_products
+from benchmarks.classic import ClassicFaces, ClassicNetwork, flops
+from benchmarks.common import Goal, Row, peak_gib, publish, start
+from benchmarks.pictures import lfw_or_drawn
+from benchmarks.training import Apart, against_products
 from tools.extract_features import extract
 
 BATCH, SD = 64, "base_data100"
-
-
-class Pictures(Dataset):
-    """Images float32 (3, 112, 112) in [-1, 1] and labels, one by one; no image is mirrored."""
-
-    def __init__(self, path: Path):
-        self.faces = RecordFaces(path)
-        normalise = transforms.Normalize(mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5])
-        self.transform = transforms.Compose(
-            [transforms.ToPILImage(), transforms.ToTensor(), normalise]
-        )
-
-    def __len__(self) -> int:
-        return len(self.faces)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-        data, label = self.faces.payload(index)
-        image = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
-        return self.transform(image), label
 
 
 def classic(folder: Path, network: str) -> Callable[[], float]:
@@ -60,12 +38,12 @@ def classic(folder: Path, network: str) -> Callable[[], float]:
 
     def work() -> float:
         model = get_model(network)
-        model.load_state_dict(torch.load(folder / "model.pt"))
-        model = classic_network(model).eval().to(device)
-        model.amp_dtype = None
-        features, labels = [], []
+        model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
+        model = ClassicNetwork(model).eval().to(device)
+        faces, features, labels = ClassicFaces(folder / "train.rec"), [], []
+        loader = DataLoader(faces, BATCH, num_workers=1, multiprocessing_context="fork")
         with torch.no_grad():
-            for images, label in DataLoader(Pictures(folder / "train.rec"), BATCH, num_workers=1):
+            for images, label in loader:
                 features.append(model(images.to(device)).cpu().numpy())
                 labels.append(label.numpy())
         np.save(folder / "classic.npy", np.vstack(features))
@@ -87,14 +65,14 @@ def ours(folder: Path, network: str) -> tuple[Callable[[], None], Path]:
 
 def prepare(folder: Path, network: str, images: int) -> None:
     """A record file of so many images, and weights with running statistics of some of them."""
-    faces = RecordFaces(_lfw() or _drawn(folder / "drawn.rec"))
+    faces = RecordFaces(lfw_or_drawn(folder))
     with RecordWriter(folder / "train.rec") as writer:
         for i in range(images):
             data, _ = faces.payload(i)
             writer.write(i, Header(float(i % 8), i), bytes(data))
     torch.manual_seed(0)
     model = get_model(network)
-    pictures = Pictures(folder / "train.rec")
+    pictures = ClassicFaces(folder / "train.rec")
     with torch.no_grad():
         for layer in model.modules():
             if isinstance(layer, torch.nn.BatchNorm2d | torch.nn.BatchNorm1d):
@@ -107,29 +85,17 @@ def run(folder: Path, network: str, images: int, repeats: int, goal: Goal) -> tu
     prepare(folder, network, images)
     mine, path = ours(folder, network)
     theirs, peaks = Apart(classic, folder, network), []
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = amp_dtype(load_config("configs/base.py", []), device) or torch.float32
-    products, factor = matrix_products(flops(network, images, training=False), dtype, device)
-    times = interleaved(
-        {"ours": mine, "classic": lambda: peaks.append(theirs()), "limit": products}, repeats
-    )
+    candidates = {"ours": mine, "classic": lambda: peaks.append(theirs())}
+    work = images * flops(network, training=False)
+    about = {"unit": "images/s", "items": images, "goal": goal}
+    row, _ = against_products(f"extraction, {network}", work, candidates, repeats, **about)
     theirs.close()
     got = torch.from_numpy(np.array(open_artefact(path)[0])).double()
     want = torch.from_numpy(np.load(folder / "classic.npy")).double()
     apart = (1 - F.cosine_similarity(got, want)).max().item()
     assert got.shape == want.shape
-    assert apart < (1e-6 if dtype == torch.float32 else 1e-2), apart
-    row = Row(
-        f"extraction, {network}",
-        times["ours"],
-        times["classic"],
-        [t * factor for t in times["limit"]],
-        limit_name="its FLOPs in matrix products",
-        unit="images/s",
-        items=images,
-        gib=peak_gib(),
-        goal=goal,
-    )
+    exact = open_artefact(path)[1]["amp"] == "float32"
+    assert apart < (1e-6 if exact else 1e-2), apart
     return row, (
         f"{images} images, batches of {BATCH}, one decoding worker, {torch.get_num_threads()} "
         f"threads. Embeddings of ours and classic: 1 - cosine is {apart:.1e} at most. Peak memory "

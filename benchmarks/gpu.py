@@ -8,7 +8,6 @@ Ours is what a training of the product does; the classic way is insightface's lo
 others from running; what it has measured by then counts.
 """
 
-import io
 import os
 import sys
 import tempfile
@@ -18,9 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
+from torch.utils.data import DataLoader, Subset
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from backbones import get_model
@@ -31,9 +28,9 @@ from bct.errors import BctError, run_cli
 from bct.images import to_network
 from bct.loader import Loader
 from bct.weights import load_backbone
-from benchmarks.classic import ClassicNetwork
-from benchmarks.common import Row, interleaved, peak_gib, publish, start
-from benchmarks.gpu_part import Part, run, synchronize
+from benchmarks.classic import ClassicFaces, ClassicNetwork
+from benchmarks.common import Row, interleaved, peak_gib, publish, start, synchronize
+from benchmarks.gpu_part import Part, run
 from benchmarks.gpu_training import (
     DIM,
     compiled_training,
@@ -44,29 +41,11 @@ from benchmarks.gpu_training import (
     utilisation,
 )
 from benchmarks.ijbc import real_size
-from benchmarks.loader import _drawn, _lfw
+from benchmarks.pictures import lfw_or_drawn
 from tools.ijbc.scoring import open_set, pair_scores, template_features, verification
 
 BATCH, SECONDS = 256, 540  # of all parts together
 WORKERS = max(1, min((os.cpu_count() or 1) - 1, 15))
-
-
-class ClassicFaces(Dataset):
-    """Decodes and normalises one image at a time, as the published evaluators' data sets do."""
-
-    def __init__(self, records: RecordFaces, images: int):
-        self.records, self.images = records, images
-        half = [0.5, 0.5, 0.5]
-        self.transform = transforms.Compose(
-            [transforms.ToTensor(), transforms.Normalize(half, half)]
-        )
-
-    def __len__(self) -> int:
-        return self.images
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        data, _ = self.records.payload(index)
-        return self.transform(Image.open(io.BytesIO(data)).convert("RGB"))
 
 
 def decoding(part: Part) -> None:
@@ -125,14 +104,12 @@ def extraction(part: Part) -> None:
         torch.save(network.state_dict(), f"{folder}/model.pt")
         dtype = amp_dtype(load_config("configs/base.py"), device)
         ours = load_backbone(f"{folder}/model.pt", name, dtype).to(device)
-        classic = ClassicNetwork(name, DIM, None)
-        classic.body.load_state_dict(network.state_dict())
-        classic = classic.to(device).eval()
+        classic = ClassicNetwork(network).eval()
         loader = Loader(
             records, batch, device, num_workers=WORKERS, train=False, indices=range(images)
         )
         classic_loader = DataLoader(
-            ClassicFaces(records, images),
+            Subset(ClassicFaces(records.path), range(images)),
             batch,
             num_workers=WORKERS,
             persistent_workers=True,
@@ -150,7 +127,7 @@ def extraction(part: Part) -> None:
 
         @torch.inference_mode()
         def plain() -> None:
-            rows = [classic(x.to(device)).cpu().numpy() for x in classic_loader]
+            rows = [classic(x.to(device)).cpu().numpy() for x, _ in classic_loader]
             out["classic"] = np.concatenate(rows)
 
         times = interleaved({"ours": fast, "classic": plain}, 1 if part.small else 3)
@@ -172,7 +149,7 @@ def extraction(part: Part) -> None:
 
 def _records(folder: Path, small: bool) -> tuple[RecordFaces, int, int]:
     """LFW if it is there, else drawn pictures; how many images of it to use; and a batch."""
-    records = RecordFaces(_lfw() or _drawn(folder / "train.rec"))
+    records = RecordFaces(lfw_or_drawn(folder))
     return records, 64 if small else len(records), 16 if small else BATCH
 
 

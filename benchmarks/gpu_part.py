@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from benchmarks.common import Row, interleaved, median, peak_gib
+from benchmarks.common import Row, interleaved, median, peak_gib, products, synchronize
 
 
 class OutOfTime(BaseException):
@@ -99,12 +99,6 @@ def _time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, before)
 
 
-def synchronize(device: torch.device) -> None:
-    """Waits until the device has done all it was given."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
 def free(device: torch.device) -> None:
     """Gives memory that nothing refers to back to the device."""
     gc.collect()
@@ -175,8 +169,7 @@ def gemm(device: torch.device, small: bool) -> tuple[Callable[[], None], float]:
     """A call that multiplies two matrices of 8192 x 8192 in bf16 (fp32 on a CPU), and its FLOPs."""
     n, count = (256, 2) if small else (8192, 10)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
-    a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
-    return several(lambda: torch.mm(a, b), count, device), 2.0 * n**3 * count
+    return products(n, count, dtype, device)
 
 
 def gemm_rate(device: torch.device, small: bool) -> float:

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.flop_counter import FlopCounterMode
 
 from backbones import get_model
 from bct.amp import allow_fast_matmul, amp_dtype, make_scaler
@@ -26,9 +25,10 @@ from benchmarks.classic import (
     centres,
     classic_sgd,
     classic_trainer,
+    flops,
 )
-from benchmarks.common import Goal, Row, interleaved, median
-from benchmarks.gpu_part import Part, compare, gemm, gemm_rate, several, synchronize
+from benchmarks.common import Goal, Row, interleaved, median, synchronize
+from benchmarks.gpu_part import Part, compare, gemm, gemm_rate, several
 
 CLASSES, DIM = 93_431, 512
 LIMIT = "FLOPs at the rate of bare matrix products"
@@ -67,18 +67,6 @@ def trainer(
     return step
 
 
-def training_flops(name: str) -> float:
-    """FLOPs of the network per image, forward and backward; a multiply-add is 2.
-
-    Counted on the CPU, which leaves the device's memory and tuned kernels alone, and on the classic
-    network: ours may use convolutions there that multiply less.
-    """
-    network, batch = ClassicNetwork(name, DIM, None), 2  # batch norm needs two
-    with FlopCounterMode(display=False) as counter:
-        network(torch.randn(batch, 3, 112, 112)).sum().backward()
-    return counter.get_total_flops() / batch
-
-
 def _cases(small: bool) -> dict[str, tuple[str, int]]:
     """The most telling first: time may run out."""
     names, batches = (("demo_w16",), (4, 8)) if small else (("r50", "r18", "r100"), (256, 512, 128))
@@ -101,7 +89,7 @@ def _training(part: Part, compiled: bool) -> None:
     device, small = part.device, part.small
     classes, per_call = (50, 8) if small else (CLASSES, 2048)
     rate, cases = gemm_rate(device, small), _cases(small)
-    flops: dict[str, float] = {}
+    work: dict[str, float] = {}
     if compiled and small:
         cases = dict(list(cases.items())[:1])
     how = "training, compiled" if compiled else "training"
@@ -143,15 +131,15 @@ def _training(part: Part, compiled: bool) -> None:
         part.lines.append(f"| {case} | " + " | ".join(shown) + " |")
         if not times["ours"]:
             continue
-        if name not in flops:
-            flops[name] = training_flops(name)
+        if name not in work:
+            work[name] = flops(name)
         images = size * count
         part.rows.append(
             Row(
                 f"{how}, {case}",
                 times["ours"],
                 times["classic"],
-                [flops[name] * images / rate],
+                [work[name] * images / rate],
                 LIMIT,
                 unit="images/s",
                 items=images,
@@ -176,16 +164,16 @@ def utilisation(part: Part) -> None:
     if not times["ours"]:
         part.lines.append(f"{name}, B {size}: out of memory.")
         return
-    images, flops = size * count, training_flops(name)
+    images, work = size * count, flops(name)
     part.lines.append(
-        f"{flops / 1e9:.4g} GFLOP per image forward and backward, counted on the network; bare "
+        f"{work / 1e9:.4g} GFLOP per image forward and backward, counted on the network; bare "
         f"matrix products {product_flops / median(times['product']) / 1e12:.4g} TFLOP/s."
     )
     part.rows.append(
         Row(
             f"use of the matrix units, {name}, B {size}",
             times["ours"],
-            limit=[flops * images / product_flops * t for t in times["product"]],
+            limit=[work * images / product_flops * t for t in times["product"]],
             limit_name=LIMIT,
             unit="images/s",
             items=images,
@@ -338,7 +326,7 @@ def _curve(
     cfg = load_config("configs/base.py", given)
     torch.manual_seed(0)
     dtype = amp_dtype(cfg, device)
-    network = get_model(name, DIM, dtype) if fast else ClassicNetwork(name, DIM, None)
+    network = get_model(name, DIM, dtype) if fast else ClassicNetwork(get_model(name, DIM))
     network, head, method = network.to(device), make_head(cfg).to(device), Method(cfg, None)
     rng = generator(device, "nudge")
     for p in network.parameters():

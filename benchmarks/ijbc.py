@@ -12,6 +12,7 @@ import time
 import numpy as np
 
 from bct.metrics import rate_name, tar_at_far
+from bct.threads import each_in_threads
 from benchmarks.common import Goal, compare, median, peak_gib, publish, spread, start
 from tools.ijbc.protocol import Gallery, Protocol
 from tools.ijbc.scoring import (
@@ -20,7 +21,6 @@ from tools.ijbc.scoring import (
     PUBLISHED,
     Mode,
     Templates,
-    _in_threads,
     open_set,
     pair_scores,
     template_features,
@@ -176,7 +176,7 @@ def main() -> None:
         def look_up(pairs: slice) -> None:
             np.take(product, flat[pairs], out=looked_up[pairs], mode="clip")
 
-        _in_threads(look_up, len(flat), 1 << 15)
+        each_in_threads(look_up, len(flat), 1 << 15)
 
     one = compare(
         "IJB-C 1:1 after the embeddings",

@@ -7,9 +7,6 @@ mirrored and normalised on the device (here the CPU). The bare decoder only deco
 into one buffer. Reads $BCT_SHARED/data/lfw/train.rec if there, else drawn pictures.
 """
 
-import io
-import os
-import struct
 import tempfile
 import time
 from collections.abc import Iterable
@@ -18,62 +15,26 @@ from pathlib import Path
 import numpy as np
 import simplejpeg
 import torch
-from PIL import Image
-from torch.utils.data import DataLoader, Dataset
-from torchvision import transforms
+from torch.utils.data import DataLoader
 
 from bct.datasets import RecordFaces
 from bct.loader import Loader
-from bct.recordio import Header, RecordWriter
-from benchmarks.common import Goal, Row, median, publish, start
-from benchmarks.record_index import ClassicRecords
+from benchmarks.classic import ClassicFaces
+from benchmarks.common import Goal, Row, in_turn, median, publish, start
+from benchmarks.pictures import lfw_or_drawn
 
 BATCH = 128
 GOAL = Goal(times=8, share=0.8)
 
 
-class Classic(Dataset):
-    """Images float32 (3, H, W) in [-1, 1], a random half of them mirrored, and labels int64."""
-
-    def __init__(self, path: Path):
-        self.records = ClassicRecords(path)
-        label, data = self._read(0)
-        last = int(label[0]) if len(label) > 1 and not data else None
-        self.keys = np.arange(1, last) if last else np.array(self.records.keys)
-        self.transform = transforms.Compose(
-            [
-                transforms.ToPILImage(),
-                transforms.RandomHorizontalFlip(),
-                transforms.ToTensor(),
-                transforms.Normalize(mean=[0.5, 0.5, 0.5], std=[0.5, 0.5, 0.5]),
-            ]
-        )
-
-    def __len__(self) -> int:
-        return len(self.keys)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, torch.Tensor]:
-        label, data = self._read(self.keys[index])
-        image = np.array(Image.open(io.BytesIO(data)).convert("RGB"))
-        return self.transform(image), torch.tensor(int(label[0]))
-
-    def _read(self, key: int) -> tuple[np.ndarray, bytes]:
-        """Labels float32 (n,) and the encoded image of a record."""
-        payload = self.records.read(key)
-        flag, label, _, _ = struct.unpack("<IfQQ", payload[:24])
-        if flag == 0:
-            return np.float32([label]), payload[24:]
-        return np.frombuffer(payload, "<f4", flag, 24), payload[24 + 4 * flag :]
-
-
 def main() -> None:
     args = start(__doc__)
     with tempfile.TemporaryDirectory() as folder:
-        path = _lfw() or _drawn(Path(folder) / "train.rec")
-        run(args, RecordFaces(path), Classic(path))
+        path = lfw_or_drawn(Path(folder))
+        run(args, RecordFaces(path), ClassicFaces(path, mirror=True))
 
 
-def run(args, faces: RecordFaces, classic: Classic) -> None:
+def run(args, faces: RecordFaces, classic: ClassicFaces) -> None:
     torch.set_num_threads(1)  # idle OpenMP threads spin, and would take the worker's core
     images, repeats = (512, 2) if args.small else (len(faces), 5)
     _check(faces, classic)
@@ -107,12 +68,7 @@ def run(args, faces: RecordFaces, classic: Classic) -> None:
         "ours": lambda: per_image(ours.epoch()),
         "limit": bare,
     }
-    times: dict[str, list[float]] = {name: [] for name in candidates}
-    for turn in range(repeats + 1):
-        for name, call in candidates.items():
-            took = call()
-            if turn:  # the first one warms up
-                times[name].append(took)
+    times = in_turn(candidates, repeats)
     row = Row(
         "load faces with one worker",
         **times,
@@ -131,7 +87,7 @@ def run(args, faces: RecordFaces, classic: Classic) -> None:
     )
 
 
-def _check(faces: RecordFaces, classic: Classic) -> None:
+def _check(faces: RecordFaces, classic: ClassicFaces) -> None:
     """Both have to give the same images, mirrored or not, and labels."""
     assert len(faces) == len(classic)
     indices = np.linspace(0, len(faces) - 1, 64).astype(int).tolist()
@@ -141,21 +97,6 @@ def _check(faces: RecordFaces, classic: Classic) -> None:
         theirs, their_label = classic[index]
         apart = min((theirs - x).abs().max() for x in (image, image.flip(2)))
         assert apart < 1e-6 and label == their_label  # they round differently
-
-
-def _lfw() -> Path | None:
-    path = Path(os.environ.get("BCT_SHARED", "../shared")) / "data/lfw/train.rec"
-    return path if path.is_file() else None
-
-
-def _drawn(path: Path) -> Path:
-    rng = np.random.default_rng(0)
-    with RecordWriter(path) as writer:
-        for key in range(4096):
-            smooth = rng.integers(0, 256, (14, 14, 3), np.uint8)
-            image = np.asarray(Image.fromarray(smooth).resize((112, 112), Image.Resampling.BICUBIC))
-            writer.write(key, Header(float(key % 64), key), simplejpeg.encode_jpeg(image, 95))
-    return path
 
 
 if __name__ == "__main__":

@@ -29,6 +29,7 @@ from bct.method import Method
 from bct.statistics import class_means, class_statistics, credible_mask
 from bct.train import make_head, make_optimizer, train_step
 from benchmarks.common import Goal, Row, interleaved, median, peak_gib, publish, spread, start
+from tools import scaling
 
 ROUND, RANKS, LIMIT = 3, 2, 1.15  # a method's step may take so many times a plain one
 NAMES = sorted(script.parent.name for script in (ROOT / "methods").glob("*/train.py"))
@@ -181,8 +182,9 @@ def memory(classes: int, size: int, dim: int) -> list[str]:
     with tempfile.TemporaryDirectory() as folder:
         torch.multiprocessing.spawn(hold_queue, (folder, classes, size, dim), nprocs=RANKS)
         ranks = [json.loads(Path(f"{folder}/{rank}.json").read_text()) for rank in range(RANKS)]
-    formula = size * (2 * -(-classes // RANKS) + 4 * dim + 8)
-    ours, published = 8192 * (2 * -(-93_431 // 8) + 4 * dim + 8), 8192 * 4 * 93_431
+    formula = scaling.memory(scaling.Job(RANKS, classes, dim, queue=size))["old side"]
+    ours = scaling.memory(scaling.Job(8, 93_431, dim, queue=8192))["old side"]
+    published = 8192 * 4 * 93_431
     assert abs(ranks[0][0] - formula) < 64, (ranks, formula)  # and the position in the queue
     assert ours <= published / 8
     lines = [

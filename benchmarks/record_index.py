@@ -14,45 +14,20 @@ import os
 import re
 import struct
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
 from bct.record_index import cache_folder
-from bct.recordio import MAGIC, MAX_PART, RecordReader
-from benchmarks.common import Goal, Row, median, publish, start
+from bct.recordio import MAGIC, RecordReader
+from benchmarks.classic import ClassicRecords
+from benchmarks.common import Goal, Row, interleaved, median, publish, seconds, start
 
 RECORDS = 5_179_511  # MS1MV3's images and a header
 RECORD = np.dtype(
     [("magic", "<u4"), ("length", "<u4"), ("flag", "<u4"), ("label", "<f4"), ("id", "<u8", 2)]
 )
-
-
-class ClassicRecords:
-    """Reads whole records by key as mxnet.recordio does, in Python: dict, seek, read."""
-
-    def __init__(self, path: Path):
-        self.offsets: dict[int, int] = {}
-        self.keys: list[int] = []
-        with open(path.with_suffix(".idx")) as index:
-            for line in index:
-                fields = line.strip().split("\t")
-                key = int(fields[0])
-                self.offsets[key] = int(fields[1])
-                self.keys.append(key)
-        self.file = open(path, "rb")  # noqa: SIM115
-
-    def read(self, key: int) -> bytes:
-        """The payload of a record, its header included."""
-        self.file.seek(self.offsets[key])
-        magic, word = struct.unpack("<II", self.file.read(8))
-        if magic != MAGIC or word > MAX_PART:
-            raise ValueError(f"no whole record of key {key}")
-        payload = self.file.read(word)
-        self.file.read(-word % 4)
-        return payload
 
 
 def main() -> None:
@@ -70,17 +45,12 @@ def main() -> None:
             "limit": index.read_bytes,
             "classic": lambda: ClassicRecords(path),
         }
-        times: dict[str, list[float]] = {name: [] for name in candidates}
-        for turn in range(repeats + 1):
-            for name, call in candidates.items():
-                took = seconds(call)
-                if turn:  # the first one warms up
-                    times[name].append(took)
+        times = interleaved(candidates, repeats)
         of_classic = private_mb(path, ClassicRecords, _look_up_classic)
         _check(RecordReader(path), ClassicRecords(path))
         text = index.stat().st_size / 1e6, kept.stat().st_size / 1e6
         _write(path, np.random.default_rng(0).permutation(count))
-        again = [seconds(lambda: RecordReader(path)) for _ in range(repeats + 1)][1:]
+        again = interleaved({"": lambda: RecordReader(path)}, repeats)[""]
     size = f"{count / 1e6:.1f} M"
     rows = [
         Row(
@@ -106,15 +76,6 @@ def main() -> None:
         f"random order, which have to be sorted: {median(again):.3f} s. Both ways gave the same "
         "keys and offsets.",
     )
-
-
-def seconds(call: Callable[[], object]) -> float:
-    """Of a call; taking its result apart is left out."""
-    began = time.perf_counter()
-    result = call()
-    took = time.perf_counter() - began
-    del result
-    return took
 
 
 def private_mb(

@@ -9,14 +9,13 @@ extrapolated. The limit is the bare products, in blocks: half the matrix where i
 """
 
 import time
-from collections.abc import Callable
 
 import numpy as np
 import torch
 from sklearn.metrics import average_precision_score
 
 from bct.retrieval import SIDE, Retrieval, leave_one_out
-from benchmarks.common import Goal, Row, median, peak_gib, publish, start
+from benchmarks.common import Goal, Row, median, peak_gib, publish, seconds, start
 
 
 def embeddings(labels: np.ndarray, dim: int, seed: int, identity: float = 1.0) -> np.ndarray:
@@ -55,12 +54,6 @@ def products(x: torch.Tensor, half: bool) -> None:
     for i, a in enumerate(blocks):
         for b in blocks[i if half else 0 :]:
             torch.mm(a, b.T, out=out[: len(a), : len(b)])
-
-
-def seconds(call: Callable[[], object]) -> float:
-    began = time.perf_counter()
-    call()
-    return time.perf_counter() - began
 
 
 def main() -> None:

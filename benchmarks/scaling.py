@@ -17,13 +17,10 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import numpy as np
-import simplejpeg
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from easydict import EasyDict
-from PIL import Image
 
 from backbones import get_model
 from bct import distributed
@@ -33,10 +30,10 @@ from bct.errors import BctError
 from bct.loader import Batch, Loader
 from bct.method import Method
 from bct.partial_fc import PartialFC
-from bct.recordio import Header, RecordWriter
 from bct.signals import StopRequest
 from bct.train import make_optimizer, replicate, train_step
 from benchmarks.common import Row, median, publish, start
+from benchmarks.pictures import drawn
 from tools.scaling import Job, Message, Network, messages, sent, softmax_messages
 
 RANKS = (1, 2, 4)
@@ -318,18 +315,6 @@ def run(ranks: int, size: EasyDict, record: Path) -> list[dict]:
             on_rank, (ranks, folder, size, record), nprocs=ranks, start_method="forkserver"
         )
         return [torch.load(f"{folder}/{rank}.pt", weights_only=False) for rank in range(ranks)]
-
-
-def drawn(path: Path, images: int) -> Path:
-    """A record file of smooth pictures, whose sizes differ."""
-    rng = np.random.default_rng(0)
-    with RecordWriter(path) as writer:
-        for key in range(images):
-            smooth = Image.fromarray(rng.integers(0, 256, (14, 14, 3), np.uint8))
-            image = np.asarray(smooth.resize((112, 112), Image.Resampling.BICUBIC))
-            data = simplejpeg.encode_jpeg(image, int(rng.integers(60, 96)))
-            writer.write(key, Header(float(key % 64), key), data)
-    return path
 
 
 def mean(values: list[float]) -> float:

@@ -8,7 +8,6 @@ that a large matrix product takes for as many multiplications as the network's c
 linear layers have, in the precision of ours.
 """
 
-import copy
 import math
 import multiprocessing
 from collections.abc import Callable
@@ -17,48 +16,30 @@ from itertools import cycle
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from backbones import get_model
 from backbones.conv import Conv2d
-from backbones.iresnet import IResNet
-from backbones.prelu import PReLU
 from bct.amp import allow_fast_matmul, amp_dtype, make_scaler
 from bct.config import load_config
 from bct.loader import Batch
 from bct.method import Method
 from bct.train import make_head, make_optimizer, train_step
-from benchmarks.common import Goal, Row, interleaved, median, peak_gib, publish, spread, start
+from benchmarks.classic import ClassicNetwork, flops, with_torch_layers
+from benchmarks.common import (
+    Goal,
+    Row,
+    interleaved,
+    median,
+    peak_gib,
+    products,
+    publish,
+    spread,
+    start,
+)
 
 CLASSES, LR = 64, 0.02
 WINDOW = 20  # steps over which a loss curve is smoothed
 CURVE = "demo_w32"  # small enough for some hundred steps on a CPU
-
-
-class ClassicIResNet(IResNet):
-    """The network in whatever layout it is given."""
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.prelu(self.bn1(self.conv1(x)))
-        for stage in (self.layer1, self.layer2, self.layer3, self.layer4):
-            x = stage(x)
-        return self.features(self.fc(self.bn2(x).flatten(1)))
-
-
-def with_torch_layers(model: IResNet, *kinds: type[nn.Module]) -> IResNet:
-    """A copy in which our layers of these kinds are the torch layers they derive from."""
-    model = copy.deepcopy(model)
-    for module in model.modules():
-        if type(module) in kinds:
-            module.__class__ = type(module).__base__
-    return model
-
-
-def classic_network(model: IResNet) -> ClassicIResNet:
-    """The same weights in the network as it is published."""
-    model = with_torch_layers(model, Conv2d, PReLU).to(memory_format=torch.contiguous_format)
-    model.__class__ = ClassicIResNet
-    return model
 
 
 def configured(network: str, batch: int):
@@ -110,8 +91,7 @@ def ours(network: str, batch: int, batches: list[Batch], conv: bool = True) -> C
 def classic(network: str, batch: int, count: int) -> Callable[[], float]:
     """The same by the classic way, with `count` batches."""
     cfg, device, backbone, head = built(network, batch)
-    backbone = classic_network(backbone).float().train()
-    backbone.amp_dtype = None
+    backbone = ClassicNetwork(backbone).train()
     centres = nn.Parameter(head.weight.detach().clone())
     _, margin, _ = cfg.margin_list
     parameters = [p for p in backbone.parameters() if p.requires_grad]
@@ -165,65 +145,34 @@ def _serve(pipe, build: Callable[..., Callable[[], float]], args: tuple) -> None
         pipe.send(call())
 
 
-def flops(network: str, batch: int, training: bool = True) -> int:
-    """Floating-point operations of a step, or of a forward pass: 2 for each multiplication of a
-    direct convolution."""
-    with torch.device("meta"), torch.set_grad_enabled(training):
-        model = classic_network(get_model(network)).train(training)
-        images = torch.empty(batch, 3, 112, 112)
-        with FlopCounterMode(display=False) as counter:
-            out = model(images)
-            if training:
-                out.sum().backward()
-    return counter.get_total_flops()
-
-
-def matrix_products(
-    total: float, dtype: torch.dtype, device: torch.device
-) -> tuple[Callable[[], object], float]:
-    """A function that does a tenth of `total` floating-point operations, or a little more, in
-    square matrix products; and by how much its time is to be multiplied."""
+def against_products(
+    workload: str, work: float, candidates: dict[str, Callable], repeats: int, **about: object
+) -> tuple[Row, dict[str, list[float]]]:
+    """The row of `ours` and `classic`, and the seconds of all candidates. The limit is the time of
+    square matrix products of `work` floating-point operations, a tenth of which are done."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = 1024 if device.type == "cpu" else 4096
-    a, b = torch.randn(2, size, size, device=device).to(dtype)
-    count = math.ceil(total / 10 / (2 * size**3))
-
-    def work() -> None:
-        for _ in range(count):
-            a @ b
-        if device.type == "cuda":
-            torch.cuda.synchronize()
-
-    return work, total / (count * 2 * size**3)
+    dtype = amp_dtype(load_config("configs/base.py", []), device) or torch.float32
+    call, done = products(size, math.ceil(work / 10 / (2 * size**3)), dtype, device)
+    times = interleaved({**candidates, "limit": call}, repeats)
+    limit = [t * work / done for t in times["limit"]]
+    found = times["ours"], times["classic"], limit, "its FLOPs in matrix products"
+    return Row(workload, *found, gib=peak_gib(), **about), times
 
 
 def step_row(network: str, batch: int, repeats: int, goal: Goal) -> tuple[Row, str]:
-    cfg = configured(network, batch)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = amp_dtype(cfg, device) or torch.float32
-    total = flops(network, batch)
+    work = batch * flops(network)
     batches = drawn_batches(2, batch, device)
     theirs = Apart(classic, network, batch, len(batches))
-    products, factor = matrix_products(total, dtype, device)
-    candidates = {
-        "ours": ours(network, batch, batches),
-        "classic": theirs,
-        "limit": products,
-    }
+    candidates = {"ours": ours(network, batch, batches), "classic": theirs}
     if network == "r18":
         candidates["plain"] = ours(network, batch, batches, conv=False)
-    times = interleaved(candidates, repeats)
+    name = f"training step, {network}, B {batch}"
+    row, times = against_products(name, work, candidates, repeats, goal=goal)
     theirs.close()
-    row = Row(
-        f"training step, {network}, B {batch}",
-        times["ours"],
-        times["classic"],
-        [t * factor for t in times["limit"]],
-        limit_name="its FLOPs in matrix products",
-        gib=peak_gib(),
-        goal=goal,
-    )
-    rate = total / median(row.ours) / 1e9
-    words = f"{network}: {total / 1e9:,.0f} GFLOP a step, {rate:.0f} GFLOP/s"
+    rate = work / median(row.ours) / 1e9
+    words = f"{network}: {work / 1e9:,.0f} GFLOP a step, {rate:.0f} GFLOP/s"
     if "plain" in times:
         words += f"; with torch's convolutions ours takes {spread(times['plain'], digits=2)} s"
     return row, words + "."

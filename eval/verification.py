@@ -63,17 +63,18 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> None:
     if args.model_file_old:
         files = {"old": (args.model_file_old, args.network_old), **files}
     networks = {
-        label: None if is_stored(file) else load_backbone(file, network, dtype, True).to(device)
+        label: load_backbone(file, network, dtype, fold=True).to(device)
         for label, (file, network) in files.items()
+        if not is_stored(file)
     }
     results, text = {}, []
     for path in args.set:
         images = load_bin(path)
         embeddings = {
-            label: stored_embeddings(files[label][0], len(images.images))
-            if network is None
-            else embed(network, images.images, device, args.batch_size)
-            for label, network in networks.items()
+            label: embed(networks[label], images.images, device, args.batch_size)
+            if label in networks
+            else stored_embeddings(file, len(images.images))
+            for label, (file, _) in files.items()
         }
         tests, scores = compare(images, embeddings, args.far)
         results[images.name] = tests

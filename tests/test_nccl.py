@@ -14,7 +14,7 @@ from ranks import run_on_ranks
 from test_partial_fc import head_with
 from test_train import small_cfg
 
-from bct import distributed, partial_fc
+from bct import class_similarity, distributed
 from bct.amp import make_scaler
 from bct.checkpoint import load_checkpoint, save_checkpoint
 from bct.errors import BctError
@@ -248,11 +248,11 @@ def test_what_is_refused():
 
 def test_products_with_a_bfloat16_queue(monkeypatch):
     """Piece by piece where the CPU has no such products; rounded once, at the end, everywhere."""
-    monkeypatch.setattr(partial_fc, "_PIECE", 100)
+    monkeypatch.setattr(class_similarity, "_PIECE", 100)
     draw = torch.Generator().manual_seed(0)
     a, q = torch.rand(6, 40, generator=draw), torch.rand(40, 23, generator=draw).bfloat16()
     for left, right in ((a, q), (torch.rand(6, 23, generator=draw), q.t())):
-        got = partial_fc._product(left, right)
+        got = class_similarity._product(left, right)
         want = left.bfloat16().double() @ right.double()
         assert got.dtype == torch.bfloat16
         torch.testing.assert_close(got.double(), want, rtol=2**-8, atol=0)  # half a unit: rounding

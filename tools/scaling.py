@@ -17,8 +17,8 @@ from torch import nn
 from backbones import NETWORKS, get_model
 from bct.errors import BctError, run_cli
 from bct.images import SIZE
+from bct.partial_fc import BLOCK
 
-BLOCK = 1 << 28  # logits that exist at once on a rank
 _FIRST_BUCKET, _BUCKET = 1 << 20, 25 << 20  # bytes of gradient that DDP reduces at a time
 
 

@@ -4,17 +4,15 @@ Sources: IJB-C protocol; MixBCT and insightface evaluators (their published sett
 image plus mirror image, times detection score, not normalised before aggregation).
 """
 
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from typing import NamedTuple
 
 import numpy as np
-import torch
 from scipy.sparse import csr_matrix
 
 from bct.errors import BctError
 from bct.metrics import FARS, Identification, identification, rate_name, roc
+from bct.threads import each_in_threads
 from tools.ijbc.protocol import Gallery, Protocol
 
 FPIRS = np.concatenate([10.0 ** (-4 + 0.04 * np.arange(100)), [1.0]])
@@ -102,7 +100,7 @@ def template_features(
     def add(rows: slice) -> None:
         sums[rows] = mixing[rows] @ features  # one thread's work: SciPy's product has no more
 
-    _in_threads(add, len(ids), 1 << 10)
+    each_in_threads(add, len(ids), 1 << 10)
     norms = np.linalg.norm(sums, axis=1, keepdims=True)
     return Templates(ids, sums / np.maximum(norms, 1e-12))
 
@@ -137,7 +135,7 @@ def pair_scores(first: Templates, second: Templates, a: np.ndarray, b: np.ndarra
             rows = left[place_a[a[pairs]]], right[place_b[b[pairs]]]  # (B, D) each
             scores[pairs] = np.einsum("bd,bd->b", *rows)
 
-    _in_threads(score, len(a), _BLOCK)
+    each_in_threads(score, len(a), _BLOCK)
     return scores
 
 
@@ -160,14 +158,6 @@ def _used(model: Templates, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray, np
             "score the pairs of the protocol that the templates come from",
         )
     return ids, np.cumsum(used) - 1, features
-
-
-def _in_threads(work: Callable[[slice], None], total: int, block: int) -> None:
-    """work(slice) for every block of 0..total-1, on as many threads as torch uses. NumPy and SciPy
-    let go of the interpreter meanwhile."""
-    blocks = [slice(start, start + block) for start in range(0, total, block)]
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(work, blocks))  # an error in a thread is raised here
 
 
 def verification(scores: np.ndarray, genuine: np.ndarray, rule: str = "strict") -> dict:
