@@ -1,7 +1,8 @@
-"""Face data sets: record files, image folders, and insightface's synthetic one.
+"""Data sets: record files, image folders and lists, CIFAR, and insightface's synthetic one.
 
 A data set maps an index to an image and a label: `load` decodes into a given array and returns the
-label. Row i of every artefact of the old model belongs to index i.
+label, `image` gives the image in its own size. Row i of every artefact of the old model belongs to
+index i.
 """
 
 from functools import cached_property
@@ -9,12 +10,18 @@ from pathlib import Path
 
 import numpy as np
 
+from bct.cifar import Cifar, is_cifar
 from bct.errors import BctError
 from bct.files import sha256
+from bct.image_sets import (
+    FolderFaces,
+    ImageFiles,
+    has_classes,
+    open_list,
+    open_tiny_imagenet_val,
+)
 from bct.images import SIZE, decode
 from bct.recordio import RecordReader
-
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 
 
 class RecordFaces:
@@ -27,6 +34,8 @@ class RecordFaces:
         path: the .rec file.
         backend: "native", or "mxnet" to read through MXNet.
     """
+
+    class_names = None
 
     def __init__(self, path: str | Path, backend: str = "native"):
         self.path = Path(path)
@@ -90,12 +99,18 @@ class RecordFaces:
 
     def load(self, index: int, out: np.ndarray) -> int:
         """Decodes an image into `out` uint8 (H, W, 3), returns its label. BctError if broken."""
+        return self._decoded(index, out)[1]
+
+    def image(self, index: int) -> np.ndarray:
+        """uint8 (H, W, 3), of the record's own size. BctError if broken."""
+        return self._decoded(index, None)[0]
+
+    def _decoded(self, index: int, out: np.ndarray | None) -> tuple[np.ndarray, int]:
         data, label = self.payload(index)
         try:
-            decode(data, out)
+            return decode(data, out), label
         except ValueError as error:
             raise self.reader.broken(int(self.keys[index]), str(error)) from None
-        return label
 
     def describe(self, index: int) -> str:
         return f"{self.path}, key {self.keys[index]}"
@@ -109,60 +124,12 @@ class RecordFaces:
         return sha256(size, self.reader.offsets.tobytes(), self.keys.tobytes(), *records)
 
 
-class FolderFaces:
-    """One sub-folder per identity; labels follow the sorted names. Images must be aligned."""
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self.identities = sorted(p.name for p in self.path.iterdir() if p.is_dir())
-        pairs = [
-            (file, label)
-            for label, identity in enumerate(self.identities)
-            for file in sorted((self.path / identity).iterdir())
-            if file.suffix.lower() in IMAGE_SUFFIXES
-        ]
-        if not pairs:
-            raise BctError(
-                f"{self.path} has neither train.rec nor sub-folders with images",
-                "point `rec` to a folder with train.rec, a .rec file, or a folder of identities",
-            )
-        self.files = [file for file, _ in pairs]
-        self.labels = np.array([label for _, label in pairs], np.int64)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    @property
-    def num_classes(self) -> int:
-        return len(self.identities)
-
-    def payload(self, index: int) -> tuple[bytes, int]:
-        return self.files[index].read_bytes(), int(self.labels[index])
-
-    def load(self, index: int, out: np.ndarray) -> int:
-        data, label = self.payload(index)
-        try:
-            decode(data, out)
-        except ValueError as error:
-            raise BctError(
-                f"{self.files[index]} is broken ({error})", "replace or remove the file"
-            ) from None
-        return label
-
-    def describe(self, index: int) -> str:
-        return str(self.files[index])
-
-    @cached_property
-    def fingerprint(self) -> str:
-        names = [f"{file.relative_to(self.path)} {file.stat().st_size}" for file in self.files]
-        return sha256(*names)
-
-
 class SyntheticFaces:
     """insightface's `rec = "synthetic"`: one random image, for timing without data."""
 
     path = Path("synthetic")
     fingerprint = "synthetic"
+    class_names = None
 
     def __init__(self, num_image: int, num_classes: int):
         self.labels = np.arange(num_image) % num_classes
@@ -176,23 +143,45 @@ class SyntheticFaces:
         out[:] = self._image
         return int(self.labels[index])
 
+    def image(self, index: int) -> np.ndarray:
+        return self._image
+
     def describe(self, index: int) -> str:
         return f"synthetic image {index}"
 
 
-Faces = RecordFaces | FolderFaces | SyntheticFaces
+Faces = RecordFaces | ImageFiles | Cifar | SyntheticFaces
 
 
 def open_faces(rec: str | Path, backend: str = "native") -> Faces:
-    """Opens a data set: a .rec file, the same without its suffix, a folder with train.rec, or a
-    folder of identity folders. Raises BctError if there is none."""
+    """Opens a data set. Raises BctError if there is none.
+
+    Args:
+        rec: a .rec file, or the same without its suffix; a .txt list of images, see
+            bct/image_sets.py; `train` or `test` of CIFAR; Tiny-ImageNet's val/; or a folder. Of
+            a folder the training set is opened: its train.rec, its part `train` of CIFAR, its
+            train/ of class folders (ImageNet, Places365), its train.txt, else its own folders are
+            the classes (aligned faces, Omniglot).
+        backend: how record files are read, "native" or "mxnet".
+    """
     path = Path(rec)
+    if path.suffix == ".txt" and path.is_file():
+        return open_list(path)
+    for part in (path, path / "train"):
+        if is_cifar(part):
+            return Cifar(part)
     for file in (path, Path(f"{path}.rec"), path / "train.rec"):
         if file.is_file():
             return RecordFaces(file, backend)
+    if has_classes(path / "train"):
+        return FolderFaces(path / "train")
+    if (path / "train.txt").is_file():
+        return open_list(path / "train.txt")
+    if (path / "val_annotations.txt").is_file():
+        return open_tiny_imagenet_val(path)
     if path.is_dir():
         return FolderFaces(path)
-    do = "give a .rec file, a folder with train.rec or a folder of identity folders (key `rec`)"
+    do = "give a .rec file, a list of images, or a folder with train.rec or classes (key `rec`)"
     if "_part_" in path.stem:
         do = "make the parts of the whole set first: python tools/split_dataset.py <the whole set>"
     raise BctError(f"there is no data set at {path}", do)

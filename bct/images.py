@@ -16,12 +16,15 @@ _FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # Pillow reads many more, and each is
 def decode(data: bytes | memoryview, out: np.ndarray | None = None) -> np.ndarray:
     """Decodes a JPEG (or PNG, BMP, WebP) to uint8 RGB (H, W, 3).
 
+    Grey, palette, 1-bit and CMYK images become RGB; of transparent ones the colour is kept.
+
     Args:
         data: the file's bytes.
         out: optional uint8 (H, W, 3) array to decode into; the image must have exactly its size.
 
     Raises:
-        ValueError: a broken file, a wrong size, or more than MAX_PIXELS; nothing is decoded then.
+        ValueError: a broken file, one with more than 8 bits per channel, a wrong size, or more than
+            MAX_PIXELS; nothing is decoded then.
     """
     image = None
     if bytes(data[:2]) == b"\xff\xd8":
@@ -49,12 +52,20 @@ def _decode_with_pillow(data: bytes | memoryview, out: np.ndarray | None) -> np.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=_FORMATS) as file:
                 _check_size(*file.size, out)
+                _check_depth(data, file.mode)
                 return np.asarray(file.convert("RGB"))
     except UnidentifiedImageError:
         raise ValueError("it is not an image file: no JPEG, PNG, BMP or WebP") from None
     except Exception as error:  # Pillow raises many kinds for damaged files
         reason = " ".join(str(error).split())[:120]
         raise ValueError(reason or type(error).__name__) from None
+
+
+def _check_depth(data: bytes | memoryview, mode: str) -> None:
+    """Pillow cuts the values of some 16-bit images off at 255, and of PNGs in colour to 8 bits."""
+    png = bytes(data[:8]) == b"\x89PNG\r\n\x1a\n"
+    if mode[0] in "IF" or (png and data[24] > 8):
+        raise ValueError("it has more than 8 bits per channel: convert it")
 
 
 def _check_size(width: int, height: int, out: np.ndarray | None = None) -> None:
@@ -66,11 +77,17 @@ def _check_size(width: int, height: int, out: np.ndarray | None = None) -> None:
         raise ValueError(f"the image is {width}x{height}, more than {MAX_PIXELS} pixels")
 
 
-def to_network(images: torch.Tensor, flip: torch.Tensor | None = None) -> torch.Tensor:
-    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 in [-1, 1], (x - 127.5) / 127.5, channels_last.
+def to_network(
+    images: torch.Tensor,
+    flip: torch.Tensor | None = None,
+    mean: tuple[float, ...] = (127.5,) * 3,
+    deviation: tuple[float, ...] = (127.5,) * 3,
+) -> torch.Tensor:
+    """(B, H, W, 3) uint8 -> (B, 3, H, W) float32, (x - mean) / deviation, channels_last.
 
     Args:
         flip: optional bool (B,); these images are mirrored left-right.
+        mean, deviation: per channel, in units of 0..255; by default the range becomes [-1, 1].
     """
     if flip is not None and images.device.type == "cpu":  # several times as fast as `where` there
         mirrored = images.clone()
@@ -80,4 +97,7 @@ def to_network(images: torch.Tensor, flip: torch.Tensor | None = None) -> torch.
     x = images.permute(0, 3, 1, 2)  # already channels_last in memory
     if flip is not None:
         x = torch.where(flip.view(-1, 1, 1, 1), x.flip(3), x)
-    return x.float().sub_(127.5).div_(127.5)
+    if len({*mean, *deviation}) == 1:
+        return x.float().sub_(mean[0]).div_(deviation[0])
+    mean, deviation = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (mean, deviation))
+    return x.float().sub_(mean).div_(deviation)

@@ -2,6 +2,9 @@
 
 The path of a batch: worker processes decode JPEGs into a ring of shared uint8 buffers; the main
 process copies a buffer to the device, where it is mirrored, normalised and laid out channels_last.
+Images of any size are cropped and resized by the workers, see bct/views.py. How the image of an
+index is cropped follows from seed and epoch, whatever the number of ranks and workers. Stored
+vectors take the same path as float32 rows.
 """
 
 import mmap
@@ -17,13 +20,15 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, g
 from bct import distributed
 from bct.datasets import Faces
 from bct.errors import BctError
-from bct.images import SIZE, to_network
+from bct.images import to_network
 from bct.signals import leave_to_parent
+from bct.views import PIXELS, View, resized, transform
 
 
 @dataclass
 class Batch:
-    """One batch on the device. images float32 (B, 3, H, W) in [-1, 1], labels and index int64 (B,).
+    """One batch on the device. images float32 (B, 3, H, W), labels and index int64 (B,). Of a data
+    set of vectors images are float32 (B, W).
 
     `old` holds what the method asked for of the old model's artefacts for this batch. `epoch` is
     how far the training is: 2.5 in the middle of the third epoch.
@@ -55,8 +60,8 @@ class Loader:
         train: True shuffles over all ranks and drops the last partial batch. False gives this rank
             a contiguous run of indices, in order, all of it.
         indices: with train=False: the images this rank gets instead.
-        mirror: mirror a random half of the images; default as `train`.
-        size: height and width of the images.
+        mirror: mirror a random half of the images; default: in training, if the view does.
+        view: how the network sees the images.
         broken: called for every batch with the number of its images and the problems of those that
             could not be read. Each of these is replaced by the next good one of its batch, so that
             all ranks go on with batches of one size. None: a broken image is an error.
@@ -73,12 +78,13 @@ class Loader:
         num_classes: int | None = None,
         train: bool = True,
         mirror: bool | None = None,
-        size: int = SIZE,
+        view: View = View(),  # noqa: B008 - a constant
         indices: Sequence[int] | None = None,
         broken: Callable[[int, list[str]], None] | None = None,
     ):
         self.device, self.seed, self.train, self.broken = device, seed, train, broken
-        self.mirror = train if mirror is None else mirror
+        self.view = view
+        self.mirror = (train and view.mirror) if mirror is None else mirror
         rank, world_size = distributed.rank(), distributed.world_size()
         if train:
             sampler = DistributedSampler(faces, world_size, rank, shuffle=True, seed=seed)
@@ -88,9 +94,9 @@ class Loader:
             start, length = distributed.contiguous_share(len(faces), rank, world_size)
             sampler = range(start, start + length)
         self.decoder = _Decoder(
-            faces, batch_size, num_workers, num_classes, size, skip=broken is not None
+            faces, batch_size, num_workers, num_classes, view, train, seed, broken is not None
         )
-        self.batch_size, self.sampler = batch_size, _Rest(sampler)
+        self.batch_size, self.sampler = batch_size, _Rest(sampler, len(faces))
         self.loader = DataLoader(
             self.decoder,
             batch_size,
@@ -123,7 +129,7 @@ class Loader:
         """
         if self.train:
             self.sampler.all.set_epoch(epoch)
-        self.sampler.start = start * self.batch_size
+        self.sampler.start, self.sampler.epoch = start * self.batch_size, epoch
         side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         for number, packet in enumerate(self.loader, start):
             if isinstance(packet, BctError):
@@ -142,31 +148,39 @@ class Loader:
             yield batch
 
     def _to_device(self, packet: "_Packet", key: tuple[int, ...], fetch: Fetch | None) -> Batch:
-        images = self.decoder.images(packet.where).to(self.device)
+        items = self.decoder.items(packet.where).to(self.device)
         labels = torch.from_numpy(packet.labels).to(self.device)
         index = torch.from_numpy(packet.index).to(self.device)
         flip = None
-        if self.mirror:
+        if self.mirror and not self.decoder.vectors:
             rng = distributed.generator("cpu", self.seed, "flip", *key)
             flip = torch.rand(len(index), generator=rng).lt(0.5).to(self.device)
         old = {}
         if fetch is not None:
             old = fetch(index, labels, distributed.generator(self.device, self.seed, "old", *key))
         _, epoch, number = key
-        return Batch(to_network(images, flip), labels, index, old, epoch + number / len(self))
+        if self.decoder.vectors:
+            images = items.clone() if items.device.type == "cpu" else items
+        else:
+            images = to_network(resized(items, self.view.size), flip, *PIXELS[self.view.pixels])
+        return Batch(images, labels, index, old, epoch + number / len(self))
 
 
 _PREFETCH = 2
 
 
 class _Rest(Sampler):
-    """A sampler without its first `start` indices; as long as the whole."""
+    """A sampler without its first `start` indices; as long as the whole.
 
-    def __init__(self, everything: Sequence[int] | Sampler):
-        self.all, self.start = everything, 0
+    To index i it adds epoch * n: workers live for many epochs and have no other news of them.
+    """
+
+    def __init__(self, everything: Sequence[int] | Sampler, n: int):
+        self.all, self.n, self.start, self.epoch = everything, n, 0, 0
 
     def __iter__(self) -> Iterator[int]:
-        return islice(iter(self.all), self.start, None)
+        past = self.epoch * self.n
+        return (int(index) + past for index in islice(iter(self.all), self.start, None))
 
     def __len__(self) -> int:
         return len(self.all)
@@ -198,14 +212,26 @@ class _Decoder(Dataset):
         batch_size: int,
         num_workers: int,
         num_classes: int | None,
-        size: int,
+        view: View,
+        train: bool,
+        seed: int,
         skip: bool,
     ):
-        self.faces, self.num_classes, self.size, self.skip = faces, num_classes, size, skip
+        self.faces, self.num_classes, self.seed, self.skip = faces, num_classes, seed, skip
         self.served = 0
-        shape = (num_workers, _PREFETCH + 2, batch_size, size, size, 3)
+        self.vectors = hasattr(faces, "vector")
+        native = getattr(faces, "native", None)  # all images have this size: the device resizes
+        if native and view.crop != "none" and (train or view.crop == "resized"):
+            native = None
+        size = native or view.size
+        self.shape = (faces.width,) if self.vectors else (size, size, 3)
+        self.dtype = np.dtype(np.float32 if self.vectors else np.uint8)
+        as_they_are = native or view.aligned or self.vectors or not hasattr(faces, "image")
+        self.transform = None if as_they_are else transform(view, train)
         if num_workers:
-            self.ring = np.frombuffer(mmap.mmap(-1, int(np.prod(shape))), np.uint8).reshape(shape)
+            shape = (num_workers, _PREFETCH + 2, batch_size, *self.shape)
+            memory = mmap.mmap(-1, int(np.prod(shape)) * self.dtype.itemsize)
+            self.ring = np.frombuffer(memory, self.dtype).reshape(shape)
 
     def __len__(self) -> int:
         return len(self.faces)
@@ -213,22 +239,25 @@ class _Decoder(Dataset):
     def __getitems__(self, indices: list[int]) -> "_Packet | BctError":
         worker = get_worker_info()
         if worker is None:
-            where = out = np.empty((len(indices), self.size, self.size, 3), np.uint8)
+            where = out = np.empty((len(indices), *self.shape), self.dtype)
         else:
             slot = self.served % self.ring.shape[1]
             self.served += 1
             where, out = (worker.id, slot, len(indices)), self.ring[worker.id, slot]
+        epoch, index = np.divmod(np.array(indices, np.int64), len(self.faces))
         try:
-            return _Packet(where, *self._load(np.array(indices, np.int64), out))
+            return _Packet(where, *self._load(index, epoch, out))
         except BctError as error:
             return error  # raised in the main process, without the worker's traceback
 
-    def _load(self, index: np.ndarray, out: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[str]]:
+    def _load(
+        self, index: np.ndarray, epoch: np.ndarray, out: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray, list[str]]:
         """Decodes into out (B, H, W, 3); labels, the indices really used, and problems."""
         labels, problems = np.zeros(len(index), np.int64), {}
         for k, i in enumerate(index.tolist()):
             try:
-                labels[k] = self.faces.load(i, out[k])
+                labels[k] = self._item(i, int(epoch[k]), out[k])
             except BctError as error:
                 if not self.skip:
                     raise
@@ -242,6 +271,21 @@ class _Decoder(Dataset):
         self._check(labels, index)
         return labels, index, [error.what for error in problems.values()]
 
+    def _item(self, index: int, epoch: int, out: np.ndarray) -> int:
+        """Brings one item into `out`; its label."""
+        if self.vectors:
+            out[:] = self.faces.vector(index)
+        elif self.transform is None:
+            return self.faces.load(index, out)
+        else:
+            image = self.faces.image(index)
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(
+                    distributed.seed_of("crop", self.seed, epoch, index)
+                )
+                out[:] = self.transform(image)
+        return int(self.faces.labels[index])
+
     def _check(self, labels: np.ndarray, index: np.ndarray) -> None:
         if self.num_classes is None:
             return
@@ -253,8 +297,8 @@ class _Decoder(Dataset):
                 "leave num_classes out of the config, or mend the labels of the data",
             )
 
-    def images(self, where: np.ndarray | tuple[int, int, int]) -> torch.Tensor:
-        """The uint8 (B, H, W, 3) tensor a packet points to."""
+    def items(self, where: np.ndarray | tuple[int, int, int]) -> torch.Tensor:
+        """The uint8 (B, H, W, 3) or float32 (B, W) tensor a packet points to."""
         if isinstance(where, tuple):
             worker, slot, length = where
             where = self.ring[worker, slot, :length]

@@ -62,7 +62,9 @@ class _Type:
     def __init__(self, name: Any, *_: Any):
         name = name.decode("ascii") if isinstance(name, bytes) else name
         if not isinstance(name, str) or name[:1] not in _KINDS or not name[1:].isdigit():
-            raise ValueError(f"an array of {name!r}")
+            # not the value's repr: of nested tuples it may take forever
+            said = repr(name) if isinstance(name, str) else f"a {type(name).__name__}"
+            raise ValueError(f"an array of {said}")
         self.type = np.dtype(name)
 
     def __setstate__(self, state: Any) -> None:
@@ -89,7 +91,7 @@ def _scalar(kind: _Type, data: bytes) -> bool | int | float:
 def _encode(text: str, encoding: str) -> bytes:
     """Stands for _codecs.encode, by which Python 3 writes bytes in protocols of Python 2."""
     if encoding != "latin1":
-        raise ValueError(f"encoding {encoding!r}")
+        raise ValueError("another encoding than latin1")
     return text.encode("latin1")
 
 

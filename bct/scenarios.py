@@ -32,12 +32,18 @@ def split_name(name: str) -> tuple[str, str, int]:
 
 
 def new_shard(scenario: str, old_config: str) -> str:
-    """The new model's shard, e.g. ("OPclass", "..._class30") -> "class70". BctError on mismatch."""
+    """The new model's shard, e.g. ("OPclass", "..._class30") -> "class70". BctError on mismatch,
+    and for halves in an open scenario: both would be called class50."""
     _, kind, percent = split_name(old_config)
     if scenario[2:] != kind:
         raise BctError(
             f"scenario {scenario} does not fit the old config {old_config} (a {kind} shard)",
             f"use OP{kind} or EX{kind}, or another old_config",
+        )
+    if scenario.startswith("OP") and percent == 50:
+        raise BctError(
+            f"scenario {scenario} can't tell the halves of {old_config} apart by their names",
+            f"set `shard` and `rec` yourself, or use EX{kind} or another percentage",
         )
     return f"{kind}{100 - percent if scenario.startswith('OP') else 100}"
 
@@ -53,14 +59,26 @@ def scenario_of(sd: str) -> str:
     return f"{'EX' if percent == 100 else 'OP'}{kind}"
 
 
+def shard_stem(rec: str | Path) -> Path:
+    """Where the parts of a data set are, but for their "_part_70_class.rec" or ".txt": beside it,
+    (dir, dir/train.rec or dir/train.txt) -> dir/train."""
+    path = Path(rec)
+    if path.is_dir():
+        return path / "train"
+    return path.with_suffix("") if path.suffix in (".rec", ".txt") else path
+
+
 def shard_file(rec: str | Path, shard: str) -> Path:
-    """The record file of a shard beside the whole set: (dir or dir/train.rec, "class70") ->
-    dir/train_part_70_class.rec. class100 and data100 are the whole set itself, and a path that
-    names the shard's file already stays as it is."""
+    """The record file or image list of a shard beside the whole set: (dir or dir/train.rec,
+    "class70") -> dir/train_part_70_class.rec, or .txt if the set is a list or has no such .rec.
+    class100 and data100 are the whole set itself, and a path that names the shard's file already
+    stays as it is."""
     _, kind, percent = split_name(shard)
     path = Path(rec)
     suffix = f"_part_{percent}_{kind}"
     if percent == 100 or path.stem.endswith(suffix):
         return path
-    stem = path / "train" if path.is_dir() else path.with_suffix("")
-    return stem.with_name(f"{stem.name}{suffix}.rec")
+    stem = shard_stem(path)
+    record, images = (stem.with_name(f"{stem.name}{suffix}.{end}") for end in ("rec", "txt"))
+    listed = path.suffix == ".txt" or (images.is_file() and not record.is_file())
+    return images if listed else record

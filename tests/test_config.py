@@ -148,24 +148,6 @@ def test_names():
     assert shard_file("/d/train.rec", "data30") == shard_file(shard, "data30") == shard
 
 
-def all_configs():
-    return sorted(ROOT.glob("configs/*.py")) + sorted(ROOT.glob("methods/*/configs/*.py"))
-
-
-@pytest.mark.parametrize("path", all_configs(), ids=lambda p: p.stem)
-def test_every_shipped_config_loads(path):
-    import runpy
-
-    defaults = {}
-    if "methods" in path.parts:
-        method = path.parent.parent
-        defaults = runpy.run_path(str(method / "train.py"))[method.name].defaults
-    if path.stem != "base":
-        cfg = load_config(path, (), defaults)
-        if not path.stem.startswith("bench"):  # runs/benchmark.sh gives these the rest
-            assert cfg.rec and cfg.num_epoch
-
-
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [

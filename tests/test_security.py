@@ -18,6 +18,7 @@ from bct.embeddings import stored_embeddings
 from bct.errors import BctError
 from bct.files import ROOT, sha256_file, write_json
 from bct.onnx_model import WEIGHTS_FILE, load_onnx
+from bct.safe_pickle import load_lists
 from bct.verification import load_bin
 from bct.weights import load_backbone
 from tools.ijbc.report import read_scores
@@ -99,6 +100,13 @@ def test_verification_sets(tmp_path, evil, where):
     }
     path.write_bytes(pickle.dumps(values[where]))
     refused(load_bin, path, word="is not a verification set")
+
+
+def test_tuples_that_double_forty_times_are_named_at_once():
+    """Their repr would take weeks; this only ends if nobody asks for it."""
+    doubled = b")q\x00" + b"".join(b"h%c\x86q%c" % (k, k + 1) for k in range(40))
+    with pytest.raises(ValueError, match="an array of a tuple"):
+        load_lists(b"\x80\x02cnumpy\ndtype\n" + doubled + b"\x85R.")
 
 
 def test_arrays(tmp_path, evil):

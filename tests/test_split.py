@@ -1,14 +1,20 @@
-"""The split rule, on golden counts and on real faces."""
+"""The split rule, on golden counts and on real faces; parts of image sets are lists."""
 
 import subprocess
 import sys
 
 import numpy as np
 import pytest
-from faces import write_faces
+from faces import picture, write_faces
+from PIL import Image
+from test_image_sets import write_cifar
 
-from bct.datasets import RecordFaces
+from bct.datasets import FolderFaces, RecordFaces, open_faces
 from bct.errors import BctError
+from bct.files import read_json
+from bct.label_map import new_to_old
+from bct.scenarios import new_shard, shard_file
+from tools import split_dataset
 from tools.split_dataset import split_by_class, split_by_data, write_part
 
 # worked out with the reference (spec of the MixBCT splitter)
@@ -16,6 +22,15 @@ COUNTS = [1, 2, 3, 4, 5, 10, 15, 25, 1, 35, 7, 20, 45, 1]
 DATA30 = [1, 1, 1, 1, 2, 3, 4, 8, 1, 10, 2, 6, 14, 1]
 DATA70 = [1, 1, 2, 3, 3, 7, 11, 17, 1, 25, 5, 14, 31, 1]
 LABELS = np.repeat(np.arange(len(COUNTS)), COUNTS)
+
+
+@pytest.fixture
+def split(monkeypatch):
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["split_dataset.py", *map(str, arguments)])
+        split_dataset.main()
+
+    return call
 
 
 def test_golden_counts():
@@ -60,24 +75,22 @@ def test_parts_are_copies_with_new_keys_and_labels(tmp_path):
         assert copy.reader.read(i + 1)[0].id == i + 1
 
 
-def test_command_line_names_reuse_and_refusal(tmp_path):
+def test_command_line_names_reuse_and_refusal(tmp_path, split, capsys):
     write_faces(tmp_path / "train.rec", [4, 4, 4, 4])
-
-    def split(*more):
-        return subprocess.run(
-            [sys.executable, "tools/split_dataset.py", str(tmp_path), *more],
-            capture_output=True, text=True, check=False,
-        )  # fmt: skip
-
-    assert split("--ratio", "25").returncode == 0
+    split(tmp_path, "--ratio", 25)
     names = {p.name for p in tmp_path.glob("*.rec")}
     assert names == {"train.rec"} | {
         f"train_part_{p}_{k}.rec" for p in (25, 75) for k in ("class", "data")
     }
-    assert split("--ratio", "25").stdout.count("reusing it") == 4
+    capsys.readouterr()
+    split(tmp_path, "--ratio", 25)
+    assert capsys.readouterr().out.count("reusing it") == 4
     write_faces(tmp_path / "train.rec", [4, 4, 4, 5])
     before = (tmp_path / "train_part_25_class.rec").read_bytes()
-    again = split("--ratio", "25")
+    again = subprocess.run(
+        [sys.executable, "tools/split_dataset.py", str(tmp_path), "--ratio", "25"],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert again.returncode == 1 and len(again.stderr.strip().splitlines()) == 2
     assert (tmp_path / "train_part_25_class.rec").read_bytes() == before
 
@@ -96,3 +109,139 @@ def test_lfw(shared):
         4894,
         829,
     )
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Classes 0 to 11 of ml-fct's kind, of 4 images each."""
+    for label in range(12):
+        (tmp_path / "set/train" / str(label)).mkdir(parents=True)
+        for k in range(4):
+            image = Image.fromarray(picture(label, k, 8))
+            image.save(tmp_path / "set/train" / str(label) / f"{k}.png")
+    return tmp_path / "set"
+
+
+def content(faces):
+    """{bytes of an image: name of its class}"""
+    names = faces.class_names
+    return {faces.image(k).tobytes(): names[faces.labels[k]] for k in range(len(faces))}
+
+
+def test_parts_of_a_folder_by_classes(folder, split):
+    split(folder, "--ratio", 25, "--by", "class")
+    whole, parts = open_faces(folder), [folder / f"train_part_{p}_class.txt" for p in (25, 75)]
+    old, new = map(open_faces, parts)
+    assert isinstance(whole, FolderFaces) and whole.class_names[:4] == ["0", "1", "10", "11"]
+    assert old.class_names == ["0", "1", "10"] and old.num_classes == 3 and len(old) == 12
+    assert new.class_names[:2] == ["11", "2"] and np.unique(new.labels).tolist() == [*range(9)]
+    assert content(old) | content(new) == content(whole)
+    assert new_to_old(whole.class_names, old.class_names).tolist() == [0, 1, 2] + [-1] * 9
+    assert read_json(parts[0].with_suffix(".json")) == {
+        "source": whole.fingerprint, "root": "train", "class_names": ["0", "1", "10"],
+        "images": 12, "classes": 3,
+    }  # fmt: skip
+    assert shard_file(folder, "class25") == parts[0]
+    before = content(old), old.fingerprint
+    again = open_faces(folder.rename(folder.parent / "moved") / "train_part_25_class.txt")
+    assert (content(again), again.fingerprint) == before
+
+
+def test_orders_and_numbers_of_classes(folder, split, tmp_path):
+    for order, want in (("numeric", "0 1 2 3 4"), ("lexicographic", "0 1 10 11 2")):
+        out = tmp_path / order
+        split(folder, "--classes", 5, "--order", order, "--out", out)
+        old, new = open_faces(out / "train_part_42_class.txt"), out / "train_part_58_class.txt"
+        assert old.class_names == want.split()
+        assert content(old) | content(open_faces(new)) == content(open_faces(folder))
+        assert content(open_faces(out)) == content(open_faces(folder))  # train.txt, the whole
+
+
+def test_parts_by_images_follow_their_names_and_can_be_split_again(folder, split, tmp_path, capsys):
+    lines = [f"{label}/{k}.png {label}" for k in (2, 0, 3, 1) for label in range(12)]
+    (folder / "mine.txt").write_text("\n".join(lines))
+    split(folder / "mine.txt", "--by", "data", "--ratio", 75)
+    old, new = (folder / f"mine_part_{p}_data.txt" for p in (75, 25))
+    assert {name[-5:] for name in open_faces(old).names} == {b"0.png", b"1.png", b"2.png"}
+    assert {name[-5:] for name in open_faces(new).names} == {b"3.png"}
+    assert open_faces(new).class_names == [str(label) for label in range(12)]
+    for _ in range(2):
+        split(old, "--by", "class", "--ratio", 50)
+    assert capsys.readouterr().out.count("reusing it") == 2
+    first = shard_file(old, "class50")
+    assert first.name == "mine_part_75_data_part_50_class.txt"
+    rest = open_faces(first.with_name("mine_part_75_data_part_50_class_rest.txt"))
+    assert open_faces(first).class_names + rest.class_names == open_faces(old).class_names
+    assert len(open_faces(first)) == len(rest) == 18
+    assert shard_file(first, "class50") == first and shard_file(first, "class100") == first
+    assert shard_file(folder / "mine.txt", "data30") == folder / "mine_part_30_data.txt"
+    with pytest.raises(BctError, match="was not made from"):
+        split(old, "--by", "class", "--ratio", 50, "--order", "lexicographic")
+
+
+def test_published_splits_of_cifar(tmp_path, split):
+    source = write_cifar(tmp_path, 100)
+    labels = [*range(6), *range(10, 50), *range(50, 54)]
+    found = {}
+    for name in split_dataset.PUBLISHED:
+        split(source, "--split", name, "--out", tmp_path / name)
+        found[name] = open_faces(tmp_path / name / "train_part_50_class.txt")
+        assert found[name].num_classes == 50 and len(found[name]) == 50
+    whole = open_faces(source)
+    lexicographic = found["cifar100_first50_lex"]
+    assert sorted(lexicographic.class_names) == [f"c{label:02}" for label in labels]
+    assert lexicographic.class_names[:4] == ["c00", "c01", "c10", "c11"]  # their checkpoints' order
+    assert found["cifar100_first50_num"].class_names == [f"c{k:02}" for k in range(50)]
+    assert content(lexicographic).items() <= content(whole).items()
+    everything = open_faces(tmp_path / name / "train.txt")
+    assert content(everything) == content(whole) and everything.labels.tolist() == [*range(100)]
+    with pytest.raises(BctError, match="was not made from"):  # the two are never mixed
+        split(source, "--by", "class", "--split", "cifar100_first50_lex", "--out", tmp_path / name)
+    split(tmp_path / name / "train.txt", "--by", "class", "--split", name)  # the same from a list
+    for label in range(100):
+        (tmp_path / "png" / str(label)).mkdir(parents=True)
+        Image.fromarray(picture(label, 0, 8)).save(tmp_path / "png" / str(label) / "0.png")
+    split(tmp_path / "png", "--by", "class", "--split", "cifar100_first50_lex")
+    numbered = open_faces(tmp_path / "png/train_part_50_class.txt").class_names
+    assert numbered == sorted(map(str, range(100)))[:50]
+    assert sorted(map(int, numbered)) == labels
+
+
+def test_halves_of_records_have_two_names(tmp_path, split):
+    write_faces(tmp_path / "train.rec", [2, 2, 2, 2])
+    split(tmp_path, "--ratio", 50)
+    for kind in ("class", "data"):
+        one, other = (tmp_path / f"train_part_50_{kind}{rest}.rec" for rest in ("", "_rest"))
+        assert len(RecordFaces(one)) == len(RecordFaces(other)) == 4
+        with pytest.raises(BctError, match="can't tell the halves"):
+            new_shard(f"OP{kind}", f"x_{kind}50")
+        assert new_shard(f"EX{kind}", f"x_{kind}50") == f"{kind}100"
+    split(tmp_path, "--by", "class", "--classes", 1)
+    assert RecordFaces(tmp_path / "train_part_25_class.rec").num_classes == 1
+    assert shard_file(tmp_path, "class25").suffix == ".rec"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["--ratio", 0], "is not a percentage"),
+        (["--ratio", 1, "--by", "class"], "leaves a part empty"),
+        (["--classes", 12, "--by", "class"], "leaves a part empty"),
+        (["--classes", 0, "--by", "class"], "leaves a part empty"),
+        (["--classes", 5, "--by", "both"], "are about classes"),
+        (["--order", "numeric", "--by", "data"], "are about classes"),
+        (["--split", "cifar100_first50_lex", "--by", "class"], "has 12 classes"),
+    ],
+)
+def test_splits_that_can_not_be(folder, split, arguments, word):
+    with pytest.raises(BctError, match=word):
+        split(folder, *arguments)
+
+
+def test_orders_need_names(folder, split, tmp_path):
+    (folder / "train/11").rename(folder / "train/x")
+    with pytest.raises(BctError, match="class 'x' is not a number"):
+        split(folder, "--by", "class", "--order", "numeric")
+    write_faces(tmp_path / "train.rec", [1, 1, 1])
+    with pytest.raises(BctError, match="have no names"):
+        split(tmp_path / "train.rec", "--by", "class", "--order", "numeric")

@@ -1,71 +1,159 @@
-"""Splits a record file into the old and the new model's parts, by identities and by images.
+"""Splits a data set into the old and the new model's parts, by classes and by images.
 
     python tools/split_dataset.py dataset/ms1m-retinaface-t1
     python tools/split_dataset.py ../shared/data/lfw --out work_dirs/lfw/data --ratio 30
+    python tools/split_dataset.py dataset/imagenet --classes 500 --out work_dirs/imagenet
+    python tools/split_dataset.py dataset/cifar-100-python --split cifar100_first50_lex
 
-With --ratio p it writes, beside the .rec or into --out,
+With --ratio p it writes, beside the data set or into --out,
 
-    train_part_<p>_class       the first round(p % * C) identities, labels unchanged
-    train_part_<100-p>_class   the others, labels counted from 0 again
-    train_part_<p>_data        of each identity with n images the first max(1, round(p % * n))
-    train_part_<100-p>_data    the others; an identity's only image goes to both
+    train_part_<p>_class       the first round(p % * C) classes, labels counted from 0
+    train_part_<100-p>_class   the others, labels counted from 0
+    train_part_<p>_data        of each class with n images the first max(1, round(p % * n))
+    train_part_<100-p>_data    the others; a class's only image goes to both
 
-Images are copied byte for byte, renumbered from key 1, behind an insightface header [n + 1, C].
-Rounding is Python's, half to even, as in the MixBCT reference.
+Of two halves the second is called train_part_50_class_rest. Rounding is Python's, half to even, as
+in the MixBCT reference. --classes n gives the first n classes instead, --order says in which order
+of their names, --split is one that was published:
+
+    cifar100_first50_lex   the 50 first of CIFAR-100's labels 0..99 sorted as strings: 0-5, 10-49,
+                           50-53; what ml-fct and BT-2 call the first 50 (their folders' order)
+    cifar100_first50_num   labels 0-49
+
+A record file's parts are record files: images are copied byte for byte, renumbered from key 1,
+behind an insightface header [n + 1, C]. Those of image folders, lists and CIFAR are lists, see
+bct/image_sets.py, each with a JSON manifest; --out then gets a list of the whole set, too. Images
+of a class are taken in the order of their names, CIFAR's in their own.
 """
 
 import argparse
+import os
 from pathlib import Path
 
 import numpy as np
 
+from bct.cifar import Cifar
 from bct.datasets import RecordFaces, open_faces
 from bct.errors import BctError, run_cli
-from bct.files import read_json, write_json
+from bct.files import atomic, read_json, write_json
+from bct.image_sets import ImageFiles, list_root, list_text
 from bct.log import progress
 from bct.recordio import Header, RecordWriter
+from bct.scenarios import shard_stem
+
+PUBLISHED = {"cifar100_first50_lex": str, "cifar100_first50_num": int}  # what labels are sorted as
+Part = tuple[np.ndarray, np.ndarray]  # indices and their new labels, int64 (n,)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("rec", type=Path, help="a .rec file or the folder of train.rec")
-    parser.add_argument("--ratio", type=int, default=30, help="per cent for the old model")
-    parser.add_argument("--by", choices=("class", "data", "both"), default="both")
-    parser.add_argument("--out", type=Path, help="folder for the parts; default: beside the .rec")
+    parser.add_argument("rec", type=Path, help="a data set as in the key `rec` of configs")
+    size = parser.add_mutually_exclusive_group()
+    size.add_argument("--ratio", type=int, help="per cent for the old model; default: 30")
+    size.add_argument("--classes", type=int, help="so many classes for the old model")
+    size.add_argument("--split", choices=PUBLISHED, help="a published split by classes")
+    parser.add_argument("--order", choices=("numeric", "lexicographic"), help="of class names")
+    parser.add_argument("--by", choices=("class", "data", "both"), help="default: what fits")
+    parser.add_argument("--out", type=Path, help="folder for the parts; default: beside the set")
     args = parser.parse_args()
-    if not 1 <= args.ratio <= 99:
+    if args.ratio is not None and not 1 <= args.ratio <= 99:
         raise BctError(f"--ratio {args.ratio} is not a percentage", "give 1 to 99, such as 30")
-    faces = open_faces(args.rec)
-    if not isinstance(faces, RecordFaces):
+    of_classes = args.classes is not None or args.split or args.order
+    if of_classes and args.by not in (None, "class"):
+        raise BctError("--classes, --split and --order are about classes", "leave --by out")
+    kinds = ("class",) if of_classes else ("class", "data")
+    faces, stem = open_faces(args.rec), shard_stem(args.rec)
+    if isinstance(faces, RecordFaces):
+        stem = faces.path.with_suffix("")
+    out = args.out or stem.parent
+    if args.out is None and not os.access(out, os.W_OK):
+        raise BctError(f"{out} can't be written to", "give a folder for the parts: --out")
+
+    percent, classes = args.ratio or 30, np.arange(count_classes(faces))
+    for kind in kinds if args.by in (None, "both") else (args.by,):
+        if kind == "data":
+            names = faces.names if isinstance(faces, ImageFiles) else None
+            parts = split_by_data(faces.labels, percent, names)
+            groups = [classes, classes]
+        else:
+            order = class_order(faces, args.order, args.split)
+            first = 50 if args.split else args.classes
+            if first is not None:
+                percent = min(max(round(100 * first / len(order)), 1), 99)
+            else:
+                first = round(percent / 100 * len(order))
+            parts = split_by_class(faces.labels, percent, order, first)
+            groups = np.split(order, [first])
+        paths = part_paths(out / stem.name, percent, kind)
+        for part, group, path in zip(parts, groups, paths, strict=True):
+            if isinstance(faces, RecordFaces):
+                write_part(faces, part, path.with_name(f"{path.name}.rec"))
+            else:
+                write_list_part(faces, part, group, path.with_name(f"{path.name}.txt"))
+    whole = out / f"{stem.name}.txt"
+    if args.out and not isinstance(faces, RecordFaces) and whole.resolve() != faces.path.resolve():
+        write_list_part(faces, (np.arange(len(faces)), faces.labels), classes, whole)
+
+
+def count_classes(faces: RecordFaces | ImageFiles | Cifar) -> int:
+    """Of a record file those up to the last label: a header can promise more."""
+    return int(faces.labels.max()) + 1 if isinstance(faces, RecordFaces) else faces.num_classes
+
+
+def class_order(
+    faces: RecordFaces | ImageFiles | Cifar, order: str | None, split: str | None
+) -> np.ndarray:
+    """int64 (C,): all labels, the old model's first. BctError where it needs other names."""
+    labels, names = range(count_classes(faces)), faces.class_names
+    if split:
+        if len(labels) != 100:
+            raise BctError(
+                f"{split} is a split of CIFAR-100, {faces.path} has {len(labels)} classes",
+                "give .../cifar-100-python, or a folder with its 100 classes",
+            )
+        numbered = names is not None and all(name.isdigit() for name in names)
+        number = [int(name) for name in names] if numbered else labels  # ml-fct's folders: 0..99
+        return np.array(sorted(labels, key=lambda label: PUBLISHED[split](number[label])))
+    if order is None:
+        return np.array(labels)
+    if names is None:
+        raise BctError(f"the classes of {faces.path} have no names", "leave --order out")
+    if order == "numeric" and not all(name.isdigit() for name in names):
+        other = next(name for name in names if not name.isdigit())
+        raise BctError(f"class {other!r} is not a number", "use --order lexicographic")
+    key = int if order == "numeric" else str
+    return np.array(sorted(labels, key=lambda label: key(names[label])))
+
+
+def split_by_class(
+    labels: np.ndarray, percent: int, order: np.ndarray | None = None, first: int | None = None
+) -> list[Part]:
+    """The two parts of a split by classes.
+
+    Args:
+        order: int64 (C,), all labels, the first ones for the old model; default: ascending.
+        first: how many are the old model's; default: percent of them.
+    """
+    order = np.arange(labels.max() + 1) if order is None else order
+    first = round(percent / 100 * len(order)) if first is None else first
+    place = np.argsort(order)[labels]
+    parts = np.flatnonzero(place < first), np.flatnonzero(place >= first)
+    if not all(map(len, parts)):
         raise BctError(
-            f"{args.rec} is an image folder", "make a .rec first: tools/folder_to_rec.py"
+            f"{first} of {len(order)} classes for the old model leaves a part empty",
+            "choose another --ratio or --classes, or a larger data set",
         )
-    out = args.out or faces.path.parent
-    for kind in ("class", "data") if args.by == "both" else (args.by,):
-        rule = split_by_class if kind == "class" else split_by_data
-        parts = rule(faces.labels, args.ratio)
-        for percent, part in zip((args.ratio, 100 - args.ratio), parts, strict=True):
-            write_part(faces, part, out / f"{faces.path.stem}_part_{percent}_{kind}.rec")
+    return [(part, place[part] - start) for part, start in zip(parts, (0, first), strict=True)]
 
 
-def split_by_class(labels: np.ndarray, percent: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """[(indices, their new labels)] of the two parts of an identity split."""
-    first = round(percent / 100 * int(labels.max() + 1))
-    old, new = np.flatnonzero(labels < first), np.flatnonzero(labels >= first)
-    if len(old) == 0 or len(new) == 0:
-        raise BctError(
-            f"{percent} % of {labels.max() + 1} identities leaves a part empty",
-            "choose another --ratio or a larger data set",
-        )
-    return [(old, labels[old]), (new, labels[new] - first)]
-
-
-def split_by_data(labels: np.ndarray, percent: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """[(indices, their labels)] of the two parts of an image split; order within a class counts."""
-    order = np.argsort(labels, kind="stable")
+def split_by_data(labels: np.ndarray, percent: int, names: np.ndarray | None = None) -> list[Part]:
+    """The two parts of a split by images; within a class they count in the order of their names,
+    or as they come."""
+    keys = (labels,) if names is None else (names, labels)  # the last one counts most
+    order = np.lexsort(keys)
     sizes = np.bincount(labels)
     starts = np.cumsum(sizes) - sizes
-    rank = np.empty(len(labels), np.int64)  # position of an image within its identity
+    rank = np.empty(len(labels), np.int64)  # position of an image within its class
     rank[order] = np.arange(len(labels)) - starts[labels[order]]
     kept = np.array([max(1, round(percent / 100 * n)) for n in sizes])
     in_old = rank < kept[labels]
@@ -73,7 +161,40 @@ def split_by_data(labels: np.ndarray, percent: int) -> list[tuple[np.ndarray, np
     return [(np.flatnonzero(mask), labels[mask]) for mask in (in_old, in_new)]
 
 
-def write_part(faces: RecordFaces, part: tuple[np.ndarray, np.ndarray], path: Path) -> None:
+def part_paths(stem: Path, percent: int, kind: str) -> list[Path]:
+    """Of both parts, without a suffix."""
+    second = f"{100 - percent}_{kind}" if percent != 50 else f"50_{kind}_rest"
+    return [stem.with_name(f"{stem.name}_part_{name}") for name in (f"{percent}_{kind}", second)]
+
+
+def write_list_part(faces: ImageFiles | Cifar, part: Part, classes: np.ndarray, path: Path) -> None:
+    """Writes the list of one part and its manifest, unless they are there.
+
+    Args:
+        classes: the labels in `faces` of the part's labels 0, 1, ...
+    """
+    indices, labels = part
+    text = list_text(path, faces.root, faces.names[indices].tolist(), labels)
+    names = faces.class_names
+    manifest = {
+        "source": faces.fingerprint,
+        "root": list_root(path, faces.root),
+        "class_names": None if names is None else [names[label] for label in classes],
+        "images": len(indices),
+        "classes": len(classes),
+    }
+    side = path.with_suffix(".json")
+    if path.is_file():
+        if path.read_bytes() == text and side.is_file() and read_json(side) == manifest:
+            return print(f"{path} is up to date: reusing it")
+        raise other(path, faces.path)
+    write_json(side, manifest)  # first: a list of ours always has one
+    with atomic(path) as temporary:
+        temporary.write_bytes(text)
+    print(f"{path}: {len(indices)} images, {len(classes)} classes")
+
+
+def write_part(faces: RecordFaces, part: Part, path: Path) -> None:
     """Writes one part and its manifest, unless a valid one is there."""
     indices, labels = part
     classes = int(labels.max()) + 1
@@ -82,10 +203,7 @@ def write_part(faces: RecordFaces, part: tuple[np.ndarray, np.ndarray], path: Pa
     if path.is_file():
         if side.is_file() and read_json(side) == manifest:
             return print(f"{path} is up to date: reusing it")
-        raise BctError(
-            f"{path} exists and was not made from {faces.path} in this way",
-            "move it away, or give another --out",
-        )
+        raise other(path, faces.path)
     with RecordWriter(path) as writer:
         writer.write(0, Header([len(indices) + 1, classes]), b"")
         pairs = zip(indices, labels, strict=True)
@@ -98,6 +216,13 @@ def write_part(faces: RecordFaces, part: tuple[np.ndarray, np.ndarray], path: Pa
             writer.write(key, Header(new_label, key, header.id2), data)
     write_json(side, manifest)
     print(f"{path}: {len(indices)} images, {classes} identities")
+
+
+def other(path: Path, source: Path) -> BctError:
+    return BctError(
+        f"{path} exists and was not made from {source} in this way",
+        "move it away, or give another --out",
+    )
 
 
 if __name__ == "__main__":

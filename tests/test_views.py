@@ -1,0 +1,184 @@
+"""What a network sees: crops by seed, epoch and index, images of any size, stored vectors."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from easydict import EasyDict
+from faces import picture
+from PIL import Image
+from torchvision.transforms import v2
+
+from bct import dimensions, views
+from bct.config import load_config
+from bct.datasets import open_faces
+from bct.errors import BctError
+from bct.files import ROOT
+from bct.loader import Loader
+from bct.views import View
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """8 images of 2 classes, each of another size."""
+    root = tmp_path_factory.mktemp("images")
+    for label in range(2):
+        (root / f"class {label}").mkdir()
+        for k in range(4):
+            image = picture(label, k, 40)[: 28 + 3 * k, : 40 - 2 * k]
+            Image.fromarray(image).save(root / f"class {label}" / f"{k}.png")
+    return root
+
+
+def seen(folder, view, epoch=0, train=True, start=0, **options):
+    loader = Loader(open_faces(folder), 2, CPU, train=train, view=view, **options)
+    return {
+        int(index): image
+        for batch in loader.epoch(epoch, start=start)
+        for index, image in zip(batch.index, batch.images, strict=True)
+    }
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize("crop", ["resized", "shift"])
+def test_a_crop_follows_from_seed_epoch_and_index(folder, crop):
+    view = View(24, crop, mirror=False, pixels="imagenet")
+    first = seen(folder, view, num_workers=0)
+    assert {image.shape for image in first.values()} == {(3, 24, 24)} and len(first) == 8
+    assert same(first, seen(folder, view, num_workers=2))
+    assert not same(first, seen(folder, view, epoch=1, num_workers=0))
+    assert not same(first, seen(folder, view, seed=1, num_workers=0))
+    rest = seen(folder, view, start=2, num_workers=0)
+    assert len(rest) == 4 and same(rest, {k: first[k] for k in rest})
+
+
+def test_crops_draw_nothing_from_the_global_random_stream(folder):
+    after = []
+    for crop in ("none", "resized"):
+        torch.manual_seed(3)
+        seen(folder, View(24, crop, False, "imagenet"), num_workers=0)
+        after.append(torch.rand(4))
+    assert torch.equal(*after)
+
+
+def normalised(images):
+    mean, std = [0.485, 0.456, 0.406], [0.229, 0.224, 0.225]
+    to_float = v2.Compose([v2.ToDtype(torch.float32, scale=True), v2.Normalize(mean, std)])
+    return {k: to_float(torch.from_numpy(np.array(v)).permute(2, 0, 1)) for k, v in images.items()}
+
+
+@pytest.mark.parametrize(
+    ("view", "resize"),
+    [
+        (View(28, "resized", True, "imagenet"), v2.Compose([v2.Resize(32), v2.CenterCrop(28)])),
+        (View(28, "shift", False, "imagenet"), v2.Resize((28, 28))),
+        (View(28, "none", True, "imagenet"), v2.Resize((28, 28))),
+    ],
+)
+def test_evaluation_sees_torchvisions_transform(folder, view, resize):
+    faces = open_faces(folder)
+    got = seen(folder, view, train=False, num_workers=0)
+    pixels = {k: torch.from_numpy(faces.image(k).copy()).permute(2, 0, 1) for k in range(8)}
+    want = normalised({k: resize(x).permute(1, 2, 0).numpy() for k, x in pixels.items()})
+    for k in range(8):
+        torch.testing.assert_close(got[k], want[k], atol=1e-5, rtol=0)
+
+
+def test_a_face_of_another_size_is_refused(folder):
+    with pytest.raises(BctError, match="not aligned"):
+        seen(folder, View(24), num_workers=0)
+
+
+class Small:
+    """8 images of one size in memory, as CIFAR's are."""
+
+    native, path, num_classes = 12, "small", 1
+    labels = np.zeros(8, np.int64)
+
+    def __len__(self):
+        return 8
+
+    def image(self, index):
+        return picture(index, 0, 12)
+
+    def load(self, index, out):
+        out[:] = self.image(index)
+        return 0
+
+
+def test_images_of_one_small_size_are_resized_on_the_device():
+    view = View(18, "none", mirror=False, pixels="imagenet")
+    loader = Loader(Small(), 4, CPU, view=view, num_workers=1)
+    assert loader.decoder.shape == (12, 12, 3)
+    for batch in loader.epoch():
+        for index, image in zip(batch.index.tolist(), batch.images, strict=True):
+            resized = v2.functional.resize(
+                torch.from_numpy(picture(index, 0, 12)).permute(2, 0, 1), [18, 18], antialias=True
+            )
+            want = normalised({0: resized.permute(1, 2, 0).numpy()})[0]
+            torch.testing.assert_close(image, want, atol=1.01 / 255 / 0.224, rtol=0)
+    assert Loader(Small(), 4, CPU, view=View(18, "shift"), num_workers=0).decoder.shape[0] == 18
+
+
+class Rows:
+    """Stored vectors."""
+
+    width, path, num_classes = 5, "rows", 9
+    labels = np.arange(9)
+    rows = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
+
+    def __len__(self):
+        return 9
+
+    def vector(self, index):
+        return self.rows[index]
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_vectors_take_the_same_path(workers):
+    loader = Loader(Rows(), 2, CPU, num_workers=workers)
+    seen = []
+    for epoch in range(2):
+        for batch in loader.epoch(epoch):
+            np.testing.assert_array_equal(batch.images.numpy(), Rows.rows[batch.index.numpy()])
+            assert batch.images.dtype == torch.float32 and torch.equal(batch.labels, batch.index)
+            seen.append(batch)
+    kept = torch.cat([batch.images for batch in seen])  # no batch was overwritten by a later one
+    np.testing.assert_array_equal(
+        kept.numpy(), Rows.rows[torch.cat([batch.index for batch in seen]).numpy()]
+    )
+
+
+def test_a_view_is_written_and_read_back(tmp_path):
+    cfg = EasyDict(image_size=64, augment="resized_crop", pixels="imagenet")
+    view = views.of_config(cfg)
+    assert view == View(64, "resized", True, "imagenet")
+    (tmp_path / "model.json").write_text(json.dumps({"view": view._asdict()}))
+    assert views.of_model(tmp_path / "model.pt") == view
+    assert views.of_model(tmp_path / "other.pt") == View()
+    for wrong in ({"size": 3, "zoom": 1}, {**view._asdict(), "crop": "oval"}, 7):
+        (tmp_path / "model.json").write_text(json.dumps({"view": wrong}))
+        with pytest.raises(BctError, match="no view of ours"):
+            views.of_model(tmp_path / "model.pt")
+
+
+def test_every_word_of_the_config_is_a_view():
+    for word in ("mirror", "resized_crop", "shift", "none"):
+        cfg = load_config(ROOT / "configs" / "ms1mv3_r50.py", [f"augment={word}"])
+        assert views.of_config(cfg).crop in views.CROPS
+
+
+def test_widths_meet():
+    x = torch.arange(6.0).reshape(2, 3)
+    assert torch.equal(dimensions.fit(x, 3, "equal"), x)
+    assert torch.equal(dimensions.fit(x, 2, "leading"), x[:, :2])
+    assert torch.equal(dimensions.fit(x, 5, "zero_pad")[:, 3:], torch.zeros(2, 2))
+    for old, policy in ((2, "equal"), (4, "leading"), (2, "zero_pad")):
+        with pytest.raises(BctError, match=f"3 dimensions, old ones {old}"):
+            dimensions.fit(x, old, policy)
