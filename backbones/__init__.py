@@ -1,12 +1,17 @@
-"""The networks by insightface's names: `get_model("r50", embedding_size=512)`."""
+"""The networks by name: `get_model("r50", embedding_size=512)`.
+
+NETWORKS are those for aligned faces, by insightface's names. IMAGE_NETWORKS take images of other
+sizes, too, and most of them have torchvision's names.
+"""
 
 import difflib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 
 import torch
 from torch import nn
 
+from backbones.conv4 import Conv4
 from backbones.iresnet import IResNet
 from backbones.mobilefacenet import MobileFaceNet
 from backbones.vit import ViT
@@ -37,18 +42,66 @@ NETWORKS: dict[str, Callable[..., nn.Module]] = {
 }
 
 
+def _torchvision(name: str, **options) -> nn.Module:
+    from backbones.torchvision_nets import TorchvisionNet  # faces need not wait for torchvision
+
+    return TorchvisionNet(name, **options)
+
+
+_TORCHVISION = {
+    **{
+        name: partial(_torchvision, name)
+        for name in (
+            *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+            *("resnext50_32x4d", "resnext101_32x8d", "wide_resnet50_2", "wide_resnet101_2"),
+            *("alexnet", "vgg11_bn", "vgg13_bn", "vgg16_bn", "vgg19_bn", "vit_b_16"),
+        )
+    },
+    **{  # BT-2's and FCT's
+        f"{name}_narrow": partial(_torchvision, name, narrow=True)
+        for name in ("resnet18", "resnet50", "resnet101", "wide_resnet50_2", "wide_resnet101_2")
+    },
+}
+IMAGE_NETWORKS: dict[str, Callable[..., nn.Module]] = {
+    **_TORCHVISION,
+    "conv4_w32": partial(Conv4, 32),
+    "conv4_w64": partial(Conv4, 64),
+}
+
+
 def get_model(
     name: str, embedding_size: int = 512, amp_dtype: torch.dtype | None = None
 ) -> nn.Module:
-    """Builds a backbone: (B, 3, 112, 112) float in [-1, 1] -> (B, embedding_size) float32.
+    """Builds a backbone: (B, 3, H, W) float -> (B, embedding_size) float32.
+
+    H = W = 112 and values in [-1, 1] for the networks in NETWORKS; those in IMAGE_NETWORKS say
+    which sizes they take.
 
     Args:
-        name: a key of NETWORKS.
+        name: a key of NETWORKS or IMAGE_NETWORKS.
         embedding_size: D.
         amp_dtype: torch.bfloat16 or torch.float16 for a mixed-precision body, None for fp32.
     """
-    if name not in NETWORKS:
-        near = difflib.get_close_matches(name, NETWORKS, n=1)
+    known = NETWORKS | IMAGE_NETWORKS
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise BctError(f"no network is called {name!r}", f"{hint}choose from {', '.join(NETWORKS)}")
-    return NETWORKS[name](embedding_size=embedding_size, amp_dtype=amp_dtype)
+        raise BctError(f"no network is called {name!r}", f"{hint}choose from {', '.join(known)}")
+    return known[name](embedding_size=embedding_size, amp_dtype=amp_dtype)
+
+
+def own_state(
+    name: str, state: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], int | None]:
+    """A network's state_dict, maybe another system's, by our keys, and its embedding size.
+
+    The size is None for weights that do not say it, which are none of network `name`.
+    """
+    if name in _TORCHVISION:
+        from backbones import torchvision_nets
+
+        state = torchvision_nets.own_keys(state)
+        return state, torchvision_nets.width(name.removesuffix("_narrow"), state)
+    # all others end in a batch norm over the embedding
+    means = [value for key, value in state.items() if key.endswith("running_mean")]
+    return dict(state), len(means[-1]) if means else None

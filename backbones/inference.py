@@ -17,7 +17,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     largest value in fp32.
 
     Args:
-        model: any of backbones.NETWORKS, in eval mode. It can't be trained or exported afterwards:
+        model: any that get_model builds, in eval mode. It can't be trained or exported afterwards:
             keys and values of its state_dict are others.
 
     Returns:
@@ -27,7 +27,7 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Sequential):
             pairs = list(pairwise(module._modules))
         else:
-            pairs = _PAIRS.get(type(module), [])
+            pairs = _PAIRS.get(type(module), _OF_TORCHVISION.get(_full_name(module), []))
         for name, norm in pairs:
             layer, norm_layer = getattr(module, name), getattr(module, norm)
             if isinstance(layer, nn.Conv2d) and isinstance(norm_layer, nn.BatchNorm2d):
@@ -44,7 +44,15 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     return model.requires_grad_(False)
 
 
+def _full_name(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
+
+
 _PAIRS = {  # (layer, the batch norm right behind it); in an nn.Sequential the order says it
     IResNet: [("conv1", "bn1"), ("fc", "features")],
     Block: [("conv1", "bn2"), ("conv2", "bn3")],
+}
+_OF_TORCHVISION = {  # by name: faces need not wait for torchvision
+    f"torchvision.models.resnet.{name}": [(f"conv{i}", f"bn{i}") for i in range(1, layers + 1)]
+    for name, layers in (("ResNet", 1), ("BasicBlock", 2), ("Bottleneck", 3))
 }

@@ -1,20 +1,30 @@
-"""Loading a trained network: our model.pt, insightface's and the MixBCT reference's files, ONNX."""
+"""Loading a trained network: our model.pt, insightface's files and those of MixBCT, OpenBCT, BT-2
+and FCT, ONNX, TorchScript."""
 
 from pathlib import Path
 
 import torch
 from torch import nn
 
-from backbones import get_model
+from backbones import get_model, own_state
 from backbones.inference import fold_batch_norm
+from bct import views
 from bct.errors import BctError
 from bct.files import read_json
 from bct.onnx_model import load_onnx
-from bct.tensors import read_tensors
+from bct.reference_checkpoints import (
+    TORCHSCRIPT,
+    Script,
+    arch_in,
+    baked,
+    is_torchscript,
+    load_torchscript,
+    read_state,
+    untrusted,
+)
 
-_WRAPPERS = ("state_dict_backbone", "state_dict", "model", "backbone")  # keys of whole checkpoints
-_PREFIXES = ("module.", "backbone.")
 _HEADS = ("cls_fc.", "BCT_FC.", "NormFace.", "discriminator.", "eboundary.")  # not the network's
+_BASIS = "+basis"
 
 
 def load_backbone(
@@ -27,20 +37,24 @@ def load_backbone(
 
     Args:
         weights: a state_dict, or a checkpoint that holds one; old classifiers in it are ignored.
-            Or an .onnx file, which is network and weights in one.
-        network: a name of backbones.NETWORKS; may be left out when the file has a model.json of
-            ours beside it. The embedding size is read from the weights. For an .onnx it can be
-            left out; it is refused if the file names another one, and without effect otherwise.
-        amp_dtype: see get_model. An .onnx runs in the precision it was exported in.
+            Or an .onnx file, or a TorchScript archive, which are network and weights in one.
+        network: a name that get_model knows, the same with "+basis" for BT²'s, "fct" for FCT's
+            transformation; may be left out when the file has a model.json of ours beside it, or
+            names its network itself, as OpenBCT's do. The embedding size is read from the weights.
+            For an .onnx it can be left out; it is refused if the file names another one, and
+            without effect otherwise. TorchScript is a program that loading runs, and must be named:
+            "torchscript".
+        amp_dtype: see get_model. An .onnx and TorchScript run in the precision they were saved in.
         fold: make it ready to infer and nothing else, see backbones.inference. Without effect on
-            an .onnx, which onnxruntime folds, and in mixed precision, where folded weights would
-            round in another way than those the network was trained with.
+            an .onnx, which onnxruntime folds, on TorchScript, and in mixed precision, where folded
+            weights would round in another way than those the network was trained with.
 
     Returns:
         The network in eval mode, on the CPU.
 
     Raises:
-        BctError: no such file, not a state_dict, or weights of another network; see load_onnx.
+        BctError: no such file, not a state_dict, or weights of another network; see load_onnx and
+            bct.reference_checkpoints.
     """
     weights = Path(weights)
     if not weights.is_file():
@@ -56,8 +70,28 @@ def load_backbone(
             )
         return model
     network = network_of(weights, network)
-    state = _state_dict(weights)
-    size = _embedding_size(weights, state)
+    if network == TORCHSCRIPT or is_torchscript(weights):
+        script = load_torchscript(weights, network)
+        return Script(script, views.of_model(weights).size, weights).eval()
+    state = {k: v for k, v in read_state(weights).items() if not k.startswith(_HEADS)}
+    if network == "fct":
+        from backbones import fct
+
+        model = fct.from_state(state)
+    elif network.endswith(_BASIS):
+        model = _basis(weights, network.removesuffix(_BASIS), state, amp_dtype)
+    else:
+        model = _plain(weights, network, state, amp_dtype)
+    model.eval()
+    return fold_batch_norm(model) if fold and amp_dtype is None else model
+
+
+def _plain(
+    weights: Path, network: str, state: dict[str, torch.Tensor], amp_dtype: torch.dtype | None
+) -> nn.Module:
+    state, size = own_state(network, state)
+    if size is None:
+        raise BctError(f"{weights} is no backbone of ours (no batch norm)", "check the path")
     model = get_model(network, size, amp_dtype)
     own = model.state_dict()
     counters = {k: v for k, v in own.items() if k.endswith("num_batches_tracked")}
@@ -72,20 +106,41 @@ def load_backbone(
             "name the network it was trained with" + _guess(weights, network),
         )
     model.load_state_dict(state)
-    model.eval()
-    return fold_batch_norm(model) if fold and amp_dtype is None else model
+    return model
+
+
+def _basis(
+    weights: Path, body: str, state: dict[str, torch.Tensor], amp_dtype: torch.dtype | None
+) -> nn.Module:
+    from backbones import basis
+
+    if "ortholinear_p.parametrizations.weight.original" in state:  # of BT-2
+        state = baked(weights, state)
+        inner = {k.removeprefix("body."): v for k, v in state.items() if k.startswith("body.")}
+        inner, _ = own_state(body, inner)
+        state = {k: v for k, v in state.items() if not k.startswith("body.")}
+        state |= {f"body.{k}": v for k, v in inner.items()}
+    return basis.from_state(body, state, amp_dtype)
 
 
 def network_of(weights: str | Path, network: str | None = None) -> str:
-    """`network`, or what the model.json of ours beside the weights says. BctError if none does."""
+    """`network`, or what the model.json of ours beside the weights says, or they themselves.
+
+    Raises BctError if none does.
+    """
     if network is not None:
         return network
     sidecar = Path(weights).with_suffix(".json")
-    if not sidecar.is_file():
+    if sidecar.is_file():
+        return _named(sidecar)
+    if is_torchscript(weights):
+        raise untrusted(weights)
+    arch = arch_in(weights)
+    if arch is None:
         raise BctError(
             f"{weights} does not say which network it is", "name the network, e.g. -net r50"
         )
-    return _named(sidecar)
+    return arch
 
 
 def _named(sidecar: Path) -> str:
@@ -94,31 +149,6 @@ def _named(sidecar: Path) -> str:
     if not isinstance(said, dict) or not isinstance(said.get("network"), str):
         raise BctError(f"{sidecar} names no network", "name the network, e.g. -net r50")
     return said["network"]
-
-
-def _state_dict(weights: Path) -> dict[str, torch.Tensor]:
-    saved = read_tensors(weights)
-    for key in _WRAPPERS:
-        if isinstance(saved, dict) and isinstance(saved.get(key), dict):
-            saved = saved[key]
-    tensors = isinstance(saved, dict) and saved and all(map(torch.is_tensor, saved.values()))
-    if not tensors:
-        raise BctError(f"{weights} holds no state_dict", "give the network's own weights, model.pt")
-    state = {}
-    for key, value in saved.items():
-        for prefix in _PREFIXES:
-            key = key.removeprefix(prefix)
-        if not key.startswith(_HEADS):
-            state[key] = value
-    return state
-
-
-def _embedding_size(weights: Path, state: dict[str, torch.Tensor]) -> int:
-    """Every backbone ends in a batch norm over the embedding."""
-    means = [value for key, value in state.items() if key.endswith("running_mean")]
-    if not means:
-        raise BctError(f"{weights} is no backbone of ours (no batch norm)", "check the path")
-    return len(means[-1])
 
 
 def _guess(weights: Path, network: str) -> str:
