@@ -16,8 +16,9 @@ kill or several writers leave, an array is used only beside a manifest with its 
 import datetime
 import hashlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +26,17 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from easydict import EasyDict
+from torch import nn
 
-from bct import distributed
+from bct import distributed, views
+from bct.amp import amp_dtype
 from bct.datasets import Faces
 from bct.errors import BctError
 from bct.files import ROOT, atomic, read_json, sha256, sha256_file, write_json
+from bct.label_map import load_map, new_to_old
+from bct.reference_checkpoints import reference_classifier
 from bct.scenarios import artefact_name, scenario_of
-from bct.tensors import read_tensors
+from bct.weights import load_backbone
 
 # kind: (end of the file name, command that makes it)
 KINDS = {
@@ -47,6 +52,8 @@ KINDS = {
         "python tools/denoise.py --by entropy --T {T} --SD {sd}",
     ),
     "class_statistics": ("class_statistics", "python tools/class_statistics.py --SD {sd}"),
+    # of a new model trained alone (config new_config), for methods that learn from both
+    "new_embedding": ("feature", "python tools/extract_features.py {old_config} --SD {sd}"),
 }
 PER_CLASS = ("old_prototype", "class_statistics")  # the others have a row per image
 _BLOCK, _BLOCKS = 1 << 14, 256  # bytes, number: what a digest looks at
@@ -234,16 +241,28 @@ class OldModel:
         self._arrays: dict[str, np.ndarray] = {}
         self.manifests: dict[str, dict] = {}
         for kind in needs:
-            path, how = self._locate(cfg, kind)
+            path, how = self.locate(cfg, kind)
             array, manifest = open_artefact(path, how)
             self._check(cfg, faces, path, manifest, how)
             self._arrays[kind], self.manifests[kind] = array, manifest
-        models = {manifest["model"] for manifest in self.manifests.values()}
+        self._classes = getattr(faces, "class_names", None)
+        models = {m["model"] for kind, m in self.manifests.items() if kind != "new_embedding"}
         if len(models) > 1:
             raise BctError(
                 f"the artefacts {', '.join(needs)} come from different old models",
                 "make all of them again from the same one (tools/, in the README's order)",
             )
+        if "new_embedding" in self.manifests and self.manifests["new_embedding"]["model"] in models:
+            raise BctError(
+                "the embeddings of the old and of the new model come from one model",
+                "give old_config and new_config names that differ before their shard, extract anew",
+            )
+
+    @property
+    def dim(self) -> int | None:
+        """Width of the old embeddings; None without any."""
+        dims = (m["dim"] for kind, m in self.manifests.items() if kind != "new_embedding")
+        return next((dim for dim in dims if dim is not None), None)
 
     @property
     def fingerprint(self) -> str:
@@ -272,44 +291,117 @@ class OldModel:
         """
         if self.cfg.scenario in ("OPdata", "EXdata"):
             return self.cfg.num_classes
-        return 0 if self.cfg.scenario == "OPclass" else self._model()["num_classes"]
+        return 0 if self.cfg.scenario == "OPclass" else self.about()["num_classes"]
 
-    def classifier(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The old model's own softmax classifier: weight (C_old, D) and bias (C_old,).
+    def new_to_old(self) -> torch.Tensor:
+        """The old model's label of every new class, -1 where it has none: int64 (C_new,).
 
-        Raises BctError when the old model has none (trained with a margin head) or is gone.
+        From cfg.n2o_map if it is set, else from the classes' names, else, where there are none as
+        in record files, the old classes are the first ones.
+
+        Raises BctError when the old model's model.json is not there to tell, for a map that does
+        not fit, and when no class is in both.
         """
-        self._model()
-        weights = next(iter(self.manifests.values()))["weights"]
-        state = read_tensors(weights)
-        if "cls_fc.weight" not in state:
+        known = self.about()
+        count, names = self.cfg.num_classes, known.get("class_names")
+        if self.cfg.n2o_map:
+            return torch.from_numpy(load_map(self.cfg.n2o_map, count, known["num_classes"]))
+        if names and self._classes:
+            return torch.from_numpy(new_to_old(self._classes, names))
+        if names or self._classes:
+            without = "the training set" if names else "the old model"
             raise BctError(
-                f"{weights} holds no classifier: only softmax old models keep theirs",
-                'use influence="prototype"',
+                f"{without} has no names for its classes, so they can't be matched",
+                "set n2o_map to a file with the old label of every new one",
             )
-        return state["cls_fc.weight"].clone(), state["cls_fc.bias"].clone()
+        labels = torch.arange(count)
+        return labels.where(labels < self.seen_classes(), -1)
 
-    def _model(self) -> dict[str, Any]:
-        weights = Path(next(iter(self.manifests.values()))["weights"])
+    def classifier(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """The old model's own softmax classifier: weight (C_old, D) and bias (C_old,) or None.
+
+        Raises BctError when the old model has none (trained with a margin head) or is gone, and
+        when its rows are not its classes.
+        """
+        about = self.about()
+        weights = self._weights()
+        weight, bias = reference_classifier(weights, about.get("network"))
+        if len(weight) != about["num_classes"]:
+            raise BctError(
+                f"{weights} has a classifier of {len(weight)} rows, its model.json says "
+                f"{about['num_classes']} classes",
+                "put the model.pt and model.json of one training together",
+            )
+        return weight, bias
+
+    def network(self, kind: str | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The network that an artefact was made with, frozen: a batch's images -> (B, D).
+
+        It can't be trained, gets no gradients and belongs to no module, so no checkpoint holds it.
+        It is loaded by the first call, onto the images' device.
+
+        Args:
+            kind: one of those asked for; default: any of the old model.
+
+        Raises BctError when the weights are gone or others, or see images in another way than
+        this training does.
+        """
+        kind = kind or next(k for k in self.manifests if k != "new_embedding")
+        weights, about = self._weights(kind), self.about(kind)
+        if sha256_file(weights) != self.manifests[kind]["model"]:
+            raise BctError(f"{weights} has been trained anew since", "make its artefacts again")
+        ours, its = views.of_config(self.cfg), views.of_model(weights)
+        if (its.size, its.pixels) != (ours.size, ours.pixels):
+            raise BctError(
+                f"{weights} sees {its.pixels} images of {its.size} pixels, this training "
+                f"{ours.pixels} of {ours.size}",
+                "train with the same image_size and pixels, or use stored embeddings",
+            )
+
+        @cache
+        def on(device: torch.device) -> nn.Module:
+            dtype = amp_dtype(self.cfg, device)
+            return load_backbone(weights, about["network"], dtype, fold=True).to(device)
+
+        @torch.no_grad()
+        def embed(images: torch.Tensor) -> torch.Tensor:
+            return on(images.device).requires_grad_(False)(images).float()
+
+        return embed
+
+    def _weights(self, kind: str | None = None) -> Path:
+        kind = kind or next(iter(self.manifests))
+        return Path(self.manifests[kind]["weights"])
+
+    def about(self, kind: str | None = None) -> dict[str, Any]:
+        """model.json of the network that an artefact was made with; default: any of them.
+
+        Raises BctError when it or the network is gone.
+        """
+        weights = self._weights(kind)
         for file in (weights, weights.with_suffix(".json")):
             if not file.is_file():
                 raise BctError(
                     f"{file} is not there to say what the old model was trained on",
                     "put the old model's model.pt and model.json back where they were",
                 )
-        return read_json(file)
+        return read_json(weights.with_suffix(".json"))
 
     @staticmethod
-    def _locate(cfg: EasyDict, kind: str) -> tuple[Path, str]:
-        if cfg.scenario is None or cfg.old_config is None:
-            missing = "scenario" if cfg.scenario is None else "old_config"
+    def locate(cfg: EasyDict, kind: str) -> tuple[Path, str]:
+        """Where an artefact of a kind is, and the command that makes it."""
+        key = "new_config" if kind == "new_embedding" else "old_config"
+        missing = [k for k in ("scenario", key) if cfg[k] is None]
+        if missing and not cfg.get(kind):
             raise BctError(
-                f"config {cfg.name} does not set {missing}, so there is no old model to follow",
+                f"config {cfg.name} does not set {missing[0]}, so there is no old model to follow",
                 'set scenario ("OPclass", ...) and old_config ("f128_r18_softmax_class30", ...)',
             )
+        if missing:
+            return Path(cfg[kind]), ""
         T = cfg.get("T", 0.9)
-        sd = artefact_name(cfg.old_config, cfg.shard)
-        how = KINDS[kind][1].format(old_config=f"configs/{cfg.old_config}.py", sd=sd, T=T)
+        sd = artefact_name(cfg[key], cfg.shard)
+        how = KINDS[kind][1].format(old_config=f"configs/{cfg[key]}.py", sd=sd, T=T)
         how = _with_folder(how, cfg.feature_save)
         if cfg.get(kind):
             return Path(cfg[kind]), how
@@ -330,12 +422,6 @@ class OldModel:
                 f"{path} has {manifest['rows']} rows, the data set {wanted} "
                 f"{'classes' if per_class else 'images'}",
                 f"make it again: {how}",
-            )
-        if manifest["dim"] is not None and manifest["dim"] != cfg.embedding_size:
-            raise BctError(
-                f"{path} holds {manifest['dim']}-d old embeddings, the new model has "
-                f"embedding_size = {cfg.embedding_size}",
-                f"set embedding_size={manifest['dim']}, or use an old model of the same size",
             )
         weights = Path(manifest["weights"])
         if weights.is_file() and sha256_file(weights) != manifest["model"]:

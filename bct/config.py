@@ -20,11 +20,15 @@ NO_OP = {
     *("dali", "dali_aug", "save_all_states", "loss", "notes", "suffix_run_name", "save_artifacts"),
     *("using_wandb", "wandb_key", "wandb_entity", "wandb_project", "wandb_log_all", "wandb_resume"),
 }
-PATHS = ("rec", "rec_val", "feature_save", "output")
+PATHS = ("rec", "rec_val", "feature_save", "output", "n2o_map")
 CHOICES = {
-    "head": ("margin", "softmax"),
+    "head": ("margin", "softmax", "none"),
+    "pixels": ("face", "imagenet"),
+    "augment": ("mirror", "resized_crop", "shift", "none"),
+    "dimensions": ("equal", "leading", "zero_pad"),
+    "lr_policy": ("poly", "cosine"),
     "parity": ("corrected", "published"),
-    "optimizer": ("sgd", "adamw"),
+    "optimizer": ("sgd", "adam", "adamw"),
     "amp": (None, "bf16", "fp16", "off"),
     "rec_backend": ("native", "mxnet"),
     "on_bad_record": ("error", "skip"),
@@ -32,16 +36,21 @@ CHOICES = {
 }
 TYPES = {  # of the keys whose default is None
     **dict.fromkeys(("num_classes", "num_image", "num_epoch"), int),
-    **dict.fromkeys(("rec", "rec_val", "output", "shard", "old_config"), str),
+    **dict.fromkeys(("rec", "rec_val", "output", "shard", "old_config", "new_config"), str),
+    **dict.fromkeys(("n2o_map",), str),
+    "freeze_statistics_at": float,
     "fp16": bool,
     "decay_epoch": list,
 }
 POSITIVE = ("embedding_size", "batch_size", "gradient_acc", "frequent", "verbose", "scale", "lr")
-POSITIVE += ("save_every", "keep_checkpoints", "timeout")
+POSITIVE += ("save_every", "keep_checkpoints", "timeout", "image_size")
 
 
 def load_config(
-    path: str | Path, overrides: list[str] = (), method_defaults: dict[str, Any] | None = None
+    path: str | Path,
+    overrides: list[str] = (),
+    method_defaults: dict[str, Any] | None = None,
+    lenient: bool = False,
 ) -> EasyDict:
     """Reads a config file and resolves it.
 
@@ -49,6 +58,7 @@ def load_config(
         path: the `.py` file, with or without suffix, relative to here or to the repository.
         overrides: "key=value" strings; values are Python literals, anything else is a string.
         method_defaults: keys that a method adds, with their defaults.
+        lenient: let the file's unknown keys pass unread: of a method the caller does not know.
 
     Returns:
         An EasyDict with every key of configs/base.py and of the method; `name` is the file's stem,
@@ -58,8 +68,8 @@ def load_config(
         BctError: no such file, an unknown key, a value of the wrong type or not among the choices.
     """
     file = find_config(path)
-    known = dict(_execute(ROOT / "configs" / "base.py"), **(method_defaults or {}))
-    given = dict(_execute(file))
+    known = dict(base_config(), **(method_defaults or {}))
+    given = dict(execute(file))
     overridden = dict(_parse(text) for text in overrides)
     no_op = sorted((given.keys() | overridden.keys()) & NO_OP - known.keys())
     if no_op:
@@ -71,7 +81,7 @@ def load_config(
         ("the command line", overridden, Path.cwd()),
     ):
         for key, value in values.items():
-            if key in NO_OP and key not in known:
+            if key not in known and (key in NO_OP or (lenient and values is given)):
                 continue
             _check(key, value, known, source)
             if key in PATHS and value is not None and value != "synthetic":
@@ -88,6 +98,11 @@ def load_config(
     if cfg.rec and cfg.shard:
         cfg.rec = str(shard_file(cfg.rec, cfg.shard))
     return cfg
+
+
+def base_config() -> dict[str, Any]:
+    """Every key that all runs have, with its default."""
+    return dict(execute(ROOT / "configs" / "base.py"))
 
 
 def _file_name(text: str) -> str:
@@ -123,7 +138,8 @@ def save_config(cfg: EasyDict, path: str | Path) -> None:
     )
 
 
-def _execute(file: Path) -> EasyDict:
+def execute(file: Path) -> EasyDict:
+    """The `config` that a config file makes. Raises BctError when it does not run or makes none."""
     try:
         namespace = runpy.run_path(str(file))
     except BctError:
@@ -143,6 +159,8 @@ def _parse(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals or not key.isidentifier():
         raise BctError(f"argument {text!r} is not key=value", "write overrides as lr=0.05")
+    if value in CHOICES.get(key, ()):
+        return key, value  # "none" may be one
     literal = {"true": True, "false": False, "none": None}.get(value.lower())
     if literal is not None or value.lower() == "none":
         return key, literal

@@ -8,7 +8,12 @@ import torch
 from easydict import EasyDict
 from torch import nn
 
+from backbones import get_model
+from bct import dimensions
 from bct.artefacts import OldModel
+from bct.config import require
+from bct.datasets import Faces, SyntheticFaces, open_faces
+from bct.errors import BctError
 from bct.loader import Batch
 
 
@@ -22,15 +27,52 @@ class Method(nn.Module):
         defaults: the config keys it adds, with the paper's values.
         class_sharded: names of the buffers whose rows are this rank's classes, cut as PartialFC
             cuts its centres; checkpoints hold them for all classes.
+        dimensions: how it can compare embeddings with old ones of another width, keys of
+            bct.dimensions.POLICIES.
     """
 
     defaults: ClassVar[dict[str, Any]] = {}
     class_sharded: ClassVar[tuple[str, ...]] = ()
+    dimensions: ClassVar[tuple[str, ...]] = ("equal",)
+
+    @classmethod
+    def data(cls, cfg: EasyDict) -> Faces:
+        """The training set; its item i has row i of every artefact."""
+        require(cfg, "rec")
+        if cfg.rec == "synthetic":
+            require(cfg, "num_image", "num_classes")
+            return SyntheticFaces(cfg.num_image, cfg.num_classes)
+        return open_faces(cfg.rec, cfg.rec_backend)
 
     @classmethod
     def needs(cls, cfg: EasyDict) -> tuple[str, ...]:
         """Kinds of old artefacts it reads (keys of bct.artefacts.KINDS)."""
         return ()
+
+    @classmethod
+    def backbone(cls, cfg: EasyDict, old: OldModel, dtype: torch.dtype | None) -> nn.Module:
+        """The network to train: a batch's images -> (B, D), or a NamedTuple with the field
+        `embedding`, which forward then gets in place of the embeddings.
+
+        One that is used in another form than it is trained in has a method `exported`, which gives
+        the end of that network's name and its state_dict.
+        """
+        return get_model(cfg.network, cfg.embedding_size, dtype)
+
+    @classmethod
+    def output_width(cls, cfg: EasyDict, old: int | None) -> int:
+        """Width of the trained network's embeddings, old being that of the old ones."""
+        return cfg.embedding_size
+
+    @classmethod
+    def check_dimensions(cls, cfg: EasyDict, old: int) -> None:
+        """Raises BctError when new embeddings can't be compared with old ones of this width."""
+        if cfg.dimensions not in cls.dimensions:
+            raise BctError(
+                f"{cls.__name__} can't compare embeddings by dimensions={cfg.dimensions!r}",
+                f"choose from {', '.join(cls.dimensions)}",
+            )
+        dimensions.check(cls.output_width(cfg, old), old, cfg.dimensions)
 
     def __init__(self, cfg: EasyDict, old: OldModel):
         super().__init__()
@@ -75,3 +117,8 @@ class Method(nn.Module):
             rng: this step's random stream on this rank.
         """
         return {"cls": head(embeddings, batch.labels, rng)}
+
+
+def embedding_of(output: torch.Tensor | tuple) -> torch.Tensor:
+    """The embedding among what a backbone in training returns, see Method.backbone."""
+    return output if torch.is_tensor(output) else output.embedding

@@ -20,9 +20,10 @@ import torch.distributed as dist
 from easydict import EasyDict
 from torch import nn
 
-from bct import distributed
+from bct import distributed, views
 from bct.checkpoint import checkpoints
-from bct.config import save_config
+from bct.config import base_config, save_config
+from bct.datasets import Faces
 from bct.errors import BctError
 from bct.files import atomic, read_json, sha256_file, write_json
 
@@ -79,7 +80,9 @@ def _decide(cfg: EasyDict, identity: dict[str, Any]) -> str:
         return "fresh"
     run = read_json(output / "run.json")
     before = run["identity"]
-    changed = {k for k in identity.keys() | before.keys() if identity.get(k) != before.get(k)}
+    before = {**base_config(), **before}  # of a run from before a key existed
+    changed = {k for k in identity if identity.get(k) != before.get(k)}
+    changed |= run["identity"].keys() - identity.keys()
     if run.get("world_size") != distributed.world_size():
         changed -= {"batch_size", "gradient_acc"}  # to keep the global batch on other ranks
     if changed:
@@ -128,11 +131,33 @@ def _write_run(cfg: EasyDict, identity: dict[str, Any], finished: bool) -> None:
     write_json(Path(cfg.output) / "run.json", about)
 
 
-def save_model(cfg: EasyDict, backbone: nn.Module, head: nn.Module, step: int, name: str) -> None:
+def describe(cfg: EasyDict, faces: Faces, embedding_size: int) -> dict[str, Any]:
+    """What model.json says of a network besides its weights."""
+    return {
+        "embedding_size": embedding_size,
+        "config": cfg.name,
+        "head": cfg.head,
+        "num_classes": cfg.num_classes,
+        "class_names": getattr(faces, "class_names", None),
+        "view": views.of_config(cfg)._asdict(),
+    }
+
+
+def save_model(
+    cfg: EasyDict,
+    backbone: nn.Module,
+    head: nn.Module,
+    step: int,
+    name: str,
+    about: dict[str, Any],
+) -> None:
     """Writes model.pt or best.pt with its JSON, on rank 0."""
     if not distributed.is_main():
         return
-    state = {key: value.cpu() for key, value in backbone.state_dict().items()}
+    suffix, state = "", backbone.state_dict()
+    if hasattr(backbone, "exported"):
+        suffix, state = backbone.exported()
+    state = {key: value.cpu() for key, value in state.items()}
     if cfg.head == "softmax":  # the reference keeps the old classifier with the network
         state |= {f"cls_fc.{key}": value.cpu() for key, value in head.state_dict().items()}
     path = Path(cfg.output) / name
@@ -141,11 +166,8 @@ def save_model(cfg: EasyDict, backbone: nn.Module, head: nn.Module, step: int, n
     write_json(
         path.with_suffix(".json"),
         {
-            "network": cfg.network,
-            "embedding_size": cfg.embedding_size,
-            "config": cfg.name,
-            "head": cfg.head,
-            "num_classes": cfg.num_classes,
+            "network": cfg.network + suffix,
+            **about,
             "step": step,
             "sha256": sha256_file(path),
             "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),

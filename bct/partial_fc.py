@@ -352,11 +352,15 @@ class PartialFC(nn.Module):
 
 
 class SoftmaxHead(nn.Linear):
-    """Cross-entropy of a linear layer with bias, without normalisation or margin.
+    """Cross-entropy of a linear layer, without normalisation or margin.
 
     The head of "softmax" old models (MixBCT reference): logits = W f + b on the raw embedding.
     Returns the mean over this rank's batch; DDP averages over ranks, each of which holds all rows.
     """
+
+    def __init__(self, dim: int, num_classes: int, bias: bool = True, smoothing: float = 0.0):
+        super().__init__(dim, num_classes, bias)
+        self.smoothing = smoothing
 
     def to_global(self, rows: torch.Tensor) -> torch.Tensor | None:
         return rows.cpu() if rank() == 0 else None
@@ -367,4 +371,21 @@ class SoftmaxHead(nn.Linear):
     def forward(
         self, embeddings: torch.Tensor, labels: torch.Tensor, rng: torch.Generator | None = None
     ) -> torch.Tensor:
-        return F.cross_entropy(super().forward(embeddings.float()), labels)
+        logits = super().forward(embeddings.float())
+        return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+
+
+class NoHead(nn.Module):
+    """The head of a method that classifies nothing."""
+
+    def to_global(self, rows: torch.Tensor) -> torch.Tensor | None:
+        return rows.cpu() if rank() == 0 else None
+
+    def to_local(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows
+
+    def forward(self, embeddings: torch.Tensor, labels: torch.Tensor, rng: object = None) -> None:
+        raise BctError(
+            'this method has a classification term, and the config says head="none"',
+            'set head="softmax" or head="margin"',
+        )

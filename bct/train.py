@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,21 +18,20 @@ from easydict import EasyDict
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from backbones import get_model
-from bct import distributed
+from bct import distributed, views
 from bct.amp import allow_fast_matmul, amp_dtype, make_scaler
 from bct.artefacts import OldModel
 from bct.checkpoint import load_checkpoint, save_checkpoint
 from bct.config import command_line, load_config, require
-from bct.datasets import Faces, SyntheticFaces, open_faces
+from bct.datasets import Faces
 from bct.errors import BctError, run_cli
 from bct.loader import Batch, Loader
 from bct.log import BadRecords, RunLog
-from bct.method import Method
+from bct.method import Method, embedding_of
 from bct.numerics import FiniteCheck, Outcome
-from bct.output import finish, prepare_output, run_identity, save_model
-from bct.partial_fc import PartialFC, SoftmaxHead
-from bct.row_sgd import RowSGD
+from bct.optimizer import learning_rate, make_optimizer
+from bct.output import describe, finish, prepare_output, run_identity, save_model
+from bct.partial_fc import NoHead, PartialFC, SoftmaxHead
 from bct.signals import StopRequest
 from bct.verification import VerificationSet, load_bin, verify
 
@@ -64,9 +64,12 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
     Returns:
         The exit code: 0, or 128 + the number of the signal that stopped it.
     """
-    require(cfg, "rec", "num_epoch")
-    faces = open_training_faces(cfg)
+    require(cfg, "num_epoch")
+    faces = method_class.data(cfg)
+    read_counts(cfg, faces)
     old = OldModel(cfg, faces, method_class.needs(cfg))
+    if old.dim is not None:
+        method_class.check_dimensions(cfg, old.dim)
 
     # ---- build: everything that can be refused is refused before the output is touched
     identity = run_identity(
@@ -77,7 +80,7 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
     torch.manual_seed(cfg.seed)
     dtype = amp_dtype(cfg, device)
     allow_fast_matmul(dtype, device)
-    backbone = get_model(cfg.network, cfg.embedding_size, dtype).to(device)
+    backbone = method_class.backbone(cfg, old, dtype).to(device)
     head = make_head(cfg).to(device)
     method = method_class(cfg, old).to(device)
     scaler = make_scaler(dtype, device)
@@ -90,11 +93,13 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
         seed=cfg.seed,
         num_workers=cfg.num_workers,
         num_classes=cfg.num_classes,
+        view=views.of_config(cfg),
         broken=bad,
     )
     sets = [load_bin(rec_val_folder(cfg, faces) / f"{name}.bin") for name in cfg.val_targets]
     steps_per_epoch = len(loader) // cfg.gradient_acc
-    total, warmup = steps_per_epoch * cfg.num_epoch, steps_per_epoch * cfg.warmup_epoch
+    total = steps_per_epoch * cfg.num_epoch
+    about = describe(cfg, faces, method_class.output_width(cfg, old.dim))
 
     # ---- start, resume, or find it done
     start = prepare_output(cfg, identity)
@@ -122,9 +127,9 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
                     method.begin_epoch(epoch, embed)
             batches = log.timed(loader.epoch(epoch, method.fetch, done * cfg.gradient_acc))
             for _ in range(done, steps_per_epoch):
-                lr = lr_at(state["step"], total, warmup, cfg.lr, cfg.lr_power)
-                if cfg.decay_epoch:
-                    lr = cfg.lr * 0.1 ** sum(epoch >= decay for decay in cfg.decay_epoch)
+                lr = learning_rate(cfg, state["step"], steps_per_epoch)
+                frozen = cfg.freeze_statistics_at
+                backbone.train(frozen is None or state["step"] < total * frozen)
                 outcome = train_step(cfg, batches, trained, optimizer, scaler, lr, state["step"])
                 state["step"] = step = state["step"] + 1
                 check.note(step, lr, outcome)
@@ -136,10 +141,10 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
                 log.step(step, epoch, lr, outcome.losses)
                 with log.paused():
                     if verification_due:
-                        evaluate(cfg, backbone, head, sets, state, log, device)
+                        evaluate(cfg, backbone, head, sets, state, log, device, about)
                     if end:
                         share_statistics(cfg, backbone)
-                        save_model(cfg, backbone, head, step, "model.pt")
+                        save_model(cfg, backbone, head, step, "model.pt", about)
                     if save_due:
                         save(cfg, state, steps_per_epoch, whole, log)
                 if asked and step < total:
@@ -192,7 +197,6 @@ def train_step(
     trained: backbone, method and head, wrapped for several ranks where they are replicated.
     """
     backbone, method, head = trained
-    backbone.train()
     totals: dict[str, torch.Tensor] = {}
     seen = []
     for micro in range(cfg.gradient_acc):
@@ -234,28 +238,21 @@ def embed_images(
     backbone.eval()
     workers = cfg.num_workers
     loader = Loader(
-        faces, cfg.batch_size, device, num_workers=workers, train=False, indices=indices
+        faces,
+        cfg.batch_size,
+        device,
+        num_workers=workers,
+        train=False,
+        view=views.of_config(cfg),
+        indices=indices,
     )
-    parts = [backbone(batch.images).float().cpu().numpy() for batch in loader.epoch()]
+    outputs = (backbone(batch.images) for batch in loader.epoch())
+    parts = [embedding_of(output).float().cpu().numpy() for output in outputs]
     return np.concatenate(parts) if parts else np.zeros((0, cfg.embedding_size), np.float32)
 
 
-def lr_at(step: int, total: int, warmup: int, base: float, power: float) -> float:
-    """Learning rate of a step (0-based): linear from 0 over the warm-up, then polynomial to 0.
-
-    A negative warm-up starts part of the way down, as the reference's warmup_epoch = -1 does.
-    """
-    if step < warmup:
-        return base * step / warmup
-    return base * max(1 - (step - warmup) / (total - warmup), 0.0) ** power
-
-
-def open_training_faces(cfg: EasyDict) -> Faces:
-    """Opens cfg.rec; fills num_classes and num_image in, or checks them against the data."""
-    if cfg.rec == "synthetic":
-        require(cfg, "num_image", "num_classes")
-        return SyntheticFaces(cfg.num_image, cfg.num_classes)
-    faces = open_faces(cfg.rec, cfg.rec_backend)
+def read_counts(cfg: EasyDict, faces: Faces) -> None:
+    """Fills num_classes and num_image in, or checks them against the data."""
     for key, found in (("num_image", len(faces)), ("num_classes", faces.num_classes)):
         if cfg[key] not in (None, found):
             raise BctError(
@@ -263,7 +260,6 @@ def open_training_faces(cfg: EasyDict) -> Faces:
                 f"remove {key} from the config: it is read from the data",
             )
         cfg[key] = found
-    return faces
 
 
 def rec_val_folder(cfg: EasyDict, faces: Faces) -> Path:
@@ -271,9 +267,11 @@ def rec_val_folder(cfg: EasyDict, faces: Faces) -> Path:
     return Path(cfg.rec_val or (faces.path if faces.path.is_dir() else faces.path.parent))
 
 
-def make_head(cfg: EasyDict) -> PartialFC | SoftmaxHead:
+def make_head(cfg: EasyDict) -> nn.Module:
+    if cfg.head == "none":
+        return NoHead()
     if cfg.head == "softmax":
-        return SoftmaxHead(cfg.embedding_size, cfg.num_classes)
+        return SoftmaxHead(cfg.embedding_size, cfg.num_classes, cfg.head_bias, cfg.label_smoothing)
     return PartialFC(
         cfg.embedding_size,
         cfg.num_classes,
@@ -283,35 +281,6 @@ def make_head(cfg: EasyDict) -> PartialFC | SoftmaxHead:
         filter_above=cfg.interclass_filtering_threshold,
         seed=cfg.seed,
     )
-
-
-def make_optimizer(
-    cfg: EasyDict, backbone: nn.Module, method: Method, head: nn.Module, fused: bool = True
-) -> torch.optim.Optimizer:
-    """SGD or AdamW. The first parameter group is what gradient clipping acts on, backbone and
-    method; the second what the method keeps from weight decay; the last the head's.
-
-    Of sampled centres SGD moves those of the step and lets the others follow later, see RowSGD;
-    AdamW, whose steps on a row without a gradient are no linear map, sweeps all of them.
-
-    fused has to be False with a loss scaler: torch's fused kernels skip a step when the number of
-    ranks that overflowed is 1, and with replicated gradients it is all of them.
-    """
-    free = method.undecayed()
-    body = [*backbone.parameters(), *method.parameters()]
-    body = [p for p in body if p.requires_grad and not any(p is q for q in free)]
-    groups = [{"params": body}, {"params": free, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]] + [{"params": list(head.parameters())}]
-    if cfg.optimizer == "adamw":
-        return torch.optim.AdamW(groups, cfg.lr, weight_decay=cfg.weight_decay, fused=fused)
-    sampled = isinstance(head, PartialFC) and head.sample_rate < 1
-    kind = RowSGD if sampled else torch.optim.SGD
-    optimizer = kind(
-        groups, cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=fused
-    )
-    if sampled:
-        head.row_sgd = optimizer
-    return optimizer
 
 
 def replicate(module: nn.Module, device: torch.device) -> nn.Module:
@@ -348,6 +317,7 @@ def evaluate(
     state: dict,
     log: RunLog,
     device: torch.device,
+    about: dict[str, Any],
 ) -> None:
     """Verifies on cfg.val_targets, logs in insightface's form, and keeps the best network."""
     share_statistics(cfg, backbone)
@@ -360,5 +330,5 @@ def evaluate(
     mean = sum(result.mean for result in results.values()) / len(results)
     if mean > state["best"]:
         state["best"] = mean
-        save_model(cfg, backbone, head, step, "best.pt")
+        save_model(cfg, backbone, head, step, "best.pt", about)
     logging.info(f"[mean][{step}]Accuracy-Highest: {state['best']:1.5f}")

@@ -14,6 +14,7 @@ from sklearn.model_selection import KFold
 from bct import distributed
 from bct.errors import BctError
 from bct.images import SIZE, decode, to_network
+from bct.method import embedding_of
 from bct.safe_pickle import load_lists
 
 _GROWTH, _FREE = 1024, 1 << 28  # how many times its file's size a set may take, beyond 256 MiB
@@ -117,7 +118,8 @@ def embed(
     for first in range(start, start + length, batch_size):
         block = torch.from_numpy(images[first : min(first + batch_size, start + length)]).to(device)
         mirror = torch.ones(len(block), dtype=torch.bool, device=device)
-        parts.append(backbone(to_network(block)) + backbone(to_network(block, mirror)))
+        both = (backbone(to_network(block, flip)) for flip in (None, mirror))
+        parts.append(sum(map(embedding_of, both)))
     return distributed.all_gather_shares(torch.cat(parts), len(images)).cpu().numpy()
 
 

@@ -18,7 +18,8 @@ from bct.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from bct.config import load_config
 from bct.loader import Batch
 from bct.method import Method
-from bct.train import make_head, make_optimizer, train_step
+from bct.optimizer import make_optimizer
+from bct.train import make_head, train_step
 from benchmarks.common import Row, interleaved, median, peak_gib, publish, spread, start
 
 SHARE = 0.05

@@ -18,7 +18,8 @@ from bct.distributed import generator
 from bct.images import to_network
 from bct.loader import Batch
 from bct.method import Method
-from bct.train import lr_at, make_head, make_optimizer, train_step
+from bct.optimizer import lr_at, make_optimizer
+from bct.train import make_head, train_step
 from benchmarks.classic import (
     ClassicHead,
     ClassicNetwork,

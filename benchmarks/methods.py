@@ -26,8 +26,9 @@ from bct.datasets import SyntheticFaces
 from bct.files import ROOT
 from bct.loader import Loader
 from bct.method import Method
+from bct.optimizer import make_optimizer
 from bct.statistics import class_means, class_statistics, credible_mask
-from bct.train import make_head, make_optimizer, train_step
+from bct.train import make_head, train_step
 from benchmarks.common import Goal, Row, interleaved, median, peak_gib, publish, spread, start
 from tools import scaling
 

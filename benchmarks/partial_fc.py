@@ -16,8 +16,8 @@ from easydict import EasyDict
 from bct import distributed
 from bct.amp import allow_fast_matmul, amp_dtype, dtype_name
 from bct.method import Method
+from bct.optimizer import make_optimizer
 from bct.partial_fc import PartialFC
-from bct.train import make_optimizer
 from benchmarks.classic import ClassicHead, classic_sgd
 from benchmarks.common import Goal, Row, median, peak_gib, publish, start
 

@@ -29,9 +29,10 @@ from bct.datasets import RecordFaces
 from bct.errors import BctError
 from bct.loader import Batch, Loader
 from bct.method import Method
+from bct.optimizer import make_optimizer
 from bct.partial_fc import PartialFC
 from bct.signals import StopRequest
-from bct.train import make_optimizer, replicate, train_step
+from bct.train import replicate, train_step
 from benchmarks.common import Row, median, publish, start
 from benchmarks.pictures import drawn
 from tools.scaling import Job, Message, Network, messages, sent, softmax_messages

@@ -23,7 +23,8 @@ from bct.amp import allow_fast_matmul, amp_dtype, make_scaler
 from bct.config import load_config
 from bct.loader import Batch
 from bct.method import Method
-from bct.train import make_head, make_optimizer, train_step
+from bct.optimizer import make_optimizer
+from bct.train import make_head, train_step
 from benchmarks.classic import ClassicNetwork, flops, with_torch_layers
 from benchmarks.common import (
     Goal,

@@ -15,19 +15,24 @@ config.amp = None  # "bf16", "fp16" or "off"; None: bf16 where the hardware has 
 config.fp16 = None  # insightface's switch: True is amp="fp16" (on a GPU), False is amp="off"
 
 # classification head
-config.head = "margin"  # "margin": PartialFC with margin_list; "softmax": a linear layer with bias
+config.head = (
+    "margin"  # "margin": PartialFC with margin_list; "softmax": a linear layer; "none": no head
+)
+config.head_bias = True  # of the linear layer
+config.label_smoothing = 0.0  # of the linear layer's cross-entropy
 config.margin_list = (1.0, 0.5, 0.0)  # target logit cos(m1 * theta + m2) - m3
 config.scale = 64.0
 config.sample_rate = 1.0  # share of the negative classes that PartialFC uses per step
 config.interclass_filtering_threshold = 0.0  # drop negatives with a larger cosine; 0: keep all
 
 # data
-config.rec = (
-    None  # folder with train.rec, a .rec file (suffix optional), an image folder, "synthetic"
-)
+config.rec = None  # folder with train.rec, a .rec file, an image folder, an image list, "synthetic"
 config.shard = None  # part of the set made by tools/split_dataset.py: "class30", "data70", ...
 config.num_classes = None  # read from the data; checked when given
 config.num_image = None  # likewise
+config.image_size = 112  # height and width of the network's input
+config.pixels = "face"  # aligned faces, in [-1, 1]; or "imagenet": images of any size, standardised
+config.augment = "mirror"  # or "resized_crop" (and mirrored), "shift", "none"
 config.rec_backend = "native"  # or "mxnet"
 config.num_workers = 2
 config.on_bad_record = "error"  # or "skip": train on another image of the batch, count and list it
@@ -36,6 +41,9 @@ config.max_bad_rate = 0.01  # share of skipped images above which the run stops 
 # the old model, for compatible training
 config.scenario = None  # "OPclass", "OPdata", "EXclass", "EXdata"
 config.old_config = None  # name of the old model's config, e.g. "f128_r18_softmax_class30"
+config.new_config = None  # name of a new model trained alone, for methods that learn from both
+config.n2o_map = None  # file: old label of each new one; None: it follows from the classes' names
+config.dimensions = "equal"  # or "leading", "zero_pad": how embeddings of two widths are compared
 config.feature_save = "feature_save"  # where the tools keep the old model's artefacts
 config.parity = "corrected"  # or "published": the references' arithmetic, defects included
 
@@ -44,15 +52,17 @@ config.batch_size = 128  # per process
 config.gradient_acc = 1  # micro-batches per step, averaged
 config.num_epoch = None
 config.warmup_epoch = 0
-config.optimizer = "sgd"  # or "adamw"
+config.optimizer = "sgd"  # or "adam", "adamw"
 config.lr = 0.1
 config.lr_power = (
     2.0  # lr * (1 - progress) ** lr_power after the warm-up; insightface has 1, MixBCT 2
 )
+config.lr_policy = "poly"  # or "cosine": half a wave down to 0 after the warm-up
 config.decay_epoch = None  # e.g. [20, 26, 32]: lr / 10 from each of these epochs on, instead
 config.momentum = 0.9
 config.weight_decay = 5e-4
 config.clip_norm = 5.0  # of the backbone's gradient
+config.freeze_statistics_at = None  # share of the training after which batch norms keep theirs
 
 # the run
 config.seed = 666

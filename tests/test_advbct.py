@@ -16,8 +16,9 @@ from torch import nn
 from bct import distributed
 from bct.errors import BctError
 from bct.loader import Batch
+from bct.optimizer import make_optimizer
 from bct.statistics import class_statistics
-from bct.train import make_optimizer, replicate
+from bct.train import replicate
 from methods import OldArrays, method_class
 
 AdvBCT = method_class("AdvBCT")

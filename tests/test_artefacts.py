@@ -17,6 +17,7 @@ from bct.datasets import RecordFaces
 from bct.errors import BctError
 from bct.files import ROOT
 from bct.images import decode, to_network
+from bct.method import Method
 from bct.statistics import class_means, credible_mask
 
 NEEDS = ("old_embedding", "credible_old_feature")
@@ -188,7 +189,9 @@ def test_another_data_set(own):
 
 
 def test_another_dimension(own):
-    refused("16-d old embeddings", own, "embedding_size=32")
+    old = old_model(own, "embedding_size=32")
+    with pytest.raises(BctError, match="32 dimensions, old ones 16"):
+        Method.check_dimensions(old.cfg, old.dim)
 
 
 def test_another_length(own):

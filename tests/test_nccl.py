@@ -19,7 +19,7 @@ from bct.amp import make_scaler
 from bct.checkpoint import load_checkpoint, save_checkpoint
 from bct.errors import BctError
 from bct.loader import Batch
-from bct.train import make_optimizer
+from bct.optimizer import make_optimizer
 from methods import OldArrays, method_class
 
 NCCL = method_class("NCCL")

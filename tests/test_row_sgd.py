@@ -14,9 +14,10 @@ from bct.amp import make_scaler
 from bct.checkpoint import load_checkpoint, save_checkpoint
 from bct.loader import Batch
 from bct.method import Method
+from bct.optimizer import make_optimizer
 from bct.partial_fc import PartialFC
 from bct.row_sgd import RowSGD, products
-from bct.train import make_optimizer, replicate, train_step
+from bct.train import replicate, train_step
 
 CPU = torch.device("cpu")
 ROWS, DIM = 37, 5

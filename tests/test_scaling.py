@@ -19,8 +19,9 @@ from bct import distributed
 from bct.errors import BctError
 from bct.files import ROOT
 from bct.method import Method
+from bct.optimizer import make_optimizer
 from bct.partial_fc import PartialFC, prototype_softmax
-from bct.train import make_optimizer, replicate
+from bct.train import replicate
 from benchmarks.scaling import MARGIN, SCALE, bytes_sent, classic_loss, counted
 from tools import scaling
 from tools.scaling import Job, Message, Network

@@ -21,8 +21,9 @@ from bct.errors import BctError
 from bct.files import ROOT
 from bct.loader import Batch
 from bct.method import Method
+from bct.optimizer import lr_at, make_optimizer
 from bct.partial_fc import PartialFC, SoftmaxHead
-from bct.train import lr_at, make_optimizer, replicate, share_statistics, train, train_step
+from bct.train import replicate, share_statistics, train, train_step
 
 CPU = torch.device("cpu")
 

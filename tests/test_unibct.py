@@ -18,9 +18,9 @@ from bct.amp import make_scaler
 from bct.checkpoint import load_checkpoint, save_checkpoint
 from bct.errors import BctError
 from bct.loader import Batch
+from bct.optimizer import make_optimizer
 from bct.partial_fc import PartialFC
 from bct.statistics import class_means
-from bct.train import make_optimizer
 from methods import OldArrays, method_class
 
 UniBCT = method_class("UniBCT")

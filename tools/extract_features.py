@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from easydict import EasyDict
 
-from bct import distributed
+from bct import distributed, views
 from bct.amp import amp_dtype, dtype_name
 from bct.artefacts import artefact_path, is_valid, shared_artefact
 from bct.config import load_config, require
@@ -27,7 +27,7 @@ from bct.files import sha256_file
 from bct.loader import Loader
 from bct.log import progress
 from bct.scenarios import artefact_name, scenario_of, split_name
-from bct.weights import load_backbone
+from bct.weights import load_backbone, network_of
 
 
 def main() -> None:
@@ -44,7 +44,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()  # key=value may come before or after --SD
     _, kind, percent = split_name(args.SD)
     shard = f"{kind}{percent}"
-    cfg = load_config(args.config, [f"shard={shard}", *args.overrides])
+    cfg = load_config(args.config, [f"shard={shard}", *args.overrides], lenient=True)
     require(cfg, "rec")
     if artefact_name(cfg.name, shard) != args.SD:
         raise BctError(
@@ -66,11 +66,12 @@ def extract(
     """
     weights = Path(cfg.output) / "model.pt"
     dtype = amp_dtype(cfg, device)
-    backbone = load_backbone(weights, cfg.network, dtype, fold=True).to(device)
-    if backbone.embedding_size != cfg.embedding_size:
+    network = trained_as(weights, cfg.network)
+    backbone = load_backbone(weights, network, dtype, fold=True).to(device)
+    width = backbone.embedding_size
+    if width != cfg.embedding_size and network == cfg.network:
         raise BctError(
-            f"{weights} has {backbone.embedding_size}-d embeddings, config {cfg.name} says "
-            f"{cfg.embedding_size}",
+            f"{weights} has {width}-d embeddings, config {cfg.name} says {cfg.embedding_size}",
             "use the config the model was trained with",
         )
     faces = open_faces(cfg.rec, cfg.rec_backend)
@@ -95,10 +96,11 @@ def extract(
         num_workers=cfg.num_workers,
         train=False,
         mirror=cfg.parity == "published",
+        view=views.of_config(cfg),
     )
     manifest = {**made_from, "weights": str(weights), "data_path": str(faces.path)}
     with contextlib.ExitStack() as stack:
-        shapes = ((len(faces), cfg.embedding_size), "float32"), ((len(faces),), "int64")
+        shapes = ((len(faces), width), "float32"), ((len(faces),), "int64")
         features, labels = (
             stack.enter_context(shared_artefact(path, *shape, kind=kind, **manifest))
             for path, shape, kind in zip(paths, shapes, ("old_embedding", "label"), strict=True)
@@ -109,7 +111,15 @@ def extract(
             features[index] = backbone(batch.images).cpu().numpy()
             labels[index] = batch.labels.cpu().numpy()
     speed = len(faces) / (time.perf_counter() - started)
-    distributed.say(f"{paths[0]}: {len(faces)} x {cfg.embedding_size}, {speed:.0f} images/s")
+    distributed.say(f"{paths[0]}: {len(faces)} x {width}, {speed:.0f} images/s")
+
+
+def trained_as(weights: Path, network: str) -> str:
+    """The network's name with the ending that its method gave it, e.g. "resnet50+basis"."""
+    if not weights.with_suffix(".json").is_file():
+        return network
+    name = network_of(weights)
+    return name if name.partition("+")[0] == network else network
 
 
 if __name__ == "__main__":
