@@ -1,0 +1,18 @@
+"""OpenBCT's new network on ImageNet, trained alone: ResNet-50, softmax, 2048-d."""
+
+from easydict import EasyDict as edict
+
+config = edict()
+config.rec = "dataset/imagenet/train"
+config.network = "resnet50"
+config.embedding_size = 2048
+config.head = "softmax"
+config.image_size = 224
+config.augment = "resized_crop"
+config.pixels = "imagenet"
+config.num_workers = 8
+config.batch_size = 32  # of 8 processes: 256
+config.num_epoch = 90
+config.decay_epoch = [30, 60]
+config.weight_decay = 1e-4
+config.clip_norm = 1e9  # none
