@@ -1,0 +1,25 @@
+"""BT² on CIFAR-100, half of the classes to all, R50 to R50, 128-d to 160-d.
+
+Settings as published; parity=published computes the loss as published, too.
+"""
+
+from easydict import EasyDict as edict
+
+config = edict()
+config.rec = "dataset/cifar-100-python/train"
+config.scenario = "EXclass"
+config.old_config = "cifar100_bt2_old_class50"
+config.new_config = "cifar100_bt2_new_class100"
+config.network = "resnet50_narrow"
+config.embedding_size = 128
+config.image_size = 224  # from 32, only mirrored
+config.pixels = "imagenet"
+config.batch_size = 128
+config.num_epoch = 100
+config.warmup_epoch = 5
+config.optimizer = "adam"
+config.lr = 1e-3
+config.lr_policy = "cosine"
+config.weight_decay = 2.0**-15
+config.clip_norm = 1e9  # not clipped
+config.seed = 668  # neither the old network's nor that of the new one trained alone
