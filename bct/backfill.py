@@ -29,7 +29,8 @@ def order_by_distance(distance: np.ndarray) -> np.ndarray:
     """Items by descending distance, int64 (N,); equal ones by index.
 
     Args:
-        distance: float (N,), e.g. distance_to_centre or disagreement.
+        distance: float (N,), e.g. distance_to_centre, disagreement, or the log-variance that
+            FastFill predicts (tools/transform_gallery.py --uncertainty).
 
     Raises:
         BctError: a distance that is not a number.

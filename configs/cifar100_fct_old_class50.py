@@ -1,0 +1,25 @@
+"""FCT's old model: ResNet-50 of 128 dimensions on half of the classes of CIFAR-100.
+
+The published half is tools/split_dataset.py's cifar100_first50_lex.
+"""
+
+from easydict import EasyDict as edict
+
+config = edict()
+config.rec = "dataset/cifar-100-python/train"
+config.shard = "class50"
+config.network = "resnet50_narrow"
+config.embedding_size = 128
+config.image_size = 224
+config.pixels = "imagenet"
+config.head = "softmax"
+config.head_bias = False
+config.label_smoothing = 0.1
+config.batch_size = 128  # on each of 8 GPUs
+config.num_epoch = 100
+config.warmup_epoch = 5
+config.lr = 1.024
+config.lr_policy = "cosine"
+config.momentum = 0.875
+config.weight_decay = 2.0**-15
+config.clip_norm = 1e9  # not clipped

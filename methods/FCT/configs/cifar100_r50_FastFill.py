@@ -1,0 +1,12 @@
+"""FastFill on CIFAR-100: from half of the classes to all, 128-d, without side information."""
+
+from easydict import EasyDict as edict
+
+config = edict()
+config.scenario = "EXclass"
+config.old_config = "cifar100_fct_old_class50"
+config.new_config = "cifar100_fct_new_class100"
+config.embedding_size = 128
+config.uncertainty = True
+config.classification = 1.0
+config.label_smoothing = 0.1

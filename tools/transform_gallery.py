@@ -1,0 +1,146 @@
+"""Maps a gallery of old embeddings into the new model's space with a trained FCT transformation.
+
+    python tools/transform_gallery.py old.npy mapped.npy -m work_dirs/cifar100_r50_FCT/model.pt
+    python tools/transform_gallery.py old.npy mapped.npy -m ... --side side.npy --uncertainty u.npy
+
+old.npy: float (n, d_o), stored embeddings in any order; side.npy: float (n, d_z), the side
+information of the same items. Writes mapped.npy, float32 (n, d_n), and with --uncertainty the
+predicted log-variance of each, float32 (n,): backfill the items with the largest first, as
+bct.backfill.order_by_distance sorts them. No images are needed, and the memory needed does not
+depend on n. A transformation trained with parity=published and no side information takes the old
+embeddings as such: --side old.npy.
+
+Both files get a manifest: what that of old.npy says of the data, and what they were made from.
+"""
+
+import argparse
+import contextlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from backbones.fct import Transformation, from_state
+from backbones.inference import fold_batch_norm
+from bct import distributed
+from bct.artefacts import is_valid, write_artefact
+from bct.errors import BctError, run_cli
+from bct.files import sha256_file
+from bct.log import progress
+from bct.reference_checkpoints import read_state
+from bct.vectors import open_side, open_vectors
+
+_OF_THE_DATA = ("data", "data_path", "parity", "view")  # entries that stay true of mapped rows
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("old", type=Path, help="the old embeddings, .npy")
+    parser.add_argument("out", type=Path, help="where the mapped ones go, .npy")
+    parser.add_argument("-m", "--model", required=True, type=Path, help="model.pt of methods/FCT")
+    parser.add_argument("--side", type=Path, help="side information, .npy")
+    parser.add_argument("--uncertainty", type=Path, help="where the log-variances go, .npy")
+    parser.add_argument("--batch-size", type=int, default=8192)
+    parser.add_argument("--overwrite", action="store_true", help="replace other files of that name")
+    args = parser.parse_args()
+    if args.batch_size < 1:
+        raise BctError(f"--batch-size {args.batch_size} is not positive", "give at least 1")
+    model = from_state(read_state(args.model), uncertainty=True)
+    old, manifest = open_vectors(args.old)
+    parts = [old]
+    if args.side:
+        parts.append(open_side(args.side, args.old, len(old), manifest))
+    check(args, model, parts)
+
+    made_from = {key: manifest[key] for key in _OF_THE_DATA if key in manifest}
+    made_from |= {"model": sha256_file(args.model), "old": sha256_file(args.old)}
+    made_from |= {"side": sha256_file(args.side) if args.side else None}
+    outputs = {"mapped_embedding": args.out}
+    if args.uncertainty:
+        outputs["log_variance"] = args.uncertainty
+    if all(is_valid(path, kind=kind, **made_from) for kind, path in outputs.items()):
+        return print(f"{args.out} is up to date: reusing it")
+    refuse_others(args, outputs, made_from)
+    about = {"weights": str(args.model.absolute()), "old_model": manifest.get("model")}
+    device = distributed.setup()
+    transform(model, parts, outputs, args.batch_size, device, {**about, **made_from})
+    print(f"{args.out}: {len(old)} x {model.embedding_size}")
+
+
+def check(args: argparse.Namespace, model: Transformation, parts: list[np.ndarray]) -> None:
+    """Raises BctError for embeddings that the transformation was not trained for."""
+    d_old, d_side = model.widths
+    if parts[0].shape[1] != d_old:
+        raise BctError(
+            f"{args.old} holds {parts[0].shape[1]}-d embeddings, {args.model} takes {d_old}-d ones",
+            "give the embeddings of the old model that it was trained with",
+        )
+    found = parts[1].shape[1] if args.side else 0
+    if found != d_side:
+        raise BctError(
+            f"{args.model} takes {d_side or 'no'} dimensions of side information, there are "
+            f"{found or 'none'}",
+            "give --side the file" if d_side else "leave --side out",
+        )
+    if args.uncertainty and not hasattr(model, "uncertainty"):
+        raise BctError(
+            f"{args.model} predicts no uncertainty", "train it with uncertainty=True (FastFill)"
+        )
+
+
+def refuse_others(
+    args: argparse.Namespace, outputs: dict[str, Path], made_from: dict[str, Any]
+) -> None:
+    """Raises BctError where an input or another result would be replaced."""
+    inputs = [path.resolve() for path in (args.old, args.side, args.model) if path]
+    paths = [path.resolve() for path in outputs.values()]
+    if len({*inputs, *paths}) < len({*inputs}) + len(paths):
+        raise BctError(
+            "an output has the name of an input or of the other output", "give each another name"
+        )
+    for kind, path in outputs.items():
+        if path.exists() and not args.overwrite and not is_valid(path, kind=kind, **made_from):
+            raise BctError(
+                f"{path} exists and was made from something else",
+                "give another name, or --overwrite to replace it",
+            )
+
+
+@torch.inference_mode()
+def transform(
+    model: Transformation,
+    parts: list[np.ndarray],
+    outputs: dict[str, Path],
+    batch_size: int,
+    device: torch.device,
+    manifest: dict[str, Any],
+) -> None:
+    """Writes h(old, side) and, if it is among the outputs, its log-variance, block by block."""
+    n, model = len(parts[0]), fold_batch_norm(model).to(device)
+    shapes = {"mapped_embedding": (n, model.embedding_size), "log_variance": (n,)}
+    with contextlib.ExitStack() as stack:
+        arrays = {
+            kind: stack.enter_context(
+                write_artefact(path, shapes[kind], "float32", kind=kind, **manifest)
+            )
+            for kind, path in outputs.items()
+        }
+        starts = range(0, n, batch_size)
+        for start in progress(starts, "transform", len(starts), "batch"):
+            rows = slice(start, start + batch_size)
+            block = np.concatenate([part[rows] for part in parts], axis=1, dtype=np.float32)
+            finite = np.isfinite(block).all(axis=1)
+            if not finite.all():
+                raise BctError(
+                    f"row {start + int(finite.argmin())} of the embeddings is not finite",
+                    "extract that item's embedding again",
+                )
+            mapped = model(torch.from_numpy(block).to(device))
+            arrays["mapped_embedding"][rows] = mapped.embedding.cpu().numpy()
+            if "log_variance" in arrays:
+                arrays["log_variance"][rows] = mapped.log_variance.cpu().numpy()
+
+
+if __name__ == "__main__":
+    run_cli(main)
