@@ -1,0 +1,83 @@
+"""Every shipped config makes two training steps, with the old models and artefacts it names.
+
+What is replaced: the data by eighteen drawn pictures of six classes, in the form that the config's
+own data has; batch, epochs and workers; and a network too large to be trained for each of over a
+hundred configs by a small one whose embeddings are as wide, on images of 64 pixels where the config
+has 224 (shipped.stand_in). The large ones are built at the width of every config, without memory
+for their weights, and each is trained for two steps once, as the first config that names it has it,
+but without a method.
+"""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from shipped import CONFIGS, LIGHT, ROOT, SEQUENCES, Shipped, all_settings, name_of
+
+from backbones import get_model
+from bct.files import read_json
+from bct.weights import load_backbone
+
+SLOW = ("vit_", "vgg", "alexnet", "r100", "r200")  # from 10 s on; they are among the slow tests
+
+
+@pytest.fixture(scope="session")
+def shipped(tmp_path_factory):
+    house = Shipped(tmp_path_factory.mktemp("shipped"))
+    yield house
+    shutil.rmtree(house.folder)  # a GB of networks
+
+
+def assert_trained(trained):
+    assert len(trained.steps) == 2
+    for step in trained.steps:
+        terms = {key: value for key, value in step.items() if key.startswith("loss")}
+        assert np.isfinite(list(terms.values())).all(), terms
+    assert trained.still == []
+    weights = Path(trained.cfg.output) / "model.pt"
+    with torch.inference_mode():
+        embeddings = load_backbone(weights)(trained.inputs)
+    assert embeddings.shape == (2, trained.width) and embeddings.isfinite().all()
+    assert read_json(weights.with_suffix(".json"))["embedding_size"] == trained.width
+
+
+def test_no_file_is_left_out():
+    files = {*ROOT.glob("configs/**/*.py"), *ROOT.glob("methods/*/*/**/*.py")}
+    assert files - {ROOT / "configs" / "base.py"} == {*CONFIGS, *SEQUENCES}
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
+def test_trains_two_steps(shipped, path):
+    trained = shipped.train(path)
+    assert_trained(trained)
+    if path.parent != ROOT / "configs":  # those there may be old models of others
+        shutil.rmtree(trained.cfg.output)
+
+
+@pytest.mark.parametrize("path", SEQUENCES, ids=name_of)
+def test_every_version_of_a_sequence_trains_two_steps(shipped, path):
+    for trained in shipped.train_sequence(path):
+        assert_trained(trained)
+
+
+LARGE = [cfg for cfg in all_settings() if not cfg.network.startswith(LIGHT)]
+FIRST = {cfg.network: cfg for cfg in reversed(LARGE)}
+WIDTHS = sorted({(cfg.network, cfg.embedding_size) for cfg in LARGE})
+
+
+@pytest.mark.parametrize(("network", "width"), WIDTHS)
+def test_large_network_can_be_built(network, width):
+    with torch.device("meta"):
+        assert get_model(network, width).embedding_size == width
+
+
+@pytest.mark.parametrize(
+    "network",
+    [pytest.param(n, marks=pytest.mark.slow) if n.startswith(SLOW) else n for n in FIRST],
+)
+def test_large_network_trains_two_steps(shipped, network):
+    trained = shipped.train_alone(FIRST[network])
+    assert_trained(trained)
+    shutil.rmtree(trained.cfg.output)
