@@ -3,11 +3,13 @@
     python eval/report.py -m new.pt -m_old old.pt -d /data/ijb -o report/
     python eval/report.py -m new.pt -m_old old.pt -m_independent alone.pt -d /data/ijb -o report/ \\
         --gallery-size 40000000 --price-per-hour 2.50
+    python eval/report.py -m new.pt -m_old old.pt --images val -o report/       # other than faces
 
 Writes report.html (one file, opens from disk, loads nothing), report.md and report.json: a verdict,
 the matrix of queries and galleries, gains with intervals, what happens at the deployed threshold,
-decisions that change, and what backfilling brings. Models are whatever eval/ijbc.py takes.
-Thumbnails of changed pairs are personal data: they are in the page only with --thumbnails.
+decisions that change, and what backfilling brings. Models are whatever eval/ijbc.py takes, with
+--images whatever eval/retrieval.py takes; see tools/upgrade/images.py for who is searched for whom.
+Thumbnails of changed pairs may be personal data: they are in the page only with --thumbnails.
 """
 
 import argparse
@@ -19,18 +21,23 @@ import numpy as np
 import torch
 from easydict import EasyDict
 
-from bct import distributed
+from bct import distributed, views
 from bct.amp import amp_dtype
+from bct.datasets import Faces, open_faces
 from bct.embeddings import is_stored
 from bct.errors import BctError, run_cli
 from bct.files import ROOT, model_name, read_json, sha256_file
+from bct.images import SIZE
 from bct.metrics import FARS, rate_name
 from bct.weights import load_backbone
-from tools.ijbc.features import image_features
-from tools.ijbc.protocol import read_galleries, read_protocol
+from tools.ijbc.features import LooseCrops, image_features
+from tools.ijbc.protocol import Protocol, read_galleries, read_protocol
 from tools.ijbc.scoring import template_features
+from tools.retrieval.figures import same_width
+from tools.retrieval.items import embed, open_model
 from tools.upgrade import page
 from tools.upgrade.analysis import Study, analyse
+from tools.upgrade.images import Thumbnails, image_protocol
 
 
 def arguments() -> argparse.Namespace:
@@ -45,7 +52,11 @@ def arguments() -> argparse.Namespace:
     alone = "the new network trained without compatibility: what the price is measured by"
     add("-m_independent", "--model_file_independent", metavar="ALONE", help=alone)
     add("-independent_net", "--network_independent", help="its network")
-    add("-d", "--data_path", required=True, help="the folder that contains IJBC/ (or IJBB/)")
+    data = parser.add_mutually_exclusive_group(required=True)
+    data.add_argument("-d", "--data_path", help="the folder that contains IJBC/ (or IJBB/)")
+    data.add_argument("--images", metavar="SET", help="an image set: a folder, a list, ...")
+    widths = "with --images: leading cuts all embeddings to the narrowest ones' width"
+    add("--dimensions", choices=("equal", "leading"), default="equal", help=widths)
     add("-s", "--subset", default="IJBC", choices=("IJBC", "IJBB"))
     add("-b", "--batch_size", type=int, default=128)
     add("--far", type=float, default=1e-4, help="FAR that the deployed threshold was set for")
@@ -60,6 +71,8 @@ def arguments() -> argparse.Namespace:
     add("--cache", type=Path, default=ROOT / "work_dirs" / "ijbc_cache")
     add("-j", "--num_workers", type=int, default=2)
     args = parser.parse_args()
+    if args.data_path and args.dimensions != "equal":
+        parser.error("--dimensions is for --images")
     if args.far not in FARS:
         raise BctError(
             f"--far {args.far:g} is not a FAR of the tables",
@@ -86,8 +99,12 @@ def report(args: argparse.Namespace, device: torch.device) -> None:
     for file, _ in files.values():
         if not Path(file).is_file():
             raise BctError(f"model {file} does not exist", "check the path, or train it first")
-    protocol = read_protocol(args.data_path, args.subset)
-    galleries, probes = read_galleries(protocol)
+    faces = open_faces(args.images) if args.images else None
+    if faces is None:
+        protocol = read_protocol(args.data_path, args.subset)
+        galleries, probes = read_galleries(protocol)
+    else:
+        protocol, galleries, probes = image_protocol(faces)
     impostors = int((~protocol.genuine).sum())
     if args.far * impostors < 1:
         raise BctError(
@@ -101,12 +118,7 @@ def report(args: argparse.Namespace, device: torch.device) -> None:
     if not args.overwrite:
         refuse_to_replace(args.output / "report.json", models, protocol.fingerprint)
     dtype = amp_dtype(EasyDict(amp=args.amp, fp16=None), device)
-    features = {
-        label: image_features(
-            protocol, file, network, args.cache, device, dtype, args.batch_size, args.num_workers
-        )
-        for label, (file, network) in files.items()
-    }
+    features = embeddings(args, faces, protocol, files, device, dtype)
     if not distributed.is_main():
         return
     templates = {label: template_features(f, protocol) for label, f in features.items()}
@@ -120,11 +132,33 @@ def report(args: argparse.Namespace, device: torch.device) -> None:
         **found,
         "cost": cost(args, device, dtype),
     }
-    pictures = page.thumbnails(protocol, whole) if args.thumbnails else None
+    crops = LooseCrops(protocol) if faces is None else Thumbnails(faces)
+    pictures = page.thumbnails(crops, protocol.templates, whole) if args.thumbnails else None
     page.write(args.output, whole, drawings, protocol.genuine, pictures)
     verdict = whole["verdict"]
     print("\n".join([f"\n{verdict['headline']}", *(f"- {line}" for line in verdict["reasons"])]))
     print(f"\nwritten to {args.output}/report.html, .md, .json")
+
+
+def embeddings(
+    args: argparse.Namespace,
+    faces: Faces | None,
+    protocol: Protocol,
+    files: dict[str, tuple[str, str | None]],
+    device: torch.device,
+    dtype: torch.dtype | None,
+) -> dict[str, np.ndarray]:
+    """Label -> embeddings (N, D) of all images; faces: the image set, None for IJB."""
+    loading = args.batch_size, args.num_workers
+    if faces is None:
+        return {
+            label: image_features(protocol, *file, args.cache, device, dtype, *loading)
+            for label, file in files.items()
+        }
+    models = [open_model(label, *file) for label, file in files.items()]
+    sides = embed(models, [faces], device, dtype, *loading)
+    rows = same_width(args.dimensions, *(sides[label].gallery for label in files))
+    return dict(zip(files, rows, strict=True))
 
 
 def refuse_to_replace(path: Path, models: dict, data: str) -> None:
@@ -147,7 +181,9 @@ def cost(args: argparse.Namespace, device: torch.device, dtype: torch.dtype | No
     speed, measured = args.images_per_second, False
     if speed is None and not is_stored(args.model_file):
         backbone = load_backbone(args.model_file, args.network, dtype, fold=True).to(device)
-        speed, measured = images_per_second(backbone, args.batch_size, device), True
+        size = views.of_model(args.model_file).size if args.images else SIZE
+        speed = images_per_second(backbone, args.batch_size, device, size, not args.images)
+        measured = True
     hours = args.gallery_size / speed / 3600 if args.gallery_size and speed else None
     price = hours * args.price_per_hour if hours and args.price_per_hour else None
     return {
@@ -162,13 +198,19 @@ def cost(args: argparse.Namespace, device: torch.device, dtype: torch.dtype | No
 
 @torch.inference_mode()
 def images_per_second(
-    backbone: torch.nn.Module, batch_size: int, device: torch.device, seconds: float = 2.0
+    backbone: torch.nn.Module,
+    batch_size: int,
+    device: torch.device,
+    size: int = SIZE,
+    mirror: bool = True,
+    seconds: float = 2.0,
 ) -> float:
-    """Images that the network embeds per second, image plus mirror image, after a warm-up."""
-    images = torch.zeros(batch_size, 3, 112, 112, device=device)
+    """Images that the network embeds per second, with their mirror images if asked, after a
+    warm-up."""
+    images = torch.zeros(batch_size, 3, size, size, device=device)
 
     def once() -> None:
-        (backbone(images) + backbone(images.flip(3))).cpu()  # .cpu() waits for the device
+        sum(backbone(x) for x in (images, images.flip(3))[: 1 + mirror]).cpu()  # waits for it
 
     once()
     started, count = time.perf_counter(), 0

@@ -11,9 +11,9 @@ import simplejpeg
 from bct.files import write_json, write_text
 from bct.metrics import rate_name
 from tools.ijbc.features import LooseCrops
-from tools.ijbc.protocol import Protocol
 from tools.upgrade import figures
 from tools.upgrade.analysis import Drawings
+from tools.upgrade.images import Thumbnails
 
 _TONES = {"deploy now": "good", "backfill first": "warn", "do not": "bad"}
 _NAMES = {  # of the rows in the figure of gains
@@ -73,19 +73,24 @@ def write(
         write_text(folder / name, text)
 
 
-def thumbnails(protocol: Protocol, report: dict) -> dict[int, str]:
-    """template id -> its first image, aligned, as a data: address, for the flipped pairs."""
+def thumbnails(
+    crops: LooseCrops | Thumbnails, templates: np.ndarray, report: dict
+) -> dict[int, str]:
+    """template id -> its first image as a data: address, for the flipped pairs.
+
+    Args:
+        templates: int (N,), of each image.
+    """
     shown = {
         pair[side]
         for pairs in report["flips"]["examples"].values()
         for pair in pairs
         for side in ("gallery", "query")
     }
-    crops = LooseCrops(protocol)
     out = {}
     pixels = np.empty((112, 112, 3), np.uint8)
     for template in sorted(shown):
-        crops.load(int(np.flatnonzero(protocol.templates == template)[0]), pixels)
+        crops.load(int(np.flatnonzero(templates == template)[0]), pixels)
         jpeg = base64.b64encode(simplejpeg.encode_jpeg(pixels, 85)).decode()
         out[template] = f"data:image/jpeg;base64,{jpeg}"
     return out

@@ -1,0 +1,23 @@
+"""Omniglot: the new network on all classes, trained alone.
+
+See runs/omniglot.sh.
+"""
+
+from easydict import EasyDict as edict
+
+config = edict()
+config.rec = "work_dirs/omniglot/train_part_75_data.txt"
+config.image_size = 28
+config.pixels = "imagenet"
+config.augment = "shift"
+config.batch_size = 64
+config.lr = 0.1
+config.lr_policy = "cosine"
+config.warmup_epoch = 1
+config.network = "conv4_w64"
+config.embedding_size = 64
+config.margin_list = (1.0, 0.0, 0.0)  # a cosine classifier without margin
+config.scale = 16.0
+config.num_epoch = 12
+config.seed = 1666
+config.shard = "class100"

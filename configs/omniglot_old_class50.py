@@ -1,0 +1,21 @@
+"""Omniglot: an old model of half of the classes, with a plain classifier.
+
+See runs/omniglot.sh.
+"""
+
+from easydict import EasyDict as edict
+
+config = edict()
+config.rec = "work_dirs/omniglot/train_part_75_data.txt"
+config.image_size = 28
+config.pixels = "imagenet"
+config.augment = "shift"
+config.batch_size = 64
+config.lr = 0.1
+config.lr_policy = "cosine"
+config.warmup_epoch = 1
+config.shard = "class50"
+config.network = "conv4_w32"
+config.embedding_size = 64
+config.head = "softmax"
+config.num_epoch = 8

@@ -1,0 +1,126 @@
+"""The table of runs/images.sh: every method's searches, over seeds.
+
+    python eval/retrieval_table.py work_dirs/omniglot --minutes 24
+
+Reads <folder>/seed*/retrieval/*.json of eval/retrieval.py, writes <folder>/retrieval.md and .json.
+A figure is the mean over seeds +- their standard deviation (n - 1).
+"""
+
+import argparse
+import statistics
+from pathlib import Path
+
+import numpy as np
+
+from bct.compatibility import compatible, update_gain
+from bct.errors import BctError, run_cli
+from bct.files import read_json, write_json, write_text
+
+PARTS = {
+    "all": "all queries",
+    "old classes": "queries of old classes",
+    "new classes": "queries of new classes",
+}
+QUALITIES = {"map": "mAP", "top1": "top-1"}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="OUT of runs/images.sh")
+    parser.add_argument("--minutes", type=int, help="wall time to state")
+    args = parser.parse_args()
+    seeds = [read_seed(folder) for folder in sorted(args.folder.glob("seed*"))]
+    if not seeds:
+        raise BctError(f"{args.folder} holds no seed* folder", "run runs/images.sh first")
+    for number, seed in enumerate(seeds):
+        if seed.keys() != seeds[0].keys():
+            raise BctError(
+                f"seed {number} of {args.folder} has other methods than the first one",
+                "run runs/images.sh again with the same METHODS for all SEEDS",
+            )
+    table = {
+        quality: {
+            name: [row(seed, name, quality) for seed in seeds] for name in seeds[0] if name != "old"
+        }
+        for quality in QUALITIES
+    }
+    write_json(args.folder / "retrieval_table.json", table)
+    text = [markdown(table, quality, len(seeds)) for quality in QUALITIES]
+    if args.minutes is not None:
+        text.append(f"The last call took {args.minutes} minutes; finished runs were kept.")
+    write_text(args.folder / "retrieval.md", "\n\n".join(text) + "\n")
+    print("\n\n".join([*text, f"written to {args.folder}/retrieval.md"]))
+
+
+def read_seed(folder: Path) -> dict[str, dict[str, dict]]:
+    """Name of a model -> {"cross", "self"} -> figures by part; "old" has only "self"."""
+    found: dict[str, dict[str, dict]] = {}
+    for file in sorted((folder / "retrieval").glob("*.json")):
+        if "tests" not in (said := read_json(file)):
+            continue  # the manifest of an array
+        for test, figures in said["tests"].items():
+            query, gallery = test.split(" / ")
+            if gallery == "transformed":  # the new model alone, in the mapped gallery
+                found[file.stem] = {"cross": figures, "self": said["tests"][f"{query} / {query}"]}
+            elif query == gallery and not any("transformed" in name for name in said["tests"]):
+                found.setdefault(query, {})["self"] = figures
+            elif gallery == "old" and query != "old":
+                found.setdefault(query, {})["cross"] = figures
+    if "old" not in found or "free" not in found:
+        raise BctError(
+            f"{folder} holds no tests of an old model and a new one alone",
+            "let runs/images.sh finish this seed",
+        )
+    return found
+
+
+def row(seed: dict, name: str, quality: str) -> dict[str, dict[str, float]]:
+    """Part -> old/old, new/old, new/new and the gain of one seed; parts without queries are left
+    out."""
+    out = {}
+    for part, key in PARTS.items():
+        if key not in seed["old"]["self"]:
+            continue
+        old, cross, own, free = (
+            tests[key][quality]
+            for tests in (
+                seed["old"]["self"],
+                seed[name]["cross"],
+                seed[name]["self"],
+                seed["free"]["self"],
+            )
+        )
+        gain = update_gain(cross, old, free)
+        out[part] = {"old": old, "cross": cross, "own": own, "gain": gain if gain == gain else None}
+    return out
+
+
+def markdown(table: dict, quality: str, seeds: int) -> str:
+    """One quality's table: a row per model and part."""
+    lines = [
+        f"{QUALITIES[quality]}, {seeds} seeds",
+        "",
+        "| model | queries | old/old | new/old | new/new | gain | compatible |",
+        "| :-- | :-- | --: | --: | --: | --: | --: |",
+    ]
+    for name, rows in table[quality].items():
+        for part in rows[0]:
+            parts = [row[part] for row in rows]
+            cells = [spread([p[key] for p in parts]) for key in ("old", "cross", "own", "gain")]
+            yes = sum(compatible(p["cross"], p["old"]) for p in parts)
+            label = "alone" if name == "free" else name
+            lines.append(f"| {label} | {part} | {' | '.join(cells)} | {yes} of {seeds} |")
+    return "\n".join(lines)
+
+
+def spread(values: list[float | None]) -> str:
+    """Mean and standard deviation; "-" if one is undefined."""
+    if None in values:
+        return "-"
+    if len(values) == 1:
+        return f"{values[0]:.3f}"
+    return f"{np.mean(values):.3f} +- {statistics.stdev(values):.3f}"
+
+
+if __name__ == "__main__":
+    run_cli(main)

@@ -1,0 +1,24 @@
+"""Tiny-ImageNet, half of the classes -> all: mixed with old embeddings.
+
+See runs/tiny_imagenet.sh.
+"""
+
+from easydict import EasyDict as edict
+
+config = edict()
+config.scenario = "EXclass"
+config.old_config = "tiny_imagenet_old_class50"
+config.rec = "work_dirs/tiny_imagenet/train.txt"
+config.image_size = 64
+config.pixels = "imagenet"
+config.augment = "resized_crop"
+config.batch_size = 64
+config.lr = 0.1
+config.lr_policy = "cosine"
+config.warmup_epoch = 1
+config.network = "conv4_w64"
+config.embedding_size = 64
+config.margin_list = (1.0, 0.0, 0.0)  # a cosine classifier without margin
+config.scale = 16.0
+config.num_epoch = 16
+config.seed = 1666

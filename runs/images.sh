@@ -1,0 +1,81 @@
+#!/usr/bin/env bash
+# An upgrade on images other than faces: old model, new model, every method, one table at the end.
+#
+#   bash runs/images.sh TRAIN=work_dirs/x/train.txt TEST=work_dirs/x/test.txt OUT=work_dirs/x \
+#       OLD=configs/x_old_class50.py NEW=configs/x_new_class100.py \
+#       METHODS="methods/OpenBCT/configs/x_l2.py methods/BT2/configs/x_bt2.py" SEEDS="0 1 2"
+#
+# TRAIN has been split (tools/split_dataset.py), OLD's shard lies beside it. OLD and NEW are trained
+# alone; what both say of the new training set is stored for the methods. A method of methods/FCT
+# maps the old gallery instead of training a network. A finished run is kept, a killed one continues.
+#
+#   RUN="torchrun --nproc_per_node=8"   how a training is started     JOBS=1   runs at a time
+#   OLD_EXTRA, NEW_EXTRA                key=value for the old model, and for the new ones
+set -euo pipefail
+for argument in "$@"; do
+    [[ $argument =~ ^[A-Z_]+= ]] || { echo "error: $argument is not NAME=value" >&2
+        echo "  -> see the head of runs/images.sh" >&2; exit 2; }
+    export "${argument?}"
+done
+: "${TRAIN:?set TRAIN to the training set}" "${TEST:?set TEST to the images to search among}"
+: "${OLD:?set OLD to a config}" "${NEW:?set NEW to a config}" "${METHODS:?set METHODS to configs}"
+export PYTHON=${PYTHON:-python} OUT=${OUT:?set OUT to a folder} JOBS=${JOBS:-1}
+export RUN=${RUN:-$PYTHON} OLD_EXTRA="${OLD_EXTRA:-} resume=True" NEW_EXTRA="${NEW_EXTRA:-} resume=True"
+SEEDS=${SEEDS:-0}
+TRAIN=$(realpath "$TRAIN") TEST=$(realpath "$TEST") OUT=$(realpath -m "$OUT")
+export TRAIN TEST OLD NEW OUT
+cd "$(dirname "$0")/.."
+for config in "$OLD" "$NEW" $METHODS; do
+    [[ -f $config ]] || { echo "error: there is no config $config" >&2
+        echo "  -> paths start at the repository's root" >&2; exit 2; }
+done
+
+stem() { basename "$1" .py; }
+name_of() { local name; name=$(stem "$1"); echo "${name#"$(stem "$OLD" | sed 's/old_class.*//')"}"; }
+
+train_alone() {  # seed
+    local here="$OUT/seed$1"
+    $RUN train_old.py "$OLD" rec="$TRAIN" $OLD_EXTRA seed="$1" output="$here/old"
+    $RUN train_old.py "$NEW" rec="$TRAIN" $NEW_EXTRA seed="$((1000 + $1))" output="$here/alone"
+    local saved=(feature_save="$here/feature_save") sd
+    sd="$(stem "$OLD" | sed 's/class[0-9]*$/class100/')"
+    $RUN tools/extract_features.py "$OLD" --SD "$sd" rec="$TRAIN" output="$here/old" "${saved[@]}"
+    $RUN tools/extract_features.py "$NEW" --SD "$(stem "$NEW")" rec="$TRAIN" output="$here/alone" "${saved[@]}"
+    for tool in average_features denoise class_statistics; do
+        $PYTHON tools/$tool.py --SD "$sd" --feature-save "$here/feature_save"
+    done
+}
+
+train_new() {  # config seed
+    local here="$OUT/seed$2" extra="rec=$TRAIN $NEW_EXTRA"
+    [[ $1 == methods/FCT/* ]] && extra="resume=True"  # it learns from stored embeddings
+    $RUN "$(dirname "$(dirname "$1")")/train.py" "$1" $extra seed="$((1000 + $2))" \
+        feature_save="$here/feature_save" output="$here/$(name_of "$1")"
+}
+
+evaluate() {  # seed
+    local here="$OUT/seed$1" new=()
+    local alone=(-m_old "$here/old/model.pt" --data "$TEST" --leave-one-out -o "$here/retrieval" --overwrite)
+    for config in $METHODS; do
+        [[ $config == methods/FCT/* ]] || new+=("$here/$(name_of "$config")/model.pt")
+    done
+    $RUN eval/retrieval.py -m "${new[@]}" -m_free "$here/alone/model.pt" "${alone[@]}" \
+        --dimensions leading --name methods --save_embeddings
+    for config in $METHODS; do
+        [[ $config == methods/FCT/* ]] || continue
+        local name; name=$(name_of "$config")
+        $PYTHON tools/transform_gallery.py "$here/retrieval/methods_old.npy" "$here/retrieval/$name.npy" \
+            -m "$here/$name/model.pt" --uncertainty "$here/retrieval/${name}_uncertainty.npy" --overwrite
+        $RUN eval/retrieval.py -m "$here/alone/model.pt" "${alone[@]}" --name "$name" \
+            --old-gallery "$here/retrieval/$name.npy" --backfill random "$here/retrieval/${name}_uncertainty.npy"
+    done
+}
+
+export -f train_alone train_new evaluate stem name_of
+export METHODS
+in_parallel() { xargs -P "$JOBS" -I{} bash -euc "{}"; }
+started=$SECONDS
+for seed in $SEEDS; do echo "train_alone $seed"; done | in_parallel
+for seed in $SEEDS; do for config in $METHODS; do echo "train_new $config $seed"; done; done | in_parallel
+for seed in $SEEDS; do echo "evaluate $seed"; done | in_parallel
+$PYTHON eval/retrieval_table.py "$OUT" --minutes "$(((SECONDS - started + 30) / 60))"
