@@ -43,7 +43,6 @@ bench: install           ## all benchmarks into benchmarks/results/: about 15 mi
 
 bench-small: install     ## the same in tiny sizes, nothing kept: to see that they run
 	@for name in $(BENCHMARKS) export; do $(BIN)/python -m benchmarks.$$name --small || exit 1; done
-	@PYTHON=$(BIN)/python bash benchmarks/gpu.sh --dry
 
 install: $(VENV)/.complete
 

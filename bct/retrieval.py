@@ -22,6 +22,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from bct.distributed import generator
 from bct.errors import BctError
 
 SIDE = 1 << 12  # rows of a block of scores
@@ -106,6 +107,95 @@ def leave_one_out(
         return _result(*_by_pairs(query, labels, metric), ks)
     gallery = query if gallery is None else gallery
     return _result(*_by_rows(query, labels, gallery, labels, metric, own=True), ks)
+
+
+def of_queries(result: Retrieval, chosen: np.ndarray) -> Retrieval:
+    """The figures of some of the queries, against the same gallery.
+
+    Args:
+        chosen: bool (Q,).
+
+    Raises:
+        BctError: none of them has a positive.
+    """
+    return _result(result.ap[chosen], result.rank[chosen], tuple(result.top))
+
+
+def cmc(result: Retrieval, depth: int) -> np.ndarray:
+    """Cumulative match characteristic: top-1, top-2, ..., top-depth, float64 (depth,)."""
+    rank = result.rank[result.rank > 0]
+    hits = np.bincount(np.minimum(rank, depth + 1), minlength=depth + 2)[1:-1]
+    return np.cumsum(hits) / len(rank)
+
+
+class ClassFigures(NamedTuple):
+    """Of the C classes whose queries have a positive.
+
+    labels: (C,), ascending; queries: int64 (C,), those with a positive; top: k -> float64 (C,);
+    mean_ap: float64 (C,).
+    """
+
+    labels: np.ndarray
+    queries: np.ndarray
+    top: dict[int, np.ndarray]
+    mean_ap: np.ndarray
+
+
+def by_class(result: Retrieval, labels: np.ndarray) -> ClassFigures:
+    """Means over the queries of each class.
+
+    Args:
+        labels: (Q,), the queries'.
+    """
+    found = result.rank > 0
+    known, of_query, count = np.unique(labels[found], return_inverse=True, return_counts=True)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return np.bincount(of_query, values, len(known)) / count
+
+    top = {k: mean(result.rank[found] <= k) for k in result.top}
+    return ClassFigures(known, count, top, mean(result.ap[found]))
+
+
+def bootstrap_means(
+    values: np.ndarray, units: np.ndarray, resamples: int = 1000, seed: int = 0
+) -> np.ndarray:
+    """What the means of queries' figures are in resamples of the units, mostly classes.
+
+    A resample draws U of the U units with replacement; w[u] is how often u was drawn. In it
+
+        mean_k = sum over queries q of w[u_q] values_kq / sum over q of w[u_q]
+
+    All K systems have the same resamples: what is common to them cancels in a difference. The
+    gallery stays as it is. See bct.bootstrap.interval.
+
+    Args:
+        values: float (K, Q), of the same queries by K systems, e.g. their average precision.
+        units: (Q,), any ids.
+
+    Returns:
+        float64 (R, K).
+
+    Raises:
+        BctError: shapes that do not fit, no query, or values that are not finite.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 2 or np.shape(units) != values.shape[1:] or not values.size:
+        raise BctError(
+            f"the figures are {values.shape}, their units {np.shape(units)}",
+            "give figures (systems, queries) and a unit per query, for at least one query",
+        )
+    if not np.isfinite(values).all():
+        raise BctError("a query's figure is not finite", "leave out queries without a positive")
+    unit, sizes = np.unique(units, return_inverse=True, return_counts=True)[1:]
+    sums = np.stack([np.bincount(unit, row) for row in values])  # (K, U)
+    stream = generator("cpu", seed, "bootstrap over classes")
+    means = np.empty((resamples, len(values)))
+    for r in range(resamples):
+        drawn = torch.randint(len(sizes), (len(sizes),), generator=stream).numpy()
+        weight = np.bincount(drawn, minlength=len(sizes))  # (U,)
+        means[r] = sums @ weight / (sizes @ weight)
+    return means
 
 
 def _by_rows(

@@ -7,11 +7,13 @@ can be compared to the last bit, and most scores are tied.
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
 from bct import retrieval as r
+from bct.distributed import generator
 from bct.errors import BctError
 from bct.retrieval import leave_one_out, retrieval
 
@@ -312,4 +314,84 @@ def test_errors():
         "no query has an item of": lambda: leave_one_out(x, np.arange(4), x.copy()),
     }.items():
         with np.errstate(divide="ignore", invalid="ignore"), pytest.raises(BctError, match=wrong):
+            call()
+
+
+# ---- parts of a result
+
+
+def noisy(seed, n=200, classes=12, ks=(1, 3)):
+    """Results of two models for the same queries, some of them without a positive."""
+    rng = np.random.default_rng(seed)
+    labels = np.append(rng.integers(0, classes, n - 2), [98, 99])
+    own = rng.standard_normal((100, 16))[labels]
+    x, old = own + 1.5 * rng.standard_normal((2, n, 16))
+    return labels, leave_one_out(x, labels, ks=ks), leave_one_out(x, labels, old, ks=ks)
+
+
+def test_some_queries_search_the_whole_gallery():
+    """Not the same as leaving the other classes out of the gallery, which would be easier."""
+    rng = np.random.default_rng(11)
+    x, labels = exact(rng, 80, "l2"), np.arange(80) % 9
+    result, old = leave_one_out(x, labels, metric="l2"), labels < 4
+    part = r.of_queries(result, old)
+    scores = score_matrix(x, x, "l2")
+    ap, rank = brute_force(scores, labels, labels, own=True)
+    check(part, ap[old], rank[old])
+    assert part.mean_ap < leave_one_out(x[old], labels[old], metric="l2").mean_ap
+    with pytest.raises(BctError, match="no query has"):
+        r.of_queries(result, labels > 8)
+
+
+def test_cmc_is_top_k_for_every_k():
+    _, result, _ = noisy(12, ks=(1, 2, 3, 4, 5, 6))
+    np.testing.assert_array_equal(r.cmc(result, 6), list(result.top.values()))
+    assert r.cmc(result, 500)[-1] == 1 and (np.diff(r.cmc(result, 50)) >= 0).all()
+
+
+def test_figures_of_each_class():
+    labels, result, _ = noisy(13)
+    figures = r.by_class(result, labels)
+    assert figures.labels.tolist() == sorted(set(labels) - {98, 99})
+    for c, label in enumerate(figures.labels):
+        part = r.of_queries(result, labels == label)
+        assert figures.queries[c] == part.queries
+        assert figures.mean_ap[c] == pytest.approx(part.mean_ap, abs=1e-12)
+        assert {k: v[c] for k, v in figures.top.items()} == pytest.approx(part.top)
+    assert np.average(figures.mean_ap, weights=figures.queries) == pytest.approx(result.mean_ap)
+
+
+def test_bootstrap_is_the_mean_of_drawn_classes():
+    """Each resample against a plain one, which copies the queries of each class that was drawn."""
+    labels, new, old = noisy(14, n=60)
+    found = new.rank > 0
+    values, units = np.stack([new.ap, old.ap])[:, found], labels[found]
+    means = r.bootstrap_means(values, units, resamples=20, seed=3)
+    stream = generator("cpu", 3, "bootstrap over classes")
+    classes = np.unique(units)
+    for row in means:
+        drawn = torch.randint(len(classes), (len(classes),), generator=stream).numpy()
+        copies = np.concatenate([np.flatnonzero(units == classes[c]) for c in drawn])
+        np.testing.assert_allclose(row, values[:, copies].mean(1), atol=1e-12)
+
+
+def test_bootstrap_spreads_as_class_means_do():
+    """Classes of one size: the standard error is that of the mean of C class means; queries as
+    units, which are more alike within a class, would give a smaller one."""
+    rng = np.random.default_rng(15)
+    own = rng.standard_normal(50)
+    values = (own[:, None] + 0.5 * rng.standard_normal((50, 20))).ravel()
+    units = np.repeat(np.arange(50), 20)
+    expected = values.reshape(50, 20).mean(1).std() / np.sqrt(50)
+    assert r.bootstrap_means(values[None], units, 3000).std() == pytest.approx(expected, rel=0.1)
+    single = r.bootstrap_means(values[None], np.arange(1000), 500).std()
+    assert single < expected / 2
+    same = r.bootstrap_means(np.stack([values, values]), units, 10)
+    assert (same[:, 0] == same[:, 1]).all()
+    for wrong, call in {
+        "units": lambda: r.bootstrap_means(values, units),
+        "systems, queries": lambda: r.bootstrap_means(values[None], units[1:]),
+        "not finite": lambda: r.bootstrap_means(np.full((1, 3), np.nan), np.arange(3)),
+    }.items():
+        with pytest.raises(BctError, match=wrong):
             call()
