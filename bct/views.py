@@ -88,7 +88,7 @@ def transform(view: View, train: bool) -> Callable[[np.ndarray], np.ndarray]:
     elif view.crop == "resized":
         steps = [v2.Resize(round(view.size * 256 / 224), antialias=True), v2.CenterCrop(size)]
     elif view.crop == "shift" and train:
-        steps = [whole, v2.RandomCrop(size, padding=view.size // 8, padding_mode="edge")]
+        steps = [whole, _shifted]
     else:
         steps = [whole]
     chain = v2.Compose(steps)
@@ -98,6 +98,15 @@ def transform(view: View, train: bool) -> Callable[[np.ndarray], np.ndarray]:
         return chain(pixels).permute(1, 2, 0).numpy()
 
     return apply
+
+
+def _shifted(image: torch.Tensor) -> torch.Tensor:
+    """(3, S, S), moved by up to S // 8 each way, the edge repeated: RandomCrop(padding=S // 8,
+    padding_mode="edge") in a tenth of its time on a small image."""
+    size = image.shape[-1]
+    moves = torch.randint(-(size // 8), size // 8 + 1, (2,)).tolist()
+    rows, columns = ((torch.arange(size) + move).clamp_(0, size - 1) for move in moves)
+    return image[:, rows][:, :, columns]
 
 
 def resized(images: torch.Tensor, size: int) -> torch.Tensor:

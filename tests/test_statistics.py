@@ -220,3 +220,72 @@ def test_small_classes_keep_all_at_090():
 def test_a_class_without_images():
     with pytest.raises(BctError, match="class 1 has no image"):
         class_means(np.ones((2, 3), np.float32), np.array([0, 2]))
+
+
+@pytest.mark.parametrize("noise", [0.2, 0.02, 0.002])
+def test_tight_classes_in_float64(noise):
+    """Images nearly equal to their class's mean: their distances are small differences."""
+    rng = np.random.default_rng(6)
+    labels = rng.permutation(np.repeat(np.arange(20), 15))
+    centres = rng.standard_normal((20, 16))[labels]
+    features = 9 * (centres + noise * rng.standard_normal((300, 16))).astype(np.float32)
+    table = class_statistics(features, labels)
+    _, largest, smallest, angle, _, kept = plain_statistics(features, labels)
+    np.testing.assert_allclose(table["radius"], largest, rtol=2e-4)
+    np.testing.assert_allclose(table["smallest_radius"], smallest, rtol=2e-4)
+    np.testing.assert_allclose(table["angle"], angle, atol=1e-3)
+    np.testing.assert_array_equal(table["kept"], kept)
+    differing = credible_mask(features, labels, 0.6) != plain_mask(features, labels, 0.6)
+    assert differing.sum() <= 2  # float32 near-ties may swap
+
+
+def test_rows_and_columns_of_zeros():
+    """A row of zeros is as far from its class's mean as the mean is long, at a right angle to it;
+    a column of zeros takes no part."""
+    features, labels = random_case(7)
+    without = credible_mask(features, labels, 0.6)
+    wide = np.insert(features, 3, 0, axis=1)
+    np.testing.assert_array_equal(credible_mask(wide, labels, 0.6), without)
+    wide = np.vstack((np.zeros_like(wide[:1]), wide[labels == 0][:2]))
+    (row,) = class_statistics(wide, np.zeros(3, int))
+    unit = wide[1:] / np.linalg.norm(wide[1:], axis=1, keepdims=True)
+    mean = unit.sum(0) / 3
+    distances = [np.linalg.norm(mean), *np.linalg.norm(unit - mean, axis=1)]
+    np.testing.assert_allclose(row["centre"], mean, atol=1e-6)
+    assert (row["radius"], row["smallest_radius"]) == pytest.approx(
+        (max(distances), min(distances)), abs=1e-6
+    )
+    assert row["angle"] == pytest.approx(np.pi / 2)
+
+
+def test_statistics_of_embeddings_that_are_not_numbers():
+    features, labels = random_case(8)
+    features[17, 3] = np.nan
+    with pytest.raises(BctError, match="NaN or inf"):
+        class_statistics(features, labels)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_file_that_was_cut_off(tmp_path, dtype):
+    features, labels = random_case(9)
+    np.save(tmp_path / "f.npy", features.astype(dtype))
+    source = np.load(tmp_path / "f.npy", mmap_mode="r")
+    with open(tmp_path / "f.npy", "r+b") as file:
+        file.truncate(source.offset + source.nbytes // 2)
+    with pytest.raises(BctError, match="shorter than it was"):
+        class_means(source, labels)
+
+
+def test_threads_do_not_share_what_they_work_in(tmp_path, monkeypatch):
+    """More threads than cores, on rows that do not fill the last chunk."""
+    rng = np.random.default_rng(10)
+    labels = rng.permutation(np.repeat(np.arange(50), 41))
+    np.save(tmp_path / "f.npy", rng.standard_normal((len(labels), 64)).astype(np.float32))
+    source = np.load(tmp_path / "f.npy", mmap_mode="r")
+    monkeypatch.setattr(statistics, "CHUNK", 60)
+    found = []
+    for threads in (1, 5):
+        monkeypatch.setattr(statistics.torch, "get_num_threads", lambda n=threads: n)
+        found.append((class_statistics(source, labels), credible_mask(source, labels, 0.7)))
+    assert found[0][0].tobytes() == found[1][0].tobytes()
+    np.testing.assert_array_equal(found[0][1], found[1][1])

@@ -58,6 +58,20 @@ def test_a_crop_follows_from_seed_epoch_and_index(folder, crop):
     assert len(rest) == 4 and same(rest, {k: first[k] for k in rest})
 
 
+def test_a_shift_is_one_of_torchvisions_crops(folder):
+    """Of all offsets of the padded image, and each comes up."""
+    image = torch.arange(3 * 16 * 16, dtype=torch.uint8).reshape(3, 16, 16)
+    padded = v2.functional.pad(image, [2], padding_mode="edge")
+    crops = {
+        padded[:, y : y + 16, x : x + 16].numpy().tobytes() for y in range(5) for x in range(5)
+    }
+    view = views.transform(View(16, "shift", False, "imagenet"), train=True)
+    torch.manual_seed(0)
+    pixels = image.permute(1, 2, 0).numpy()
+    seen = {np.ascontiguousarray(view(pixels).transpose(2, 0, 1)).tobytes() for _ in range(400)}
+    assert seen == crops
+
+
 def test_crops_draw_nothing_from_the_global_random_stream(folder):
     after = []
     for crop in ("none", "resized"):
