@@ -6,18 +6,20 @@ sums of a block are taken in float32, at most CHUNK rows of a class at once, and
 
 import math
 import mmap
+import threading
 from collections.abc import Iterator
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from scipy.sparse import csr_matrix
+from scipy.sparse import csc_matrix
 
 from bct.errors import BctError
 from bct.threads import each_in_threads, in_threads
 
 BLOCK = 1 << 13  # rows
 CHUNK = 1 << 11  # rows of one thread: they stay in its cache while it works on them
+_own = threading.local()  # arrays of a thread: to touch fresh memory costs as much as to read it
 
 
 def row_blocks(features: np.ndarray, block: int = BLOCK) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -28,23 +30,34 @@ def row_blocks(features: np.ndarray, block: int = BLOCK) -> Iterator[tuple[slice
     """
     for start in range(0, len(features), block):
         rows = slice(start, min(start + block, len(features)))
-        yield rows, torch.from_numpy(_read(features, rows))
+        x = np.empty((rows.stop - start, features.shape[1]), np.float32)
+        yield rows, torch.from_numpy(_read(features, rows, x))
 
 
-def _read(features: np.ndarray, rows: slice) -> np.ndarray:
-    """A copy of some rows, float32 (B, D)."""
+def _read(features: np.ndarray, rows: slice, x: np.ndarray) -> np.ndarray:
+    """Copies some rows to x, float32 (B, D), and returns it."""
     # a part of a mapped array keeps the offset of the whole; what changed a private one is no file
     whole_file = isinstance(features, np.memmap) and isinstance(features.base, mmap.mmap)
-    if whole_file and features.flags.c_contiguous and features.mode != "c":
-        width = features.shape[1]
-        x = np.fromfile(
-            features.filename,
-            features.dtype,
-            (rows.stop - rows.start) * width,
-            offset=features.offset + rows.start * width * features.itemsize,
-        )
-        return x.reshape(-1, width).astype(np.float32, copy=False)
-    return np.array(features[rows], np.float32)
+    if not (whole_file and features.flags.c_contiguous and features.mode != "c"):
+        x[:] = features[rows]
+        return x
+    stored = x if features.dtype == x.dtype else np.empty(x.shape, features.dtype)
+    with open(features.filename, "rb", buffering=0) as file:
+        file.seek(features.offset + rows.start * features.shape[1] * features.itemsize)
+        if file.readinto(stored) != stored.nbytes:
+            raise BctError(f"{features.filename} is shorter than it was", "load it again")
+    if stored is not x:
+        x[:] = stored
+    return x
+
+
+def _scratch(name: str, rows: slice, width: int) -> np.ndarray:
+    """This thread's array of that name, float32 (B, width), holding what was left in it."""
+    size = (rows.stop - rows.start) * width
+    own = _own.__dict__
+    if name not in own or own[name].size < size:
+        own[name] = np.empty(size, np.float32)
+    return own[name][:size].reshape(-1, width)
 
 
 def class_sums(
@@ -59,59 +72,125 @@ def class_sums(
     Raises:
         BctError: a class of 0..C-1 without any image.
     """
-    sums, counts, _ = _class_sums(features, labels, unit)
+    sums, counts, *_ = _class_sums(features, labels, unit)
     return torch.from_numpy(sums), torch.from_numpy(counts)
 
 
 def _class_sums(
     features: np.ndarray, labels: np.ndarray, unit: bool, squares: bool = False
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """class_sums, and the sum of the squares of each column, float64 (D,), if asked for."""
+) -> tuple[np.ndarray, ...]:
+    """class_sums; the lengths of the rows, float32 (n,), if unit, else ones; and the sum of the
+    squares of each column, float64 (D,), if asked for."""
     counts = np.bincount(labels)
     if (counts == 0).any():
         raise BctError(
             f"class {np.argmin(counts)} has no image, so it has no mean",
             "number the classes 0, 1, ... without gaps (tools/folder_to_rec.py does)",
         )
-    sums = np.zeros((len(counts), features.shape[1]))
-    total = np.zeros(features.shape[1])
+    width = features.shape[1]
+    sums, total = np.zeros((len(counts), width)), np.zeros(width)
+    lengths = np.ones(len(labels), np.float32)
 
     def add(rows: slice) -> tuple[np.ndarray, ...]:
-        x = _read(features, rows)
+        x = _read(features, rows, _scratch("x", rows, width))
         if unit:
-            _normalise(x)
-        classes, mixing = _members(labels[rows])
-        columns = np.einsum("nd,nd->d", x, x) if squares else 0.0
-        return classes, mixing @ x, columns
+            lengths[rows] = np.sqrt(_products(x, x))
+        scale = _inverse(lengths[rows])
+        classes, members = _members(labels[rows], scale)
+        part, columns = members @ x, 0.0
+        if squares:
+            x *= x
+            columns = np.einsum("n,nd->d", scale * scale, x)
+        return classes, part, columns
 
     for classes, part, columns in in_threads(add, len(labels), CHUNK):
         sums[classes] += part
         total += columns
-    return sums, counts, total
+    return sums, counts, lengths, total
 
 
-def _members(labels: np.ndarray) -> tuple[np.ndarray, csr_matrix]:
-    """The classes of some rows, ascending (K,), and the matrix (K, B) of ones that sums them up."""
-    order = np.argsort(labels, kind="stable")
-    first = np.flatnonzero(np.diff(labels[order], prepend=-1, append=-1))
-    ones = np.ones(len(labels), np.float32)
-    shape = len(first) - 1, len(labels)
-    return labels[order[first[:-1]]], csr_matrix((ones, order, first), shape=shape)
+def _members(labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, csc_matrix]:
+    """The classes of some rows, ascending (K,), and the matrix (K, B) that sums up their rows."""
+    classes, place = np.unique(labels, return_inverse=True)
+    ends = np.arange(len(labels) + 1, dtype=np.int32)
+    shape = len(classes), len(labels)
+    return classes, csc_matrix((weights, place.astype(np.int32), ends), shape=shape)
 
 
-def _normalise(x: np.ndarray) -> None:
-    """L2-normalises rows in place; a row of zeros stays."""
-    x *= 1 / np.maximum(_lengths(x), np.float32(1e-12))[:, None]
-
-
-def _lengths(x: np.ndarray) -> np.ndarray:
-    return np.sqrt(_products(x, x))
+def _inverse(lengths: np.ndarray) -> np.ndarray:
+    """What rows are multiplied by to have unit length; a row of zeros stays."""
+    return 1 / np.maximum(lengths, np.float32(1e-12))
 
 
 def _products(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """Scalar product of each two rows. As matrices of one row and one column they are multiplied by
-    the BLAS, at twice the speed of einsum, and without holding the interpreter."""
-    return (x[:, None, :] @ y[:, :, None])[:, 0, 0]
+    """Scalar product of each two rows, or of each row and y (D,). As matrices of one row and one
+    column they are multiplied by the BLAS, at twice the speed of einsum, in this thread alone."""
+    return (x[:, None, :] @ y[..., None])[:, 0, 0]
+
+
+def _means(
+    sums: np.ndarray, counts: np.ndarray, weights: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """w m, float32 (C, D), and sum w m^2, float32 (C,), of the class means m; weights w: (D,).
+    sums, float64 (C, D), are divided in place."""
+    means, squares = np.empty(sums.shape, np.float32), np.empty(len(sums), np.float32)
+
+    def finish(rows: slice) -> None:
+        m = sums[rows]
+        m /= counts[rows, None]
+        means[rows] = weighted = m * weights
+        squares[rows] = np.einsum("cd,cd->c", m, weighted)
+
+    each_in_threads(finish, len(sums), CHUNK)
+    return means, squares
+
+
+def _to_means(
+    features: np.ndarray,
+    labels: np.ndarray,
+    lengths: np.ndarray,
+    means: np.ndarray,
+    squares: np.ndarray,
+    weights: np.ndarray | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
+    """sum w (u - m)^2 and sum w u m, float32 (n,), of each unit row u and the mean m of its class.
+
+        sum w (u - m)^2 = sum w u^2 - 2 sum w u m + sum w m^2
+
+    takes fewer passes over the rows. Where the terms nearly cancel the left side is computed.
+
+    Args:
+        lengths: of the rows; means, squares: by _means; weights: w, float32 (D,), None: ones.
+
+    Raises:
+        BctError: NaN or inf among the embeddings.
+    """
+    width = features.shape[1]
+    distance, product = np.empty((2, len(labels)), np.float32)
+
+    def measure(rows: slice) -> None:
+        x, y = _read(features, rows, _scratch("x", rows, width)), labels[rows]
+        z = means.take(y, axis=0, out=_scratch("z", rows, width), mode="clip")
+        scale = _inverse(lengths[rows])
+        product[rows] = _products(x, z) * scale
+        if weights is None:
+            own = np.square(lengths[rows] * scale)
+        else:
+            own = _products(np.multiply(x, x, out=z), weights) * np.square(scale)
+        d = own - 2 * product[rows] + squares[y]
+        near = np.flatnonzero(d < own / 16)
+        if len(near):
+            w = np.ones(width, np.float32) if weights is None else weights
+            apart = x[near] * scale[near, None] - means[y[near]] / w
+            d[near] = _products(apart * apart, w)
+        distance[rows] = d
+
+    each_in_threads(measure, len(labels), CHUNK)
+    if not np.isfinite(distance).all():
+        raise BctError(
+            "the embeddings hold NaN or inf", "check the weights and the precision (--amp off)"
+        )
+    return distance, product
 
 
 def class_means(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -123,8 +202,16 @@ def class_means(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Returns:
         float32 (C, D), row c = class c.
     """
-    sums, _ = class_sums(features, labels)
-    return F.normalize(sums, out=sums).float().numpy()
+    sums, *_ = _class_sums(features, labels, unit=False)
+    means = np.empty(sums.shape, np.float32)
+
+    def finish(rows: slice) -> None:
+        m = sums[rows]
+        m /= np.maximum(np.sqrt(_products(m, m)), 1e-12)[:, None]
+        means[rows] = m
+
+    each_in_threads(finish, len(sums), CHUNK)
+    return means
 
 
 def credible_mask(features: np.ndarray, labels: np.ndarray, T: float) -> np.ndarray:
@@ -141,28 +228,12 @@ def credible_mask(features: np.ndarray, labels: np.ndarray, T: float) -> np.ndar
     Returns:
         bool (n,).
     """
-    sums, counts, squares = _class_sums(features, labels, unit=True, squares=True)
-    squares[squares == 0] = 1.0
-    scale = np.sqrt(squares)
-    sums /= counts[:, None]
-    sums /= scale
-    means = sums.astype(np.float32)  # of Z
+    sums, counts, lengths, squares = _class_sums(features, labels, unit=True, squares=True)
+    squares[squares < np.finfo(np.float32).tiny] = 1.0
+    weights = 1 / squares
+    means = _means(sums, counts, weights)
     del sums
-    stretch = (1 / scale).astype(np.float32)
-    distance = np.empty(len(labels), np.float32)
-
-    def measure(rows: slice) -> None:
-        x = _read(features, rows)
-        _normalise(x)
-        x *= stretch
-        x -= means.take(labels[rows], axis=0)
-        distance[rows] = _lengths(x)
-
-    each_in_threads(measure, len(labels), CHUNK)
-    if not np.isfinite(distance).all():
-        raise BctError(
-            "the embeddings hold NaN or inf", "check the weights and the precision (--amp off)"
-        )
+    distance, _ = _to_means(features, labels, lengths, *means, weights.astype(np.float32))
     return _nearest(distance, labels, np.ceil(T * counts).astype(np.int64))
 
 
@@ -171,7 +242,7 @@ def _nearest(distance: np.ndarray, labels: np.ndarray, keep: np.ndarray) -> np.n
     those that come first."""
     sizes = np.bincount(labels)
     first = np.cumsum(sizes) - sizes
-    farthest = _by_class(distance, labels)[first + keep - 1][labels]
+    farthest = _values(np.sort(_keys(distance, labels))[first + keep - 1])[labels]
     mask = distance < farthest
     room = keep - np.bincount(labels[mask], minlength=len(keep))
     equal = np.flatnonzero(distance == farthest)
@@ -182,14 +253,15 @@ def _nearest(distance: np.ndarray, labels: np.ndarray, keep: np.ndarray) -> np.n
     return mask
 
 
-def _by_class(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """float32 values >= 0 (n,) by class, within it ascending.
-
-    One sort of whole numbers: the label above the bits of the value, which are in its order.
-    """
+def _keys(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """Whole numbers, uint64, in the order of the labels and then of the float32 values >= 0: the
+    label above the bits of the value, which are in its order."""
     keys = labels.astype(np.uint64) << np.uint64(32)
     keys |= values.view(np.uint32)
-    keys.sort()
+    return keys
+
+
+def _values(keys: np.ndarray) -> np.ndarray:
     return keys.astype(np.uint32).view(np.float32)
 
 
@@ -240,25 +312,15 @@ def class_statistics(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
         distance kept; angle, the largest angle kept, in radians; count, images; kept, distances
         kept. A radius says something only where kept > 1.
     """
-    sums, counts = class_sums(features, labels, unit=True)
-    sums /= counts[:, None]
-    centres = sums.float().numpy()
+    sums, counts, lengths, _ = _class_sums(features, labels, unit=True)
+    centres, squares = _means(sums, counts, np.ones(features.shape[1]))
     del sums
-    reach = np.maximum(_lengths(centres), np.float32(1e-12))
-    radii, angles = np.empty(len(labels), np.float32), np.empty(len(labels), np.float32)
-
-    def measure(rows: slice) -> None:
-        x, y = _read(features, rows), labels[rows]
-        _normalise(x)
-        centre = centres.take(y, axis=0)  # (B, D)
-        cosine = _products(x, centre) / reach[y]
-        angles[rows] = np.arccos(np.clip(cosine, -1, 1))
-        x -= centre
-        radii[rows] = _lengths(x)
-
-    each_in_threads(measure, len(labels), CHUNK)
+    radii, angles = _to_means(features, labels, lengths, centres, squares)
+    np.sqrt(radii, out=radii)
+    angles /= np.maximum(np.sqrt(squares), np.float32(1e-12))[labels]
+    np.arccos(np.clip(angles, -1, 1, out=angles), out=angles)
     out = np.zeros(len(counts), class_statistics_dtype(features.shape[1]))
-    out["centre"], out["count"] = centres, counts.numpy()
+    out["centre"], out["count"] = centres, counts
     out["smallest_radius"], out["radius"], out["kept"] = _within_fences(radii, labels)
     _, out["angle"], _ = _within_fences(angles, labels)
     return out
@@ -272,13 +334,12 @@ def class_statistics_dtype(dim: int) -> np.dtype:
 
 def _within_fences(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
     """(smallest, largest, number) of each class's values >= 0 after the 1.5 IQR rule."""
-    values = _by_class(values, labels)
+    keys = np.sort(_keys(values, labels))
     sizes = np.bincount(labels)
     first = np.cumsum(sizes) - sizes
-    q1, q3 = values[first + sizes // 4], values[first + 3 * sizes // 4]
+    q1, q3 = _values(keys[first + sizes // 4]), _values(keys[first + 3 * sizes // 4])
     reach = np.where(sizes >= 4, np.float32(1.5) * (q3 - q1), np.float32(np.inf))
-    low, high = np.repeat(q1 - reach, sizes), np.repeat(q3 + reach, sizes)
-    keep = (values >= low) & (values <= high)  # never empty: q1 and q3 lie within
-    smallest = np.minimum.reduceat(np.where(keep, values, np.inf), first)
-    largest = np.maximum.reduceat(np.where(keep, values, -np.inf), first)
-    return smallest, largest, np.add.reduceat(keep, first)
+    classes = np.arange(len(sizes))
+    start = np.searchsorted(keys, _keys(np.maximum(q1 - reach, 0), classes))
+    stop = np.searchsorted(keys, _keys(q3 + reach, classes), side="right")  # q3 lies within
+    return _values(keys[start]), _values(keys[stop - 1]), stop - start

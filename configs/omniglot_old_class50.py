@@ -11,6 +11,7 @@ config.image_size = 28
 config.pixels = "imagenet"
 config.augment = "shift"
 config.batch_size = 64
+config.num_workers = 1
 config.lr = 0.1
 config.lr_policy = "cosine"
 config.warmup_epoch = 1

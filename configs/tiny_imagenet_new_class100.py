@@ -7,10 +7,11 @@ from easydict import EasyDict as edict
 
 config = edict()
 config.rec = "work_dirs/tiny_imagenet/train.txt"
-config.image_size = 64
+config.image_size = 32
 config.pixels = "imagenet"
 config.augment = "resized_crop"
 config.batch_size = 64
+config.num_workers = 1
 config.lr = 0.1
 config.lr_policy = "cosine"
 config.warmup_epoch = 1
@@ -18,6 +19,6 @@ config.network = "conv4_w64"
 config.embedding_size = 64
 config.margin_list = (1.0, 0.0, 0.0)  # a cosine classifier without margin
 config.scale = 16.0
-config.num_epoch = 16
+config.num_epoch = 12
 config.seed = 1666
 config.shard = "class100"
