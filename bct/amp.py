@@ -4,7 +4,6 @@ import torch
 import torch.distributed as dist
 from easydict import EasyDict
 from torch.amp import GradScaler
-from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
 
 from bct.distributed import say, world_size
 
@@ -56,5 +55,8 @@ def make_scaler(dtype: torch.dtype | None, device: torch.device) -> GradScaler:
     """
     enabled = dtype == torch.float16
     if world_size() > 1:
+        # most of a second, which a process of its own need not wait for
+        from torch.distributed.fsdp.sharded_grad_scaler import ShardedGradScaler
+
         return ShardedGradScaler(device.type, enabled=enabled, process_group=dist.group.WORLD)
     return GradScaler(device.type, enabled=enabled)

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from sklearn.model_selection import KFold
 
 from bct import distributed
 from bct.errors import BctError
@@ -146,6 +145,8 @@ def accuracy(
 
     Raises BctError for a single pair.
     """
+    from sklearn.model_selection import KFold  # a second that only an evaluation need wait for
+
     if len(issame) < 2:
         raise BctError("one pair can't be cut into folds", "use a set of at least two pairs")
     xnorm = float(np.linalg.norm(np.concatenate((first, second)), axis=1).mean())

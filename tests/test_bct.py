@@ -46,7 +46,7 @@ def disk(tmp_path):
         folder.mkdir()
         state = {"cls_fc.weight": torch.randn(seen, DIM, generator=rng)}
         state["cls_fc.bias"] = torch.randn(seen, generator=rng)
-        torch.save(state if name != "arc" else {}, folder / "model.pt")
+        torch.save(state if name != "arc" else {"bn.weight": torch.ones(3)}, folder / "model.pt")
         if name != "gone":
             write_json(folder / "model.json", {"num_classes": seen})
         made_from = dict.fromkeys(("data", "data_path"), "synthetic") | {"kind": "old_prototype"}

@@ -347,7 +347,7 @@ def test_teachers_see_the_students_images_and_stay_as_they_are(disk):
     batch = Batch(x, labels, index, {})
     job.teachers(batch)
     inside = [inspect.getclosurevars(inspect.unwrap(network)) for network in job.networks]
-    frozen = [variables.nonlocals["model"] for variables in inside]
+    frozen = [variables.nonlocals["on"](torch.device("cpu")) for variables in inside]
     before = [{k: v.clone() for k, v in model.state_dict().items()} for model in frozen]
     job.train()  # as the loop may do
     student = real().train()

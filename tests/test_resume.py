@@ -125,7 +125,7 @@ def test_a_damaged_checkpoint_is_passed_over(job, tmp_path, how, caplog):
     for file in checkpoints(job.output):
         damage(file, how)
     run = job.output / "run.json"
-    run.write_text(run.read_text().replace("true", "false"))
+    run.write_text(run.read_text().replace('"finished": true', '"finished": false'))
     with pytest.raises(BctError, match=r"is damaged|can't be read|is not a checkpoint"):
         train(job("num_epoch=4", "resume=True"), Method, CPU)
     assert len(checkpoints(job.output)) == 2 and before.stem == "step_00000004"
