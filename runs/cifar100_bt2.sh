@@ -13,7 +13,7 @@ for argument in "$@"; do
         echo "  -> see the head of runs/cifar100_bt2.sh" >&2; exit 2; }
     export "${argument?}"
 done
-DATA=$(realpath "${DATA:-dataset/cifar-100-python}")
+DATA=$(realpath -m "${DATA:-dataset/cifar-100-python}")
 OUT=$(realpath -m "${OUT:-work_dirs/cifar100}")
 cd "$(dirname "$0")/.."
 export PYTHON=${PYTHON:-python} RUN=${RUN:-${PYTHON:-python}} SEEDS=${SEEDS:-0}

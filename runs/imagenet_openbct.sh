@@ -14,7 +14,7 @@ for argument in "$@"; do
         echo "  -> see the head of runs/imagenet_openbct.sh" >&2; exit 2; }
     export "${argument?}"
 done
-DATA=$(realpath "${DATA:-dataset/imagenet}")
+DATA=$(realpath -m "${DATA:-dataset/imagenet}")
 export OUT=$(realpath -m "${OUT:-work_dirs/imagenet_openbct}")
 cd "$(dirname "$0")/.."
 export PYTHON=${PYTHON:-python} RUN=${RUN:-torchrun --nproc_per_node=8}

@@ -11,7 +11,7 @@ for argument in "$@"; do
         echo "  -> see the head of runs/imagenet_sequence.sh" >&2; exit 2; }
     export "${argument?}"
 done
-DATA=$(realpath "${DATA:-dataset/imagenet}")
+DATA=$(realpath -m "${DATA:-dataset/imagenet}")
 OUT=$(realpath -m "${OUT:-work_dirs/imagenet_sequence}")
 cd "$(dirname "$0")/.."
 ${PYTHON:-python} tools/train_sequence.py configs/imagenet_sequence.py --output "$OUT" \

@@ -22,7 +22,7 @@ done
 export PYTHON=${PYTHON:-python} OUT=${OUT:?set OUT to a folder} JOBS=${JOBS:-1}
 export RUN=${RUN:-$PYTHON} OLD_EXTRA="${OLD_EXTRA:-} resume=True" NEW_EXTRA="${NEW_EXTRA:-} resume=True"
 SEEDS=${SEEDS:-0}
-TRAIN=$(realpath "$TRAIN") TEST=$(realpath "$TEST") OUT=$(realpath -m "$OUT")
+TRAIN=$(realpath -m "$TRAIN") TEST=$(realpath -m "$TEST") OUT=$(realpath -m "$OUT")
 export TRAIN TEST OLD NEW OUT
 cd "$(dirname "$0")/.."
 for config in "$OLD" "$NEW" $METHODS; do

@@ -11,7 +11,7 @@ for argument in "$@"; do
         echo "  -> see the head of runs/omniglot.sh" >&2; exit 2; }
     export "${argument?}"
 done
-SOURCE=$(realpath "${SOURCE:-../shared/data/omniglot_small}")
+SOURCE=$(realpath -m "${SOURCE:-../shared/data/omniglot_small}")
 export OUT=$(realpath -m "${OUT:-work_dirs/omniglot}")
 cd "$(dirname "$0")/.."
 export PYTHON=${PYTHON:-python} JOBS=${JOBS:-$(nproc)}

@@ -10,7 +10,7 @@ for argument in "$@"; do
         echo "  -> see the head of runs/tiny_imagenet.sh" >&2; exit 2; }
     export "${argument?}"
 done
-SOURCE=$(realpath "${SOURCE:-../shared/data/tiny_imagenet_subset}")
+SOURCE=$(realpath -m "${SOURCE:-../shared/data/tiny_imagenet_subset}")
 export OUT=$(realpath -m "${OUT:-work_dirs/tiny_imagenet}")
 cd "$(dirname "$0")/.."
 export PYTHON=${PYTHON:-python} JOBS=${JOBS:-$(nproc)}
