@@ -131,10 +131,10 @@ class SyntheticFaces:
     fingerprint = "synthetic"
     class_names = None
 
-    def __init__(self, num_image: int, num_classes: int):
+    def __init__(self, num_image: int, num_classes: int, size: int = SIZE):
         self.labels = np.arange(num_image) % num_classes
         self.num_classes = num_classes
-        self._image = np.random.default_rng(0).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+        self._image = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
 
     def __len__(self) -> int:
         return len(self.labels)

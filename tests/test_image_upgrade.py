@@ -171,3 +171,14 @@ def test_no_head_classifies_nothing(own):
 
 def test_names_of_the_classes_decide():
     assert new_to_old(["a", "b"], ["b", "x"]).tolist() == [-1, 0]
+
+
+def test_a_network_of_faces_takes_112_pixels_only(own):
+    cfg = load_config(own / "old_class50.py", [f"output={own}/n", "network=demo_w16"])
+    with pytest.raises(BctError, match="takes images of 112 pixels, image_size is 28"):
+        train(cfg, Method, CPU)
+    synthetic = ["rec=synthetic", "num_image=8", "num_classes=2", "pixels=face"]
+    assert (
+        train(load_config(own / "old_class50.py", [*synthetic, f"output={own}/s"]), Method, CPU)
+        == 0
+    )
