@@ -98,7 +98,7 @@ def row(seed: dict, name: str, quality: str) -> dict[str, dict[str, float]]:
 def markdown(table: dict, quality: str, seeds: int) -> str:
     """One quality's table: a row per model and part."""
     lines = [
-        f"{QUALITIES[quality]}, {seeds} seeds",
+        f"{QUALITIES[quality]}, {seeds} seed{'s' * (seeds > 1)}",
         "",
         "| model | queries | old/old | new/old | new/new | gain | compatible |",
         "| :-- | :-- | --: | --: | --: | --: | --: |",
