@@ -10,7 +10,7 @@
 # maps the old gallery instead of training a network. A finished run is kept, a killed one continues.
 #
 #   RUN="torchrun --nproc_per_node=8"   how a training is started     JOBS=1   runs at a time
-#   OLD_EXTRA, NEW_EXTRA                key=value for the old model, and for the new ones
+#   OLD_EXTRA, NEW_EXTRA, FCT_EXTRA     key=value for the old model, the new ones, methods/FCT
 set -euo pipefail
 for argument in "$@"; do
     [[ $argument =~ ^[A-Z_]+= ]] || { echo "error: $argument is not NAME=value" >&2
@@ -48,7 +48,7 @@ train_alone() {  # seed
 
 train_new() {  # config seed
     local here="$OUT/seed$2" extra="rec=$TRAIN $NEW_EXTRA"
-    [[ $1 == methods/FCT/* ]] && extra="resume=True"  # it learns from stored embeddings
+    [[ $1 == methods/FCT/* ]] && extra="${FCT_EXTRA:-} resume=True"  # it sees no image
     $RUN "$(dirname "$(dirname "$1")")/train.py" "$1" $extra seed="$((1000 + $2))" \
         feature_save="$here/feature_save" output="$here/$(name_of "$1")"
 }
