@@ -284,15 +284,6 @@ class OldModel:
         array = self._arrays[kind]
         return {name: torch.from_numpy(np.array(array[name])) for name in array.dtype.names}
 
-    def seen_classes(self) -> int:
-        """How many classes of the new training set, the first ones, the old model was trained on.
-
-        Raises BctError when the old model's model.json is not there to tell.
-        """
-        if self.cfg.scenario in ("OPdata", "EXdata"):
-            return self.cfg.num_classes
-        return 0 if self.cfg.scenario == "OPclass" else self.about()["num_classes"]
-
     def new_to_old(self) -> torch.Tensor:
         """The old model's label of every new class, -1 where it has none: int64 (C_new,).
 
@@ -314,8 +305,9 @@ class OldModel:
                 f"{without} has no names for its classes, so they can't be matched",
                 "set n2o_map to a file with the old label of every new one",
             )
+        seen = {"OPclass": 0, "EXclass": known["num_classes"]}.get(self.cfg.scenario, count)
         labels = torch.arange(count)
-        return labels.where(labels < self.seen_classes(), -1)
+        return labels.where(labels < seen, -1)
 
     def classifier(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The old model's own softmax classifier: weight (C_old, D) and bias (C_old,) or None.
@@ -361,11 +353,12 @@ class OldModel:
         @cache
         def on(device: torch.device) -> nn.Module:
             dtype = amp_dtype(self.cfg, device)
-            return load_backbone(weights, about["network"], dtype, fold=True).to(device)
+            network = load_backbone(weights, about["network"], dtype, fold=True)
+            return network.requires_grad_(False).to(device)
 
         @torch.no_grad()
         def embed(images: torch.Tensor) -> torch.Tensor:
-            return on(images.device).requires_grad_(False)(images).float()
+            return on(images.device)(images).float()
 
         return embed
 

@@ -2,6 +2,7 @@
 
 import io
 import warnings
+from functools import cache
 
 import numpy as np
 import simplejpeg
@@ -99,5 +100,10 @@ def to_network(
         x = torch.where(flip.view(-1, 1, 1, 1), x.flip(3), x)
     if len({*mean, *deviation}) == 1:
         return x.float().sub_(mean[0]).div_(deviation[0])
-    mean, deviation = (torch.tensor(v, device=x.device).view(1, 3, 1, 1) for v in (mean, deviation))
-    return x.float().sub_(mean).div_(deviation)
+    return x.float().sub_(_channels(mean, x.device)).div_(_channels(deviation, x.device))
+
+
+@cache
+def _channels(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    """(1, 3, 1, 1); it travels to the device once."""
+    return torch.tensor(values, device=device).view(1, 3, 1, 1)

@@ -8,13 +8,12 @@ import torch
 from easydict import EasyDict
 from torch import nn
 
-from backbones import NETWORKS, get_model
+from backbones import get_model
 from bct import dimensions
 from bct.artefacts import OldModel
 from bct.config import require
 from bct.datasets import Faces, SyntheticFaces, open_faces
 from bct.errors import BctError
-from bct.images import SIZE
 from bct.loader import Batch
 
 
@@ -58,12 +57,6 @@ class Method(nn.Module):
         One that is used in another form than it is trained in has a method `exported`, which gives
         the end of that network's name and its state_dict.
         """
-        if cfg.network in NETWORKS and cfg.image_size != SIZE:
-            raise BctError(
-                f"network {cfg.network} takes images of {SIZE} pixels, image_size is "
-                f"{cfg.image_size}",
-                f"set image_size={SIZE}, or a network for other images, such as resnet18",
-            )
         return get_model(cfg.network, cfg.embedding_size, dtype)
 
     @classmethod

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from easydict import EasyDict
 
+from backbones import NETWORKS
 from bct.errors import BctError
 from bct.files import read_json
 from bct.images import SIZE
@@ -54,7 +55,12 @@ class View(NamedTuple):
 
 
 def of_config(cfg: EasyDict) -> View:
-    """The view that a config trains with."""
+    """The view that a config trains with. BctError for a size that its network does not take."""
+    if cfg.network in NETWORKS and cfg.image_size != SIZE:
+        raise BctError(
+            f"network {cfg.network} takes images of {SIZE} pixels, image_size is {cfg.image_size}",
+            f"set image_size={SIZE}, or a network for other images, such as resnet18",
+        )
     return View(cfg.image_size, *_AUGMENT[cfg.augment], cfg.pixels)
 
 

@@ -27,7 +27,13 @@ PROTOTYPES = torch.nn.functional.normalize(CENTRES).float().double().numpy()
 
 
 def config(**changes):
-    base = {"num_classes": CLASSES, "embedding_size": DIM, "parity": "corrected", "T": 0.9}
+    base = {
+        "num_classes": CLASSES,
+        "embedding_size": DIM,
+        "parity": "corrected",
+        "T": 0.9,
+        "n2o_map": None,
+    }
     place = {"scenario": "OPclass", "old_config": "old_class30", "shard": "class70", "rec": "-"}
     return EasyDict({**base, **place, "feature_save": "-", **BCT.defaults, **changes})
 

@@ -235,7 +235,8 @@ LABELS = SyntheticFaces(IMAGES, CLASSES).labels
 def config(**changes):
     place = {"scenario": "EXclass", "old_config": "old_class50", "new_config": "alone_class100"}
     small = {"embedding_size": D, "extra_dim": A, "num_classes": CLASSES, "amp": "off"}
-    view = {"image_size": 28, "pixels": "imagenet", "name": "job", "shard": "class100"}
+    view = {"image_size": 28, "pixels": "imagenet", "network": "conv4_w32"}
+    place |= {"name": "job", "shard": "class100"}
     return EasyDict({**base_config(), **BT2.defaults, **place, **small, **view, **changes})
 
 

@@ -491,6 +491,12 @@ def test_zips_that_are_damaged_or_disagree(tmp_path):
     data[data.index(b"1" * 50)] ^= 1
     one.write_bytes(data)
     refused("1.zip can't be unpacked", unpack, [one], tmp_path / "out")
+    with zipfile.ZipFile(one, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("top/a", bytes(range(256)) * 9)
+    data = bytearray(one.read_bytes())
+    data[35] ^= 7  # the kind of the first block, in a stream of 30 + 5 bytes further on
+    one.write_bytes(data)
+    refused("1.zip can't be unpacked (it is damaged", unpack, [one], tmp_path / "out")
     one.write_bytes(b"no zip")
     refused("1.zip can't be unpacked", unpack, [one], tmp_path / "out")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1.zip", "2.zip"]

@@ -17,6 +17,7 @@ from bct.label_map import new_to_old
 from bct.method import Method
 from bct.train import train
 from bct.weights import load_backbone
+from methods import method_class
 
 CPU = torch.device("cpu")
 NAMES = ["b", "a10", "a9", "c"]  # sorted: a10, a9, b, c
@@ -77,6 +78,20 @@ def test_model_json_says_what_evaluation_needs(built):
 
 def test_labels_are_matched_by_the_names_of_the_classes(built):
     assert old_model(built).new_to_old().tolist() == [-1, 0, 1, -1]  # a10, a9, b, c
+
+
+def test_bct_asks_the_old_classifier_by_its_own_labels(built):
+    """a9 and b are classes 1 and 2 of the new set, 0 and 1 of the old model."""
+    BCT = method_class("BCT")
+    given = ["influence=old_classifier", f"old_prototype={built}/means.npy"]
+    cfg = load_config(built / "new.py", given, BCT.defaults)
+    cfg.num_classes = 4
+    method = BCT(cfg, old_model(built))
+    f, labels = torch.randn(4, 8), torch.tensor([0, 1, 2, 1])
+    weight, bias = old_model(built).classifier()
+    z = (f @ weight.t() + bias).log_softmax(1)
+    want = -(z[1, 0] + z[2, 1] + z[3, 0]) / 3
+    torch.testing.assert_close(method.influence(f, labels), want)
 
 
 def test_a_map_goes_before_names(own):

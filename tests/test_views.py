@@ -170,7 +170,7 @@ def test_vectors_take_the_same_path(workers):
 
 
 def test_a_view_is_written_and_read_back(tmp_path):
-    cfg = EasyDict(image_size=64, augment="resized_crop", pixels="imagenet")
+    cfg = EasyDict(network="conv4_w32", image_size=64, augment="resized_crop", pixels="imagenet")
     view = views.of_config(cfg)
     assert view == View(64, "resized", True, "imagenet")
     (tmp_path / "model.json").write_text(json.dumps({"view": view._asdict()}))

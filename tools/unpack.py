@@ -10,11 +10,14 @@ appears when it is complete; a second call reuses it as long as the zips are the
 """
 
 import argparse
+import contextlib
 import os
 import secrets
 import shutil
 import stat
 import zipfile
+import zlib
+from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from bct.errors import BctError, run_cli
@@ -69,28 +72,47 @@ def _is_there(out: Path, manifest: dict) -> bool:
 
 
 def _extract(file: Path, folder: Path) -> None:
-    do = "copy the zip again, or take one from another source"
-    try:
-        with zipfile.ZipFile(file) as archive:
-            members = [m for m in archive.infolist() if not m.is_dir()]
-            paths = [_inside(file, member) for member in members]
-            needed, free = sum(m.file_size for m in members), shutil.disk_usage(folder).free
-            if needed > free:
-                raise BctError(
-                    f"{file} holds {needed >> 20} MiB, {folder.parent} has {free >> 20} left",
-                    "make room, or give another --out",
-                )
-            tops = {path.parts[0] for path in paths}
-            strip = len(tops) == 1 and all(len(path.parts) > 1 for path in paths)
-            for member, path in zip(members, paths, strict=True):
-                target = folder.joinpath(*path.parts[strip:])
+    with _reading(file):
+        archive = zipfile.ZipFile(file)
+    with archive:
+        members = [m for m in archive.infolist() if not m.is_dir()]
+        paths = [_inside(file, member) for member in members]
+        needed, free = sum(m.file_size for m in members), shutil.disk_usage(folder).free
+        if needed > free:
+            raise BctError(
+                f"{file} holds {needed >> 20} MiB, {folder.parent} has {free >> 20} left",
+                "make room, or give another --out",
+            )
+        tops = {path.parts[0] for path in paths}
+        strip = len(tops) == 1 and all(len(path.parts) > 1 for path in paths)
+        for member, path in zip(members, paths, strict=True):
+            target = folder.joinpath(*path.parts[strip:])
+            with _reading(file):
                 data = archive.read(member)  # checks its CRC
-                if target.exists() and target.read_bytes() != data:
-                    raise BctError(f"{file}: {path} is in another zip, too, and differs there", do)
-                target.parent.mkdir(parents=True, exist_ok=True)
-                target.write_bytes(data)
-    except (zipfile.BadZipFile, NotImplementedError, RuntimeError, EOFError, ValueError) as error:
-        raise BctError(f"{file} can't be unpacked ({error})", do) from None
+            if target.exists() and target.read_bytes() != data:
+                raise BctError(
+                    f"{file}: {path} is in another zip, too, and differs there", "give one of them"
+                )
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(data)
+
+
+@contextlib.contextmanager
+def _reading(file: Path) -> Iterator[None]:
+    try:
+        yield
+    except (zipfile.BadZipFile, zlib.error, EOFError, ValueError) as error:
+        reason = f"it is damaged: {error}"
+    except NotImplementedError as error:
+        reason = f"{error}"
+    except RuntimeError:  # zipfile's word for it
+        reason = "it is encrypted"
+    else:
+        return
+    raise BctError(
+        f"{file} can't be unpacked ({reason})",
+        "copy the zip again, or take one from another source",
+    )
 
 
 def _inside(file: Path, member: zipfile.ZipInfo) -> PurePosixPath:

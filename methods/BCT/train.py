@@ -2,12 +2,13 @@
 
     loss = ArcFace(W; f, y) + weight * influence(f, y)
     influence = -log softmax_y( s cos(f, p_c) ), averaged over the batch        ("prototype")
-              = -log softmax_y( V f + b ) over the images of old classes        ("old_classifier")
+              = -log softmax_z( V f + b ) over the images of old classes        ("old_classifier")
 
-p_c is the normalised mean of class c's old embeddings, V and b the old model's own classifier; all
-are constants. The old model has seen some of the classes or none: with prototypes the others are
-synthesised in the same way, as in the paper (unseen = "synthesise"), or their images are left out
-of the influence (unseen = "ignore"). The old classifier knows only old classes.
+p_c is the normalised mean of class c's old embeddings, V and b the old model's own classifier, in
+which class y has the label z; all are constants. The old model has seen some of the classes or
+none: with prototypes the others are synthesised in the same way, as in the paper (unseen =
+"synthesise"), or their images are left out of the influence (unseen = "ignore"). The old classifier
+knows only old classes.
 
 Paper: Shen et al., Towards Backward-Compatible Representation Learning, CVPR 2020, sec. 3.
 Needs of the old model: the class means of its embeddings of the new model's training set, and its
@@ -55,7 +56,7 @@ class BCT(Method):
                 "the published BCT ignores no class",
                 'use unseen="synthesise" or parity="corrected"',
             )
-        self.seen = cfg.num_classes  # images of the classes from here on have no influence
+        old_label = torch.arange(cfg.num_classes)  # -1: its images have no influence
         if cfg.influence == "old_classifier":
             weight, bias = old.classifier()
             self.register_buffer("weight", weight, persistent=False)
@@ -67,12 +68,13 @@ class BCT(Method):
                 self.start, _ = class_share(cfg.num_classes)
             self.register_buffer("prototypes", prototypes, persistent=False)
         if cfg.influence == "old_classifier" or cfg.unseen == "ignore":
-            self.seen = old.seen_classes()
-            if self.seen == 0:
+            old_label = old.new_to_old()
+            if (old_label < 0).all():
                 raise BctError(
                     f"in {cfg.scenario} the old model has seen none of the new classes",
                     'use influence="prototype" with unseen="synthesise"',
                 )
+        self.register_buffer("old_label", old_label, persistent=False)
 
     def forward(self, embeddings, batch, head, rng):
         influence = self.influence(embeddings.float(), batch.labels)
@@ -84,13 +86,13 @@ class BCT(Method):
     def influence(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if self.cfg.influence == "old_classifier":
             logits = F.linear(embeddings, self.weight, self.bias)  # (B, C_old)
-            seen = labels < self.seen
-            each = F.cross_entropy(logits, labels.where(seen, 0), reduction="none")
+            old, seen = self.old_label[labels], self.old_label[labels] >= 0
+            each = F.cross_entropy(logits, old.where(seen, 0), reduction="none")
             return mean_of_chosen(each, seen)
         if self.cfg.parity == "published":
             return F.cross_entropy(F.normalize(embeddings) @ self.prototypes.t(), labels)
         margin, scale = self.cfg.influence_margin, self.cfg.influence_scale
-        labels = labels.where(labels < self.seen, -1)
+        labels = labels.where(self.old_label[labels] >= 0, -1)
         return prototype_softmax(embeddings, labels, self.prototypes, self.start, margin, scale)
 
 

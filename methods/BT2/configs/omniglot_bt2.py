@@ -3,26 +3,12 @@
 See runs/omniglot.sh.
 """
 
-from easydict import EasyDict as edict
+from bct.config import execute
+from bct.files import ROOT
 
-config = edict()
+config = execute(ROOT / "configs" / "omniglot_new_class100.py")  # the same network
 config.scenario = "EXclass"
 config.old_config = "omniglot_old_class50"
-config.rec = "work_dirs/omniglot/train_part_75_data.txt"
-config.image_size = 28
-config.pixels = "imagenet"
-config.augment = "shift"
-config.batch_size = 64
-config.num_workers = 1
-config.lr = 0.1
-config.lr_policy = "cosine"
-config.warmup_epoch = 1
-config.network = "conv4_w64"
-config.embedding_size = 64
-config.margin_list = (1.0, 0.0, 0.0)  # a cosine classifier without margin
-config.scale = 16.0
-config.num_epoch = 8
-config.seed = 1666
 config.new_config = "omniglot_new_class100"
 config.extra_dim = 16
 config.head = "margin"
