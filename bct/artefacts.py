@@ -133,11 +133,19 @@ def _digest(array: np.ndarray) -> str:
 
 def is_valid(path: Path, **expected: Any) -> bool:
     """Whether there is an artefact that can be used and whose manifest has these entries."""
+    return open_valid(path, **expected) is not None
+
+
+def open_valid(path: Path, **expected: Any) -> np.ndarray | None:
+    """The array of an artefact that is_valid, else None.
+
+    One opening both checks and returns: between two, another run could replace the file.
+    """
     try:
-        _, manifest = open_artefact(path)
+        array, manifest = open_artefact(path)
     except BctError:
-        return False
-    return all(manifest.get(key) == value for key, value in expected.items())
+        return None
+    return array if all(manifest.get(key) == value for key, value in expected.items()) else None
 
 
 def open_artefact(path: Path, how: str = "") -> tuple[np.ndarray, dict[str, Any]]:

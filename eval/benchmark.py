@@ -19,7 +19,7 @@ from easydict import EasyDict
 
 from bct import distributed
 from bct.amp import amp_dtype, dtype_name
-from bct.artefacts import is_valid, open_artefact, write_artefact
+from bct.artefacts import open_valid, write_artefact
 from bct.bootstrap import bootstrap_tar_difference
 from bct.compatibility import compatible, p_1, p_comp, p_up, price, update_gain
 from bct.errors import BctError, run_cli
@@ -116,12 +116,12 @@ class Judge:
             "amp": dtype_name(self.dtype),
         }
         path = self.args.cache / f"{'_'.join(value[:12] for value in made_from.values())}.npy"
-        if not is_valid(path, **made_from):
+        embeddings = open_valid(path, **made_from)
+        if embeddings is None:
             backbone = load_backbone(weights, None, self.dtype, fold=True).to(self.device)
             embeddings = embed(backbone, self.set.images, self.device)
             with write_artefact(path, embeddings.shape, "float32", **made_from) as out:
                 out[:] = embeddings
-        embeddings = np.array(open_artefact(path)[0])
         return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
 
     def scenario(self, root: Path, scenario: str, seeds: dict[str, list[str]]) -> dict[str, dict]:

@@ -85,7 +85,8 @@ def extract(
         "parity": cfg.parity,
         "amp": dtype_name(dtype),
     }
-    if not force and all(is_valid(path, **made_from) for path in paths):
+    valid = not force and all(is_valid(path, **made_from) for path in paths)
+    if all(distributed.all_gather_object(valid)):
         return distributed.say(f"{paths[0]} is up to date: reusing it")
 
     loader = Loader(

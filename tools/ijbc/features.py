@@ -7,7 +7,7 @@ import torch
 
 from bct import distributed
 from bct.amp import dtype_name
-from bct.artefacts import is_valid, open_artefact, shared_artefact
+from bct.artefacts import open_valid, shared_artefact
 from bct.embeddings import is_stored, stored_embeddings
 from bct.errors import BctError
 from bct.files import sha256_file
@@ -90,9 +90,10 @@ def image_features(
     }
     key = f"{made_from['model'][:12]}_{made_from['data'][:12]}_{made_from['amp']}"
     path = Path(cache) / f"{protocol.subset}_{key}{'' if mirror else '_plain'}.npy"
-    if is_valid(path, **made_from) and not reload:
+    cached = None if reload else open_valid(path, **made_from)
+    if all(distributed.all_gather_object(cached is not None)):
         distributed.say(f"{weights}: embeddings are cached in {path.name}")
-        return open_artefact(path)[0]
+        return cached
     backbone = backbone.to(device)
     crops = LooseCrops(protocol)
     loader = Loader(crops, batch_size, device, num_workers=num_workers, train=False)
@@ -106,4 +107,5 @@ def image_features(
                 embeddings = embeddings + backbone(batch.images.flip(3))
             out[batch.index.cpu().numpy()] = embeddings.cpu().numpy()
     distributed.barrier()
-    return open_artefact(path)[0]
+    out.flags.writeable = False
+    return out  # not what `path` is by now: another run may be replacing it
