@@ -135,25 +135,19 @@ def _latest_whole(output: str | Path) -> Path | BctError:
             return path
         except BctError as error:
             logging.warning("%s; trying the one before", error.what)
-            problem = error
+            # not the error itself: its traceback would keep the run's loader and workers alive
+            problem = BctError(error.what, error.do)
     return problem
 
 
 def _buffers_of_ranks(*modules: nn.Module) -> list[list[dict[str, torch.Tensor]]]:
     """[rank][module]: the saved buffers that are each rank's own, on the CPU."""
-    own = [
-        {
-            key: value.cpu()
-            for key, value in module.state_dict().items()
-            if key in _own_buffers(module)
-        }
-        for module in modules
-    ]
-    return distributed.all_gather_object(own)
+    return distributed.all_gather_object([_own_buffers(module) for module in modules])
 
 
-def _own_buffers(module: nn.Module) -> set[str]:
-    return {name for name, _ in module.named_buffers()} - set(getattr(module, "class_sharded", ()))
+def _own_buffers(module: nn.Module) -> dict[str, torch.Tensor]:
+    own = {name for name, _ in module.named_buffers()} - set(getattr(module, "class_sharded", ()))
+    return {key: value.cpu() for key, value in module.state_dict().items() if key in own}
 
 
 def _restore_buffers(saved: list[list[dict[str, torch.Tensor]]], *modules: nn.Module) -> None:

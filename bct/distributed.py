@@ -75,7 +75,7 @@ def fail(report: str) -> NoReturn:
     since threads and destructors of a broken process group may wait for ever.
     """
     try:
-        first = _store(timeout=0.3)[0].add("failed", 1) == 1
+        first = _store(timeout=0.1)[0].add("failed", 1) == 1
     except (RuntimeError, ValueError, BctError):  # no store to ask, or not for us
         first = True
     if first:

@@ -33,7 +33,7 @@ def build(folder: Path) -> Path:
     tool("split_dataset", folder / "train.rec", "--ratio", 30)
     common = (
         "from easydict import EasyDict\nconfig = EasyDict()\nconfig.embedding_size = 16\n"
-        f"config.rec = {str(folder)!r}\nconfig.network = 'demo_w16'\nconfig.amp = 'off'\n"
+        f"config.rec = {str(folder)!r}\nconfig.network = 'demo_w32'\nconfig.amp = 'off'\n"
         f"config.feature_save = {str(folder / 'features')!r}\n"
     )
     for kind in ("class", "data"):

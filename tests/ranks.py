@@ -10,9 +10,8 @@ import torch
 import torch.distributed as dist
 
 # ranks are forked from a clean process that has imported everything once: seconds less per call
-multiprocessing.set_forkserver_preload(
-    ["torch", "torch._dynamo", "bct.train", "sklearn.metrics", "hypothesis", "pytest"]
-)
+IMPORTED = "torch torch._dynamo bct.train tools.ijbc.report tools.upgrade.page hypothesis pytest"
+multiprocessing.set_forkserver_preload(IMPORTED.split())
 
 
 def run_on_ranks(world_size: int, function: Callable[..., Any], *args: Any) -> list[Any]:

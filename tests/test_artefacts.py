@@ -2,20 +2,18 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from faces import write_faces
+from script import run_script
 
 from backbones import get_model
 from bct.artefacts import OldModel, artefact_path, open_artefact, write_artefact
 from bct.config import load_config
 from bct.datasets import RecordFaces
 from bct.errors import BctError
-from bct.files import ROOT
 from bct.images import decode, to_network
 from bct.method import Method
 from bct.statistics import class_means, credible_mask
@@ -25,13 +23,7 @@ SD = "old_class70"
 
 
 def run(tool, *arguments, ranks=1):
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
-    return subprocess.run(
-        [*launcher, str(ROOT / "tools" / tool), *map(str, arguments)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return run_script(f"tools/{tool}", *arguments, ranks=ranks)
 
 
 @pytest.fixture(scope="module")

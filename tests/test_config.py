@@ -1,10 +1,9 @@
 """Configs: merging, overriding, resolving, refusing."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from script import run_script
 
 from bct.config import load_config, save_config
 from bct.errors import BctError
@@ -158,11 +157,6 @@ def test_names():
     ],
 )
 def test_the_command_line_fails_in_two_lines(arguments, word):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "train_old.py"), *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_script("train_old.py", *arguments)
     assert done.returncode == 1
     assert word in done.stderr and len(done.stderr.strip().splitlines()) == 2, done.stderr

@@ -1,13 +1,12 @@
 """The drawn demo data: formats, determinism, disjoint people, landmarks, refusals."""
 
 import json
-import subprocess
-import sys
 from collections import Counter
 from itertools import pairwise
 
 import numpy as np
 import pytest
+from script import run_script
 
 from bct.datasets import open_faces
 from bct.errors import BctError
@@ -38,8 +37,7 @@ def rows(path, separator=None):
 
 
 def cli(*args):
-    command = [sys.executable, make_demo_data.__file__, *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return run_script("tools/make_demo_data.py", *args)
 
 
 def test_training_set_is_in_insightface_layout(data):

@@ -2,28 +2,20 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
+from script import run_script
 
 from backbones import get_model
-from bct.files import ROOT
 from tools.ijbc.protocol import read_protocol
 from tools.ijbc.scoring import MODES, pair_scores, template_features
 
 
 def evaluate(tmp_path, *arguments, ranks=1):
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
-    return subprocess.run(
-        [*launcher, str(ROOT / "eval/ijbc.py"), "-o", str(tmp_path / "out"), "--cache",
-         str(tmp_path / "cache"), "--amp", "off", "-j", "1", *map(str, arguments)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    common = ("-o", tmp_path / "out", "--cache", tmp_path / "cache", "--amp", "off", "-j", "1")
+    return run_script("eval/ijbc.py", *common, *arguments, ranks=ranks)
 
 
 def test_command_line(ijb, weights, tmp_path):

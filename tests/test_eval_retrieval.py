@@ -3,7 +3,6 @@ networks, alone and on two ranks."""
 
 import importlib.util
 import json
-import subprocess
 import sys
 
 import numpy as np
@@ -12,6 +11,7 @@ import simplejpeg
 import torch
 from faces import jpeg
 from ranks import run_on_ranks
+from script import run_script
 from sklearn.metrics import average_precision_score
 from torchvision.transforms.v2.functional import center_crop, resize
 
@@ -472,8 +472,7 @@ def test_refusals(run, tmp_path):
 
 
 def test_an_error_is_two_lines(tmp_path):
-    done = subprocess.run(
-        [sys.executable, str(ROOT / "eval/retrieval.py"), "-m", "nothing.pt", "--data",
-         str(tmp_path), "--leave-one-out"], capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    done = run_script(
+        "eval/retrieval.py", "-m", "nothing.pt", "--data", tmp_path, "--leave-one-out"
+    )
     assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 2, done.stderr

@@ -2,17 +2,15 @@
 
 import json
 import pickle
-import subprocess
-import sys
 
 import numpy as np
 import pytest
 import torch
 from faces import jpeg
+from script import run_script
 from sklearn.metrics import roc_curve
 
 from backbones import get_model
-from bct.files import ROOT
 from bct.verification import accuracy, embed, load_bin
 
 
@@ -38,14 +36,8 @@ def make_set(path, same, different):
 
 
 def run(tmp_path, *arguments, ranks=1):
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
-    return subprocess.run(
-        [*launcher, str(ROOT / "eval/verification.py"), "-o", str(tmp_path / "out"), "--amp", "off",
-         *map(str, arguments)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    common = ("-o", tmp_path / "out", "--amp", "off")
+    return run_script("eval/verification.py", *common, *arguments, ranks=ranks)
 
 
 def test_self_and_cross_figures(models, tmp_path):

@@ -4,14 +4,13 @@ import json
 import re
 import shutil
 import subprocess
-import sys
 from collections import Counter
 from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from script import run_script
 
-from bct.files import ROOT
 from tools.ijbc.protocol import Gallery, Protocol
 from tools.ijbc.scoring import pair_scores, template_features
 from tools.upgrade import page
@@ -269,10 +268,7 @@ def test_unknown_speed_is_said(tmp_path):
 
 
 def run(*arguments):
-    return subprocess.run(
-        [sys.executable, str(ROOT / "eval/report.py"), *map(str, arguments)],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    return run_script("eval/report.py", *arguments)
 
 
 @pytest.fixture

@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
 from faces import write_faces
 from ranks import run_on_ranks
+from script import run_script
 from tiny import TINY, assert_same_run, differences, family, stopping_at
 
 from bct import distributed
@@ -216,9 +218,10 @@ def test_sigterm_saves_and_ends(job, start, launcher):
     assert f"stopped by SIGTERM after step {step}" in (job.output / "training.log").read_text()
 
 
+@pytest.mark.slow
 def test_torchrun_restarts_after_a_killed_rank(job, start, tmp_path):
     overrides = ["num_epoch=12", "batch_size=4", "save_every=1"]
-    whole = call([*TORCHRUN, *command(job, tmp_path / "whole", *overrides)])
+    whole = run_script(*command(job, tmp_path / "whole", *overrides), ranks=2)
     assert whole.returncode == 0, whole.stderr
     restarting = [*TORCHRUN, "--max-restarts=3", *command(job, job.output, *overrides)]
     process = start(restarting, stdout=subprocess.DEVNULL)
@@ -257,11 +260,10 @@ main(Failing)
 )
 def test_the_first_rank_to_fail_says_why_and_the_job_ends(job, tmp_path, what, words):
     (tmp_path / "failing.py").write_text(SCRIPT.format(what=what))
-    done = call(
-        [*TORCHRUN, *command(job, job.output, "batch_size=4", "timeout=0.1",
-                             script=tmp_path / "failing.py")],
-        env={**os.environ, "PYTHONPATH": str(ROOT)}, timeout=300,
-    )  # fmt: skip
+    script, *arguments = command(
+        job, job.output, "batch_size=4", "timeout=0.1", script=tmp_path / "failing.py"
+    )
+    done = run_script(script, *arguments, ranks=2)
     assert done.returncode == 1
     for word in words:
         assert word in done.stderr, done.stderr
@@ -288,18 +290,19 @@ def test_ranks_that_disagree_find_out_before_the_first_step(job, tmp_path):
         assert not job.output.exists()
 
 
-def test_ranks_of_different_world_sizes(job, start):
+def test_ranks_of_different_world_sizes(job):
     """Started by hand: rank 1 believes in three ranks."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
-    ranks = []
-    for rank, size in enumerate(("2", "3")):
-        env = {"RANK": str(rank), "WORLD_SIZE": size, "MASTER_ADDR": "localhost", "LOCAL_RANK": "0"}
-        command_line = command(job, job.output, "batch_size=4", "timeout=0.1")
-        env = {**os.environ, **env, "MASTER_PORT": port}
-        ranks.append(start([sys.executable, *command_line], env=env))
-    error = ranks[1].communicate(timeout=300)[1]
-    assert "rank 1 was started for 3 ranks, rank 0 for 2" in error
-    assert ranks[0].wait(300) == ranks[1].returncode == 1
+    by_hand = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "LOCAL_RANK": "0"}
+    command_line = command(job, job.output, "batch_size=4", "timeout=0.1")
+    with ThreadPoolExecutor() as pool:
+        ranks = [
+            pool.submit(run_script, *command_line, env={**by_hand, "RANK": rank, "WORLD_SIZE": n})
+            for rank, n in (("0", "2"), ("1", "3"))
+        ]
+    first, second = (rank.result() for rank in ranks)
+    assert "rank 1 was started for 3 ranks, rank 0 for 2" in second.stderr
+    assert first.returncode == second.returncode == 1
     assert not job.output.exists()

@@ -1,12 +1,12 @@
 """The split rule, on golden counts and on real faces; parts of image sets are lists."""
 
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 from faces import picture, write_faces
 from PIL import Image
+from script import run_script
 from test_image_sets import write_cifar
 
 from bct.datasets import FolderFaces, RecordFaces, open_faces
@@ -87,10 +87,7 @@ def test_command_line_names_reuse_and_refusal(tmp_path, split, capsys):
     assert capsys.readouterr().out.count("reusing it") == 4
     write_faces(tmp_path / "train.rec", [4, 4, 4, 5])
     before = (tmp_path / "train_part_25_class.rec").read_bytes()
-    again = subprocess.run(
-        [sys.executable, "tools/split_dataset.py", str(tmp_path), "--ratio", "25"],
-        capture_output=True, text=True, check=False,
-    )  # fmt: skip
+    again = run_script("tools/split_dataset.py", tmp_path, "--ratio", 25)
     assert again.returncode == 1 and len(again.stderr.strip().splitlines()) == 2
     assert (tmp_path / "train_part_25_class.rec").read_bytes() == before
 

@@ -229,7 +229,7 @@ def test_what_a_run_leaves(job):
     assert [e["step"] for e in lines if "checkpoint_seconds" in e] == [2, 4]
     assert {"loss", "learning_rate", "speed", "data_wait", "epoch"} <= steps[0].keys()
     info = json.loads((job.output / "model.json").read_text())
-    assert (info["network"], info["embedding_size"], info["num_classes"]) == ("demo_w16", 16, 5)
+    assert (info["network"], info["embedding_size"], info["num_classes"]) == ("demo_w32", 16, 5)
     again = load_config(job.output / "config.py")
     assert again.num_classes == 5 and again.num_image == 20
 

@@ -12,7 +12,7 @@ from bct.checkpoint import checkpoints
 from bct.config import load_config
 from bct.method import Method
 
-TINY = ["network=demo_w16", "embedding_size=16", "batch_size=8", "num_epoch=2", "frequent=1",
+TINY = ["network=demo_w32", "embedding_size=16", "batch_size=8", "num_epoch=2", "frequent=1",
         "num_workers=1", "amp=off"]  # fmt: skip
 
 
