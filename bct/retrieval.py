@@ -1,22 +1,8 @@
 """Retrieval: CMC top-k and mean average precision, exact, without ranking the gallery.
 
-An average precision needs no order of the whole gallery, only how many items score at least as high
-as each of the query's positives (items of its class):
-
-    AP = mean over positives p of  #{positives >= s_p} / #{items >= s_p}
-    rank of the first hit = 1 + #{negatives >= the best positive}
-
-This is scikit-learn's average_precision_score, which takes items of one score together. Ties count
-against the query: a negative that scores as high as the best positive comes before it, as in
-bct.metrics.identification. The reference evaluators leave ties to an unstable sort.
-
-Scores are float32 products, computed in blocks. Each is computed once, and that number serves as
-threshold and is counted: the same two rows multiplied in a block of another shape may differ in the
-last bit. Memory: float32 copies of the embeddings and less than 1 GiB, however many items.
+bct.ranking has the definitions and the computation; here are its inputs, checked, and its figures.
 """
 
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import numpy as np
@@ -24,10 +10,7 @@ import torch
 
 from bct.distributed import generator
 from bct.errors import BctError
-
-SIDE = 1 << 12  # rows of a block of scores
-SCORES = 1 << 25  # numbers held at once: of a block, or of all positives
-CHUNK = 1 << 18  # scores that a thread sorts at once: they stay in its cache
+from bct.ranking import SCORES, by_pairs, by_rows
 
 METRICS = ("cosine", "l2")
 
@@ -75,7 +58,7 @@ def retrieval(
     _check(query, query_labels, gallery, gallery_labels, metric, ks)
     labels = np.unique(np.concatenate([query_labels, gallery_labels]), return_inverse=True)[1]
     labels, others = labels[: len(query)], labels[len(query) :]
-    return _result(*_by_rows(query, labels, gallery, others, metric, own=False), ks)
+    return _result(*by_rows(query, labels, gallery, others, metric, own=False), ks)
 
 
 def leave_one_out(
@@ -104,9 +87,9 @@ def leave_one_out(
     _check(query, labels, query if gallery is None else gallery, labels, metric, ks)
     labels, sizes = np.unique(labels, return_inverse=True, return_counts=True)[1:]
     if gallery is None and len(labels) * sizes.max() <= SCORES:
-        return _result(*_by_pairs(query, labels, metric), ks)
+        return _result(*by_pairs(query, labels, metric), ks)
     gallery = query if gallery is None else gallery
-    return _result(*_by_rows(query, labels, gallery, labels, metric, own=True), ks)
+    return _result(*by_rows(query, labels, gallery, labels, metric, own=True), ks)
 
 
 def of_queries(result: Retrieval, chosen: np.ndarray) -> Retrieval:
@@ -196,194 +179,6 @@ def bootstrap_means(
         weight = np.bincount(drawn, minlength=len(sizes))  # (U,)
         means[r] = sums @ weight / (sizes @ weight)
     return means
-
-
-def _by_rows(
-    query: np.ndarray,
-    query_labels: np.ndarray,
-    gallery: np.ndarray,
-    gallery_labels: np.ndarray,
-    metric: str,
-    own: bool,
-    block: int = SIDE,
-) -> tuple[np.ndarray, np.ndarray]:
-    """(ap, rank), see Retrieval, from blocks of queries by the whole gallery.
-
-    Labels are 0, 1, ...; own: query i and gallery row i are the same item.
-    """
-    ap, rank = _nothing(len(query))
-    sizes = np.bincount(gallery_labels, minlength=query_labels.max() + 1)
-    ends = np.cumsum(sizes)
-    columns = np.argsort(gallery_labels, kind="stable")  # a query's positives lie side by side
-    rows = np.argsort(query_labels, kind="stable")
-    rows = rows[sizes[query_labels[rows]] > own]
-    if not len(rows):
-        return ap, rank
-    place = np.argsort(columns)
-    a, b = _factors(query, rows, metric)[0], _factors(gallery, columns, metric)[1]
-    # of each positive its score, its count and what is made of them are held, too
-    width = len(gallery) + 8 * int(sizes[query_labels[rows]].max())
-    block = max(1, min(block, SCORES // width))
-    buffer = torch.empty(min(block, len(rows)) * len(gallery))
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for start in range(0, len(rows), block):
-            chosen = rows[start : start + block]
-            scores = _product(a[start : start + block], b, buffer)
-            if own:
-                scores[np.arange(len(chosen)), place[chosen]] = -np.inf
-            spans = [
-                (i, j, ends[label] - sizes[label], ends[label])
-                for i, j, label in _runs(query_labels[chosen])
-            ]
-            positives = _positives(scores, spans, own)
-            counts = _count_at_least(scores, positives, pool)
-            ap[chosen], rank[chosen] = _precision(positives, counts)
-    return ap, rank
-
-
-def _by_pairs(
-    features: np.ndarray, labels: np.ndarray, metric: str, side: int = SIDE
-) -> tuple[np.ndarray, np.ndarray]:
-    """(ap, rank) of leave-one-out by half of the products, as both metrics are symmetric.
-
-    The blocks on the diagonal are whole classes, so they hold all positives. After them every other
-    block is counted for its rows and, transposed, for its columns. Labels are 0, 1, ...
-    """
-    ap, rank = _nothing(len(labels))
-    order = np.argsort(labels, kind="stable")
-    runs = _runs(labels[order])
-    largest = max(j - i for i, j, _ in runs)
-    if largest == 1:
-        return ap, rank
-    a, b = _factors(features, order, metric)
-    classes = _whole_classes(runs, side)
-    blocks = [(block[0][0], block[-1][1]) for block in classes]
-    side = max(j - i for i, j in blocks)
-    buffer, transposed = torch.empty(side * side), torch.empty(side * side)
-    positives = np.full((len(order), largest - 1), np.inf, np.float32)
-    counts = np.empty(positives.shape, np.int32)
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for (i, j), block in zip(blocks, classes, strict=True):
-            scores = _product(a[i:j], b[i:j], buffer)
-            np.fill_diagonal(scores, -np.inf)
-            spans = [(first - i, end - i, first - i, end - i) for first, end, _ in block]
-            found = _positives(scores, spans, own=True)
-            positives[i:j, : found.shape[1]] = found
-            counts[i:j] = _count_at_least(scores, positives[i:j], pool)
-        for n, (i, j) in enumerate(blocks):
-            for k, end in blocks[n + 1 :]:
-                scores = _product(a[i:j], b[k:end], buffer)
-                other = transposed[: scores.size].view(end - k, j - i)
-                other.copy_(torch.from_numpy(scores).T)  # before counting sorts the rows
-                counts[i:j] += _count_at_least(scores, positives[i:j], pool)
-                counts[k:end] += _count_at_least(other.numpy(), positives[k:end], pool)
-    for i, j in blocks:
-        ap[order[i:j]], rank[order[i:j]] = _precision(positives[i:j], counts[i:j])
-    return ap, rank
-
-
-def _nothing(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """(ap, rank) of n queries without a positive."""
-    return np.full(n, np.nan), np.zeros(n, np.int64)
-
-
-def _factors(
-    features: np.ndarray, order: np.ndarray, metric: str
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Float32 rows in this order, as queries and as gallery, whose products are the scores."""
-    rows = np.asarray(features[order], np.float32)
-    if not np.isfinite(rows).all():
-        raise BctError(
-            "the embeddings hold NaN or inf", "check the weights and the precision (--amp off)"
-        )
-    x = torch.from_numpy(rows)
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)
-    if metric == "cosine":
-        x /= norm.clamp_min(1e-12)
-        return x, x
-    half = norm.square().div(2).float()
-    if not torch.isfinite(4 * half).all():  # no score may overflow
-        raise BctError("the embeddings are too long for float32", "normalise them")
-    one = torch.ones_like(half)
-    return torch.cat([x, -half, one], 1), torch.cat([x, one, -half], 1)
-
-
-def _product(a: torch.Tensor, b: torch.Tensor, buffer: torch.Tensor) -> np.ndarray:
-    """a b^T, float32 (A, B), in the buffer's memory."""
-    out = buffer[: len(a) * len(b)].view(len(a), len(b))
-    return torch.mm(a, b.T, out=out).numpy()
-
-
-def _runs(labels: np.ndarray) -> list[tuple[int, int, int]]:
-    """(first, end, label) of each run of equal labels."""
-    starts = np.flatnonzero(np.diff(labels, prepend=labels[0] - 1))
-    return list(zip(starts, [*starts[1:], len(labels)], labels[starts], strict=True))
-
-
-def _whole_classes(runs: list[tuple[int, int, int]], side: int) -> list[list[tuple[int, int, int]]]:
-    """The runs in groups, of at most `side` rows if no class has more."""
-    groups = [runs[:1]]
-    for run in runs[1:]:
-        if run[1] - groups[-1][0][0] > side:
-            groups.append([])
-        groups[-1].append(run)
-    return groups
-
-
-def _positives(
-    scores: np.ndarray, spans: Sequence[tuple[int, int, int, int]], own: bool
-) -> np.ndarray:
-    """Each row's scores of positives, ascending, then inf: float32 (B, P).
-
-    Args:
-        spans: (i, j, first, end): the positives of rows i..j-1 are columns first..end-1.
-        own: these hold the query itself at -inf, which is left out.
-    """
-    width = max(end - first for _, _, first, end in spans)
-    out = np.full((len(scores), width), np.inf, np.float32)
-    for i, j, first, end in spans:
-        out[i:j, : end - first] = scores[i:j, first:end]
-    out.sort(axis=1)
-    return np.ascontiguousarray(out[:, own:])
-
-
-def _count_at_least(
-    scores: np.ndarray, thresholds: np.ndarray, pool: ThreadPoolExecutor
-) -> np.ndarray:
-    """How many of its row's scores are >= each threshold, int32 (B, P). Sorts the scores' rows.
-
-    Args:
-        scores: float32 (B, G); thresholds: float32 (B, P), ascending.
-    """
-    # what lies below the lowest threshold counts for none; made equal it costs the sort one pass
-    below = np.nextafter(thresholds[:, :1], np.float32(-np.inf))
-
-    def sort(start: int) -> None:
-        rows = scores[start : start + chunk]
-        np.maximum(rows, below[start : start + chunk], out=rows)
-        rows.sort(axis=1)
-
-    chunk = max(1, CHUNK // scores.shape[1])
-    list(pool.map(sort, range(0, len(scores), chunk)))  # both calls run without Python's lock
-    lower = torch.searchsorted(
-        torch.from_numpy(scores), torch.from_numpy(thresholds), out_int32=True
-    )
-    return scores.shape[1] - lower.numpy()
-
-
-def _precision(positives: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """(ap (B,), rank (B,)) from the positives' scores, ascending, then inf, and their counts."""
-    found = np.isfinite(positives)  # (B, P)
-    number = found.sum(1)
-    thresholds = torch.from_numpy(positives)
-    lower = torch.searchsorted(thresholds, thresholds, out_int32=True).numpy()
-    as_high = number[:, None].astype(np.int32) - lower  # positives that score at least as high
-    precision = np.divide(as_high, counts, where=found, out=np.zeros(found.shape))
-    any_found = number > 0
-    ap = np.divide(precision.sum(1), number, where=any_found, out=np.full(len(number), np.nan))
-    best = np.arange(len(number)), np.maximum(number - 1, 0)
-    rank = np.where(any_found, 1 + counts[best] - as_high[best], 0)
-    return ap, rank
 
 
 def _result(ap: np.ndarray, rank: np.ndarray, ks: tuple[int, ...]) -> Retrieval:

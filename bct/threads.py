@@ -1,4 +1,4 @@
-"""Work on rows in threads, for NumPy and SciPy calls that use one thread each."""
+"""Work on rows in threads of our own; torch, NumPy and SciPy use one thread in each of them."""
 
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -13,19 +13,23 @@ Result = TypeVar("Result")
 def in_threads(work: Callable[[slice], Result], total: int, block: int) -> Iterator[Result]:
     """work(rows) for every block of 0..total-1, in their order, on as many threads as torch uses.
 
-    NumPy and SciPy let go of the interpreter meanwhile and start no threads in turn. Few results
+    The libraries let go of the interpreter meanwhile. Threads that torch started between two calls
+    of theirs would go on spinning and take the cores from them: here it starts none. Few results
     are ahead of the one that is asked for: they may be as large as their rows. Nothing is done
     that is not asked for, and an error in a thread is raised here.
     """
     threads = torch.get_num_threads()
-    with ThreadPoolExecutor(threads) as pool:
-        waiting: deque = deque()
-        for start in range(0, total, block):
-            if len(waiting) == 2 * threads:
+    try:
+        with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+            waiting: deque = deque()
+            for start in range(0, total, block):
+                if len(waiting) == 2 * threads:
+                    yield waiting.popleft().result()
+                waiting.append(pool.submit(work, slice(start, min(start + block, total))))
+            while waiting:
                 yield waiting.popleft().result()
-            waiting.append(pool.submit(work, slice(start, min(start + block, total))))
-        while waiting:
-            yield waiting.popleft().result()
+    finally:
+        torch.set_num_threads(threads)  # threads that torch starts later inherit the last number
 
 
 def each_in_threads(work: Callable[[slice], None], total: int, block: int) -> None:

@@ -14,7 +14,8 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score
 
-from bct.retrieval import SIDE, Retrieval, leave_one_out
+from bct.ranking import SIDE
+from bct.retrieval import Retrieval, leave_one_out
 from benchmarks.common import Goal, Row, median, peak_gib, publish, seconds, start
 
 

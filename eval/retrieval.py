@@ -10,7 +10,7 @@
 
 q / g is a query by model q against a gallery by model g. With -m_old there are old/old, new/old and
 new/new; -m_free is the new network trained without compatibility, by which a gain is measured.
-Top-k and mAP are exact, see bct/retrieval.py. Where the class names of the old model's data are
+Top-k and mAP are exact, see bct/ranking.py. Where the class names of the old model's data are
 known, queries of classes it was trained on and of others are given apart, too. A self test uses all
 dimensions of its model; how two widths meet is for --dimensions to say.
 

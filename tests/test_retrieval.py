@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
 
+from bct import ranking
 from bct import retrieval as r
 from bct.distributed import generator
 from bct.errors import BctError
@@ -98,9 +99,9 @@ def test_the_size_of_the_blocks_changes_nothing(metric):
     )
     for size in (1, 2, 7, 33, 64, 1000):
         for expected, (ap, rank) in (
-            (same, r._by_pairs(x, labels, metric, side=size)),
-            (same, r._by_rows(x, labels, x, labels, metric, own=True, block=size)),
-            (cross, r._by_rows(x, labels, old, labels, metric, own=True, block=size)),
+            (same, ranking.by_pairs(x, labels, metric, side=size)),
+            (same, ranking.by_rows(x, labels, x, labels, metric, own=True, block=size)),
+            (cross, ranking.by_rows(x, labels, old, labels, metric, own=True, block=size)),
         ):
             np.testing.assert_allclose(ap, expected[0], rtol=0, atol=1e-12)
             np.testing.assert_array_equal(rank, expected[1])
@@ -109,10 +110,15 @@ def test_the_size_of_the_blocks_changes_nothing(metric):
 def test_half_of_the_products_give_the_same_bits_as_all():
     rng = np.random.default_rng(2)
     x, labels = exact(rng, 300, "cosine"), np.arange(300) % 45
-    pairs = r._by_pairs(x, labels, "cosine", side=70)
-    rows = r._by_rows(x, labels, x, labels, "cosine", own=True, block=64)
-    for ours, plain in zip(pairs, rows, strict=True):
-        np.testing.assert_array_equal(ours, plain)
+    rows = ranking.by_rows(x, labels, x, labels, "cosine", own=True, block=64)
+    before = torch.get_num_threads()
+    for threads in (1, 4):
+        torch.set_num_threads(threads)
+        pairs = ranking.by_pairs(x, labels, "cosine", side=70)
+        assert torch.get_num_threads() == threads
+        for ours, plain in zip(pairs, rows, strict=True):
+            np.testing.assert_array_equal(ours, plain)
+    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("metric", r.METRICS)
@@ -124,13 +130,13 @@ def test_real_numbers_against_scikit_learn_on_the_very_scores(metric):
     x, old = (identity[labels] + 2 * rng.standard_normal((2, 200, 32))).astype(np.float32)
     old[50:90] = old[110:150]  # duplicates, mostly of another class
     order = np.arange(200)
-    a, b = r._factors(x, order, metric)[0], r._factors(old, order, metric)[1]
+    a, b = ranking._factors(x, order, metric)[0], ranking._factors(old, order, metric)[1]
     scores = (a @ b.T).numpy()
     assert np.allclose(scores, score_matrix(x, old, metric), atol=1e-4)
     expected = brute_force(scores, labels, labels, own=True)
     check(leave_one_out(x, labels, old, metric), *expected)
     expected = brute_force(scores[:77], labels[:77], labels)
-    a = r._factors(x[:77], order[:77], metric)[0]
+    a = ranking._factors(x[:77], order[:77], metric)[0]
     expected = brute_force((a @ b.T).numpy(), labels[:77], labels)
     check(retrieval(x[:77], labels[:77], old, labels, metric), *expected)
 
@@ -267,8 +273,9 @@ def test_classes_too_large_for_the_thresholds_take_the_plain_way(monkeypatch):
     rng = np.random.default_rng(9)
     x, labels = exact(rng, 90, "cosine"), np.arange(90) % 2
     expected = brute_force(score_matrix(x, x, "cosine"), labels, labels, own=True)
-    monkeypatch.setattr(r, "SCORES", 2000)
-    monkeypatch.setattr(r, "_by_pairs", None)  # 90 queries of 44 positives are more than 2,000
+    for module in (r, ranking):
+        monkeypatch.setattr(module, "SCORES", 2000)
+    monkeypatch.setattr(r, "by_pairs", None)  # 90 queries of 44 positives are more than 2,000
     check(leave_one_out(x, labels), *expected)
 
 
@@ -276,20 +283,21 @@ def test_classes_too_large_for_the_thresholds_take_the_plain_way(monkeypatch):
 def test_memory_stays_within_the_blocks(metric, monkeypatch):
     """No block of scores is larger than what SCORES allows, but for a class that must be whole."""
     sizes = []
-    count = r._count_at_least
+    count = ranking._count_at_least
 
     def watched(scores, *rest):
         sizes.append(scores.size)
         return count(scores, *rest)
 
-    monkeypatch.setattr(r, "_count_at_least", watched)
-    monkeypatch.setattr(r, "SCORES", 5000)
+    monkeypatch.setattr(ranking, "_count_at_least", watched)
+    monkeypatch.setattr(ranking, "SCORES", 5000)
+    monkeypatch.setattr(ranking, "LANES", 1)  # no padding
     rng = np.random.default_rng(10)
     x, labels = exact(rng, 300, metric), np.arange(300) % 30
     leave_one_out(x, labels, x.copy(), metric)
     assert max(sizes) <= 5000 and sum(sizes) == 300 * 300
     sizes.clear()
-    r._by_pairs(x, labels, metric, side=64)
+    ranking.by_pairs(x, labels, metric, side=64)
     assert max(sizes) <= 64 * 64 and sum(sizes) == 300 * 300
 
 
