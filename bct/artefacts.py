@@ -320,6 +320,8 @@ class OldModel:
     def classifier(self) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The old model's own softmax classifier: weight (C_old, D) and bias (C_old,) or None.
 
+        It is one of unit embeddings if classifies_unit().
+
         Raises BctError when the old model has none (trained with a margin head) or is gone, and
         when its rows are not its classes.
         """
@@ -333,6 +335,10 @@ class OldModel:
                 "put the model.pt and model.json of one training together",
             )
         return weight, bias
+
+    def classifies_unit(self) -> bool:
+        """Whether the old model's classifier was trained on embeddings of length 1 (head_unit)."""
+        return bool(self.about().get("head_unit"))
 
     def network(self, kind: str | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
         """The network that an artefact was made with, frozen: a batch's images -> (B, D).

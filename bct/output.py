@@ -137,6 +137,7 @@ def describe(cfg: EasyDict, faces: Faces, embedding_size: int) -> dict[str, Any]
         "embedding_size": embedding_size,
         "config": cfg.name,
         "head": cfg.head,
+        "head_unit": cfg.head_unit,
         "num_classes": cfg.num_classes,
         "class_names": getattr(faces, "class_names", None),
         "view": views.of_config(cfg)._asdict(),

@@ -352,15 +352,23 @@ class PartialFC(nn.Module):
 
 
 class SoftmaxHead(nn.Linear):
-    """Cross-entropy of a linear layer, without normalisation or margin.
+    """Cross-entropy of a linear layer, without margin.
 
-    The head of "softmax" old models (MixBCT reference): logits = W f + b on the raw embedding.
+    The head of "softmax" old models: logits = W f + b on the raw embedding (MixBCT reference), or
+    with unit on f / |f| (BT-2).
     Returns the mean over this rank's batch; DDP averages over ranks, each of which holds all rows.
     """
 
-    def __init__(self, dim: int, num_classes: int, bias: bool = True, smoothing: float = 0.0):
+    def __init__(
+        self,
+        dim: int,
+        num_classes: int,
+        bias: bool = True,
+        smoothing: float = 0.0,
+        unit: bool = False,
+    ):
         super().__init__(dim, num_classes, bias)
-        self.smoothing = smoothing
+        self.smoothing, self.unit = smoothing, unit
 
     def to_global(self, rows: torch.Tensor) -> torch.Tensor | None:
         return rows.cpu() if rank() == 0 else None
@@ -371,7 +379,8 @@ class SoftmaxHead(nn.Linear):
     def forward(
         self, embeddings: torch.Tensor, labels: torch.Tensor, rng: torch.Generator | None = None
     ) -> torch.Tensor:
-        logits = super().forward(embeddings.float())
+        embeddings = embeddings.float()
+        logits = super().forward(F.normalize(embeddings) if self.unit else embeddings)
         return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
 
 

@@ -271,7 +271,8 @@ def make_head(cfg: EasyDict) -> nn.Module:
     if cfg.head == "none":
         return NoHead()
     if cfg.head == "softmax":
-        return SoftmaxHead(cfg.embedding_size, cfg.num_classes, cfg.head_bias, cfg.label_smoothing)
+        options = cfg.head_bias, cfg.label_smoothing, cfg.head_unit
+        return SoftmaxHead(cfg.embedding_size, cfg.num_classes, *options)
     return PartialFC(
         cfg.embedding_size,
         cfg.num_classes,

@@ -19,6 +19,7 @@ config.head = (
     "margin"  # "margin": PartialFC with margin_list; "softmax": a linear layer; "none": no head
 )
 config.head_bias = True  # of the linear layer
+config.head_unit = False  # the linear layer sees embeddings of length 1, as BT-2's networks do
 config.label_smoothing = 0.0  # of the linear layer's cross-entropy
 config.margin_list = (1.0, 0.5, 0.0)  # target logit cos(m1 * theta + m2) - m3
 config.scale = 64.0

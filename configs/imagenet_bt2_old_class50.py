@@ -9,6 +9,7 @@ config.network = "resnet50_narrow"
 config.embedding_size = 128
 config.head = "softmax"
 config.head_bias = False
+config.head_unit = True
 config.label_smoothing = 0.1
 config.image_size = 224
 config.pixels = "imagenet"

@@ -15,6 +15,7 @@ config.common = {
     "embedding_size": 128,
     "head": "softmax",
     "head_bias": False,
+    "head_unit": True,
     "label_smoothing": 0.1,
     "image_size": 224,
     "pixels": "imagenet",

@@ -174,6 +174,19 @@ def test_the_old_classifiers_influence(disk, parity, scenario, model):
     np.testing.assert_array_equal(influence_of(method, NEW)[1].any(1), seen)
 
 
+def test_an_old_classifier_of_unit_embeddings_gets_such(disk):
+    state = torch.load(disk / "class" / "model.pt", weights_only=True)
+    weight, bias = (state[f"cls_fc.{key}"].double().numpy() for key in ("weight", "bias"))
+    seen = np.less(LABELS, SEEN)
+    write_json(disk / "class" / "model.json", {"num_classes": SEEN, "head_unit": True})
+
+    def by_hand(f):
+        rows = [weight @ (f_i / math.sqrt(f_i @ f_i)) + bias for f_i in f[seen]]
+        return mean_cross_entropy(rows, LABELS[seen])
+
+    assert_equal(on_disk(disk, scenario="EXclass", influence="old_classifier"), by_hand)
+
+
 @pytest.mark.parametrize("changes", [{"influence": "old_classifier"}, {"unseen": "ignore"}])
 def test_a_batch_without_seen_classes_has_no_influence(disk, changes):
     method = on_disk(disk, scenario="EXclass", **changes)

@@ -40,6 +40,8 @@ SELF = {"positives": "self"}
 class Old(OldArrays):
     """An old model in memory."""
 
+    unit = False
+
     def __init__(self, features=OLD, labels=LABELS, weight=WEIGHT, bias=BIAS, mapped=MAP):
         super().__init__(old_embedding=np.float32(features), old_embedding_label=labels)
         self.dim, self.mapped = features.shape[1], torch.as_tensor(mapped)
@@ -50,6 +52,9 @@ class Old(OldArrays):
 
     def classifier(self):
         return self.own
+
+    def classifies_unit(self):
+        return self.unit
 
     def new_to_old(self):
         return self.mapped
@@ -412,6 +417,18 @@ def test_an_old_classifier_without_bias():
     assert_equal(
         make("influence", old=Old(bias=None)), "influence", lambda f: influence(f, bias=None)
     )
+
+
+def test_an_old_classifier_of_unit_embeddings_gets_such():
+    """Its own rows; "all" has none of them."""
+    old = Old()
+    old.unit = True
+    assert_equal(make("influence", old=old), "influence", lambda f: influence([unit(v) for v in f]))
+    assert_equal(  # published, the teacher sees unit embeddings in any case
+        make("lwf", old=old), "lwf", lambda f: lwf([unit(v) for v in f], published=True)
+    )
+    assert make("influence", old=old, fill="missing").unit
+    assert not make("influence", old=old, fill="all").unit
 
 
 def test_the_normalised_classifier_is_a_head():

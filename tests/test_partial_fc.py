@@ -247,10 +247,12 @@ def test_bad_options():
         PartialFC(4, 10, block=0)
 
 
-def test_softmax_head_uses_raw_embeddings_and_bias():
-    head = SoftmaxHead(3, 5)
+@pytest.mark.parametrize("unit", [False, True])
+def test_softmax_head_uses_embeddings_as_they_are_or_of_unit_length_and_bias(unit):
+    head = SoftmaxHead(3, 5, unit=unit)
     f = torch.randn(7, 3)
     y = torch.randint(0, 5, (7,))
-    logits = f.double() @ head.weight.double().T + head.bias.double()
+    seen = f.double() / f.double().square().sum(1, keepdim=True).sqrt() if unit else f.double()
+    logits = seen @ head.weight.double().T + head.bias.double()
     want = (logits.logsumexp(1) - logits.gather(1, y[:, None])[:, 0]).mean()
     assert head(f, y).item() == pytest.approx(want.item(), rel=1e-5)

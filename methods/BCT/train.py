@@ -2,7 +2,8 @@
 
     loss = ArcFace(W; f, y) + weight * influence(f, y)
     influence = -log softmax_y( s cos(f, p_c) ), averaged over the batch        ("prototype")
-              = -log softmax_z( V f + b ) over the images of old classes        ("old_classifier")
+              = -log softmax_z( V f + b ) over the images of old classes        ("old_classifier"),
+                f / |f| for f if the old model was trained so (head_unit)
 
 p_c is the normalised mean of class c's old embeddings, V and b the old model's own classifier, in
 which class y has the label z; all are constants. The old model has seen some of the classes or
@@ -59,6 +60,7 @@ class BCT(Method):
         old_label = torch.arange(cfg.num_classes)  # -1: its images have no influence
         if cfg.influence == "old_classifier":
             weight, bias = old.classifier()
+            self.unit = old.classifies_unit()
             self.register_buffer("weight", weight, persistent=False)
             self.register_buffer("bias", bias, persistent=False)
         else:
@@ -85,7 +87,8 @@ class BCT(Method):
 
     def influence(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         if self.cfg.influence == "old_classifier":
-            logits = F.linear(embeddings, self.weight, self.bias)  # (B, C_old)
+            features = F.normalize(embeddings) if self.unit else embeddings
+            logits = F.linear(features, self.weight, self.bias)  # (B, C_old)
             old, seen = self.old_label[labels], self.old_label[labels] >= 0
             each = F.cross_entropy(logits, old.where(seen, 0), reduction="none")
             return mean_of_chosen(each, seen)

@@ -1,6 +1,7 @@
 """The old classifier's judgement of new embeddings.
 
-    raw      z_i = V c_i + b                              the classifier as it was trained
+    raw      z_i = V c_i + b                              the classifier as it was trained, which
+                                                          may be on n(c_i) for c_i (head_unit)
     cosine   z_i = s n(V) n(c_i),   n(v) = v / |v|        its rows as directions, without b
     influence = mean_i -log softmax(z_i) at i's old label
 

@@ -83,6 +83,8 @@ class OpenBCT(Method):
         viewing = self.taught and cfg.teacher == "view"
         self.network = old.network() if viewing else None
         parts = old_classifier(cfg, old) if JUDGED & set(cfg.terms) else (None, None, None)
+        # made rows are means of unit embeddings, but a classifier of such only was trained so
+        self.unit = bool(JUDGED & set(cfg.terms)) and cfg.fill != "all" and old.classifies_unit()
         for name, value in zip(("weight", "bias", "row_of_class"), parts, strict=True):
             self.register_buffer(name, value, persistent=False)
 
@@ -114,6 +116,7 @@ class OpenBCT(Method):
     def judge(self, features: torch.Tensor) -> torch.Tensor:
         """The old classifier's logits (B, K) of features (B, d_o)."""
         cfg = self.cfg
+        features = F.normalize(features) if self.unit else features
         return old_logits(features, self.weight, self.bias, cfg.logits, cfg.influence_scale)
 
     def lwf(self, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,7 @@ config.network = "resnet50_narrow"
 config.embedding_size = 128
 config.head = "softmax"
 config.head_bias = False
+config.head_unit = True
 config.label_smoothing = 0.1
 config.image_size = 224  # from 32, only mirrored
 config.pixels = "imagenet"
