@@ -56,8 +56,10 @@ def wait_until(condition, process: subprocess.Popen) -> bool:
 
 
 def steps_logged(output: Path) -> int:
-    file = output / "metrics.jsonl"
-    return file.read_text().count('"loss"') if file.is_file() else 0
+    try:
+        return (output / "metrics.jsonl").read_text().count('"loss"')
+    except FileNotFoundError:  # not begun; one that starts afresh clears the last one's away
+        return 0
 
 
 def everything_is_whole(output: Path) -> None:
