@@ -16,7 +16,8 @@ last bit. Memory: float32 copies of the embeddings and less than 1 GiB, however 
 does all of a block: product, transpose, sort and search.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import combinations
 from math import isqrt
 from queue import SimpleQueue
@@ -64,17 +65,17 @@ def by_rows(
     buffers = _buffers(min(block, len(rows)) * len(b))
 
     def work(part: slice) -> None:
-        chosen, buffer = rows[part], buffers.get()
-        scores = _product(a[part], b, len(gallery), buffer)
-        if own:
-            scores[np.arange(len(chosen)), place[chosen]] = -np.inf
-        spans = [
-            (i, j, ends[label] - sizes[label], ends[label])
-            for i, j, label in _runs(query_labels[chosen])
-        ]
-        positives = _positives(scores, spans, own)
-        ap[chosen], rank[chosen] = _precision(positives, _count_at_least(scores, positives))
-        buffers.put(buffer)
+        chosen = rows[part]
+        with _borrowed(buffers) as (buffer,):
+            scores = _product(a[part], b, len(gallery), buffer)
+            if own:
+                scores[np.arange(len(chosen)), place[chosen]] = -np.inf
+            spans = [
+                (i, j, ends[label] - sizes[label], ends[label])
+                for i, j, label in _runs(query_labels[chosen])
+            ]
+            positives = _positives(scores, spans, own)
+            ap[chosen], rank[chosen] = _precision(positives, _count_at_least(scores, positives))
 
     each_in_threads(work, len(rows), block)
     return ap, rank
@@ -104,27 +105,27 @@ def by_pairs(
     counts, counting = np.empty(positives.shape, np.int32), Lock()
 
     def on_diagonal(part: slice) -> None:
-        (i, j), buffer = blocks[part.start], buffers.get()
-        scores = _product(a[i:j], b[i : i + _up(j - i)], j - i, buffer[0])
-        np.fill_diagonal(scores, -np.inf)
+        i, j = blocks[part.start]
         spans = [(first - i, end - i, first - i, end - i) for first, end, _ in classes[part.start]]
-        found = _positives(scores, spans, own=True)
-        positives[i:j, : found.shape[1]] = found
-        counts[i:j] = _count_at_least(scores, positives[i:j])
-        buffers.put(buffer)
+        with _borrowed(buffers) as (buffer, _):
+            scores = _product(a[i:j], b[i : i + _up(j - i)], j - i, buffer)
+            np.fill_diagonal(scores, -np.inf)
+            found = _positives(scores, spans, own=True)
+            positives[i:j, : found.shape[1]] = found
+            counts[i:j] = _count_at_least(scores, positives[i:j])
 
     def off_diagonal(part: slice) -> None:
-        ((i, j), (k, end)), buffer = pairs[part.start], buffers.get()
+        (i, j), (k, end) = pairs[part.start]
         rows, columns = _up(j - i), _up(end - k)
-        scores = _product(a[i : i + rows], b[k : k + columns], end - k, buffer[0])
-        other = buffer[1][: scores.size].view(columns, rows)
-        other.copy_(torch.from_numpy(scores).T)  # before counting sorts the rows
-        other[:, j - i :] = -np.inf
-        for start, stop, block in ((i, j, scores), (k, end, other.numpy())):
-            found = _count_at_least(block[: stop - start], positives[start:stop])
-            with counting:
-                counts[start:stop] += found
-        buffers.put(buffer)
+        with _borrowed(buffers) as (buffer, transposed):
+            scores = _product(a[i : i + rows], b[k : k + columns], end - k, buffer)
+            other = transposed[: scores.size].view(columns, rows)
+            other.copy_(torch.from_numpy(scores).T)  # before counting sorts the rows
+            other[:, j - i :] = -np.inf
+            for start, stop, block in ((i, j, scores), (k, end, other.numpy())):
+                found = _count_at_least(block[: stop - start], positives[start:stop])
+                with counting:
+                    counts[start:stop] += found
 
     pairs = list(combinations(blocks, 2))
     each_in_threads(on_diagonal, len(blocks), 1)
@@ -138,9 +139,18 @@ def _buffers(*sizes: int) -> SimpleQueue:
     """For each thread float32 memory of these sizes: to ask for it anew would cost every block."""
     buffers: SimpleQueue = SimpleQueue()
     for _ in range(torch.get_num_threads()):
-        memory = [torch.empty(size) for size in sizes]
-        buffers.put(memory[0] if len(memory) == 1 else memory)
+        buffers.put([torch.empty(size) for size in sizes])
     return buffers
+
+
+@contextmanager
+def _borrowed(buffers: SimpleQueue) -> Iterator[list[torch.Tensor]]:
+    """A thread's memory, given back in any case: the others would wait for it."""
+    memory = buffers.get()
+    try:
+        yield memory
+    finally:
+        buffers.put(memory)
 
 
 def _nothing(n: int) -> tuple[np.ndarray, np.ndarray]:

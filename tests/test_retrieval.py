@@ -301,6 +301,22 @@ def test_memory_stays_within_the_blocks(metric, monkeypatch):
     assert max(sizes) <= 64 * 64 and sum(sizes) == 300 * 300
 
 
+def test_an_error_in_the_threads_ends_it(monkeypatch):
+    """No thread waits for the memory of one that failed."""
+
+    def no_memory(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(ranking, "_count_at_least", no_memory)
+    x, labels = exact(np.random.default_rng(11), 300, "l2"), np.arange(300) % 30
+    for by in (
+        lambda: ranking.by_pairs(x, labels, "l2", side=30),
+        lambda: ranking.by_rows(x, labels, x, labels, "l2", own=True, block=30),
+    ):
+        with pytest.raises(MemoryError):
+            by()
+
+
 def test_errors():
     x, y = np.ones((4, 3), np.float32), np.array([0, 0, 1, 1])
     broken, huge = x.copy(), x * np.float32(1e19)
