@@ -4,7 +4,6 @@ The process, its arguments, output and exit code are real; only the seconds that
 Python spends on importing are saved. With several ranks they meet as torchrun's do.
 """
 
-import contextlib
 import multiprocessing
 import os
 import runpy
@@ -37,10 +36,10 @@ def run_script(
         env: variables added to the environment.
     """
     command = [str(ROOT / script), *map(str, arguments)]
-    with tempfile.TemporaryDirectory() as folder, contextlib.ExitStack() as stack:
+    with tempfile.TemporaryDirectory() as folder:
         environment = {**os.environ, **(env or {})}
         if ranks > 1:
-            store = stack.enter_context(_store(ranks))
+            store = dist.TCPStore("localhost", 0, ranks, is_master=True, wait_for_workers=False)
             environment |= {
                 "MASTER_ADDR": "localhost",
                 "MASTER_PORT": str(store.port),
@@ -58,18 +57,18 @@ def run_script(
     return subprocess.CompletedProcess(command, code, out, err)
 
 
-@contextlib.contextmanager
-def _store(ranks: int):
-    yield dist.TCPStore("localhost", 0, ranks, is_master=True, wait_for_workers=False)
-
-
 def _run(command: list[str], cwd: str, environment: dict[str, str], folder: str) -> None:
-    for name, descriptor in (("out", 1), ("err", 2)):
-        with open(f"{folder}/{name}", "a") as file:
-            os.dup2(file.fileno(), descriptor)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
+    become(command, f"{folder}/out", f"{folder}/err")
+
+
+def become(command: list[str], out: str | Path, err: str | Path) -> None:
+    """Turns this forked process into the script command[0], its output appended to the files."""
+    for path, descriptor in ((out, 1), (err, 2)):
+        with open(path, "a", encoding="utf-8") as file:
+            os.dup2(file.fileno(), descriptor)
     torch.set_num_threads(1)
     sys.argv = command
     runpy.run_path(command[0], run_name="__main__")

@@ -1,18 +1,15 @@
 """Extraction and the IJB cache, killed at random moments and run twice at once."""
 
 import contextlib
-import multiprocessing
 import os
-import runpy
 import signal
-import sys
 import time
 
 import numpy as np
 import pytest
-import ranks  # noqa: F401  (has the processes forked from one that has imported torch)
 import torch
 from faces import write_faces
+from script import become, processes
 
 from backbones import get_model
 from bct.artefacts import is_valid, open_artefact
@@ -21,17 +18,11 @@ from bct.files import ROOT, sha256_file
 
 KILLS = 24
 SD = "old_class70"
-processes = multiprocessing.get_context("forkserver")
 
 
 def _script(log, script, arguments):
     os.setsid()  # so that a kill can take its workers along
-    with open(log, "a", encoding="utf-8") as out:
-        os.dup2(out.fileno(), 1)
-        os.dup2(out.fileno(), 2)
-    torch.set_num_threads(1)
-    sys.argv = [script, *arguments]
-    runpy.run_path(str(ROOT / script), run_name="__main__")
+    become([str(ROOT / script), *arguments], log, log)
 
 
 class Job:
