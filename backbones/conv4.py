@@ -3,8 +3,6 @@
 import torch
 from torch import nn
 
-from backbones.conv import Conv2d
-
 
 class Conv4(nn.Module):
     """Four times convolution 3 x 3 - BN - ReLU - max pool 2 x 2, then 2 x 2 means - linear - BN.
@@ -28,7 +26,7 @@ class Conv4(nn.Module):
         layers, channels = [], 3
         for _ in range(4):
             layers += [
-                Conv2d(channels, width, 3, padding=1, bias=False),
+                nn.Conv2d(channels, width, 3, padding=1, bias=False),
                 nn.BatchNorm2d(width),
                 nn.MaxPool2d(2, ceil_mode=True),  # before ReLU it is the same, for a quarter of it
                 nn.ReLU(),

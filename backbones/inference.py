@@ -5,16 +5,14 @@ from itertools import pairwise
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from backbones.conv import Conv2d
 from backbones.iresnet import Block, IResNet
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:
     """Multiplies batch norms in eval mode into the layer they follow, in place.
 
-    A block's first batch norm stays: the convolution behind it pads its output with zeros. The
-    convolutions take their fast way from here on. Embeddings differ by rounding, about 1e-5 of the
-    largest value in fp32.
+    A block's first batch norm stays: the convolution behind it pads its output with zeros.
+    Embeddings differ by rounding, about 1e-5 of the largest value in fp32.
 
     Args:
         model: any that get_model builds, in eval mode. It can't be trained or exported afterwards:
@@ -38,9 +36,6 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
                 continue
             setattr(module, name, fused)
             setattr(module, norm, nn.Identity())
-    for module in model.modules():
-        if isinstance(module, Conv2d):
-            module.transform = True
     return model.requires_grad_(False)
 
 

@@ -8,12 +8,11 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint_sequential
 
-from backbones.conv import Conv2d
 from backbones.prelu import PReLU
 
 
 def conv3x3(in_channels: int, out_channels: int, stride: int = 1) -> nn.Conv2d:
-    return Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
+    return nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False)
 
 
 class Block(nn.Module):

@@ -22,7 +22,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from torchvision import transforms
 
 from backbones import get_model
-from backbones.conv import Conv2d
 from backbones.iresnet import IResNet
 from backbones.prelu import PReLU
 from bct.recordio import MAGIC, MAX_PART
@@ -38,7 +37,7 @@ class ClassicNetwork(nn.Module):
 
     def __init__(self, network: IResNet, dtype: torch.dtype | None = None):
         super().__init__()
-        body = with_torch_layers(network, Conv2d, PReLU)
+        body = with_torch_layers(network)
         self.body = body.to(memory_format=torch.contiguous_format)
         self.dtype = dtype
 
@@ -51,12 +50,12 @@ class ClassicNetwork(nn.Module):
         return body.features(body.fc(x.float()))
 
 
-def with_torch_layers(network: IResNet, *kinds: type[nn.Module]) -> IResNet:
-    """A copy in which our layers of these kinds are the torch layers they derive from."""
+def with_torch_layers(network: IResNet) -> IResNet:
+    """A copy in which our PReLU is the torch layer it derives from."""
     network = copy.deepcopy(network)
     for module in network.modules():
-        if type(module) in kinds:
-            module.__class__ = type(module).__base__
+        if type(module) is PReLU:
+            module.__class__ = nn.PReLU
     return network
 
 

@@ -88,7 +88,7 @@ def run(folder: Path, network: str, images: int, repeats: int, goal: Goal) -> tu
     candidates = {"ours": mine, "classic": lambda: peaks.append(theirs())}
     work = images * flops(network, training=False)
     about = {"unit": "images/s", "items": images, "goal": goal}
-    row, _ = against_products(f"extraction, {network}", work, candidates, repeats, **about)
+    row = against_products(f"extraction, {network}", work, candidates, repeats, **about)
     theirs.close()
     got = torch.from_numpy(np.array(open_artefact(path)[0])).double()
     want = torch.from_numpy(np.load(folder / "classic.npy")).double()

@@ -18,14 +18,13 @@ import torch.nn.functional as F
 from torch import nn
 
 from backbones import get_model
-from backbones.conv import Conv2d
 from bct.amp import allow_fast_matmul, amp_dtype, make_scaler
 from bct.config import load_config
 from bct.loader import Batch
 from bct.method import Method
 from bct.optimizer import make_optimizer
 from bct.train import make_head, train_step
-from benchmarks.classic import ClassicNetwork, flops, with_torch_layers
+from benchmarks.classic import ClassicNetwork, flops
 from benchmarks.common import (
     Goal,
     Row,
@@ -34,7 +33,6 @@ from benchmarks.common import (
     peak_gib,
     products,
     publish,
-    spread,
     start,
 )
 
@@ -72,11 +70,9 @@ def drawn_batches(count: int, batch: int, device: torch.device) -> list[Batch]:
     return out
 
 
-def ours(network: str, batch: int, batches: list[Batch], conv: bool = True) -> Callable[[], float]:
-    """A function that takes a step and returns its loss. conv=False: with torch's convolutions."""
+def ours(network: str, batch: int, batches: list[Batch]) -> Callable[[], float]:
+    """A function that takes a step and returns its loss."""
     cfg, device, backbone, head = built(network, batch)
-    if not conv:
-        backbone = with_torch_layers(backbone, Conv2d)
     allow_fast_matmul(backbone.amp_dtype, device)
     method, scaler = Method(cfg, None), make_scaler(backbone.amp_dtype, device)
     optimizer = make_optimizer(cfg, backbone, method, head, fused=not scaler.is_enabled())
@@ -148,9 +144,8 @@ def _serve(pipe, build: Callable[..., Callable[[], float]], args: tuple) -> None
 
 def against_products(
     workload: str, work: float, candidates: dict[str, Callable], repeats: int, **about: object
-) -> tuple[Row, dict[str, list[float]]]:
-    """The row of `ours` and `classic`, and the seconds of all candidates. The limit is the time of
-    square matrix products of `work` floating-point operations, a tenth of which are done."""
+) -> Row:
+    """The row of `ours` and `classic`. The limit is the time of square matrix products of `work` floating-point operations, a tenth of which are done."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = 1024 if device.type == "cpu" else 4096
     dtype = amp_dtype(load_config("configs/base.py", []), device) or torch.float32
@@ -158,7 +153,7 @@ def against_products(
     times = interleaved({**candidates, "limit": call}, repeats)
     limit = [t * work / done for t in times["limit"]]
     found = times["ours"], times["classic"], limit, "its FLOPs in matrix products"
-    return Row(workload, *found, gib=peak_gib(), **about), times
+    return Row(workload, *found, gib=peak_gib(), **about)
 
 
 def step_row(network: str, batch: int, repeats: int, goal: Goal) -> tuple[Row, str]:
@@ -167,16 +162,11 @@ def step_row(network: str, batch: int, repeats: int, goal: Goal) -> tuple[Row, s
     batches = drawn_batches(2, batch, device)
     theirs = Apart(classic, network, batch, len(batches))
     candidates = {"ours": ours(network, batch, batches), "classic": theirs}
-    if network == "r18":
-        candidates["plain"] = ours(network, batch, batches, conv=False)
     name = f"training step, {network}, B {batch}"
-    row, times = against_products(name, work, candidates, repeats, goal=goal)
+    row = against_products(name, work, candidates, repeats, goal=goal)
     theirs.close()
     rate = work / median(row.ours) / 1e9
-    words = f"{network}: {work / 1e9:,.0f} GFLOP a step, {rate:.0f} GFLOP/s"
-    if "plain" in times:
-        words += f"; with torch's convolutions ours takes {spread(times['plain'], digits=2)} s"
-    return row, words + "."
+    return row, f"{network}: {work / 1e9:,.0f} GFLOP a step, {rate:.0f} GFLOP/s."
 
 
 def loss_curves(steps: int, batch: int) -> str:
