@@ -15,9 +15,7 @@ from typing import Any
 
 from bct.errors import BctError
 
-ROOT = (
-    Path(__file__).resolve().parent.parent
-)  # of the repository: relative paths in configs start here
+ROOT = Path(__file__).resolve().parent.parent  # of the repository: configs' paths start here
 
 
 @contextmanager

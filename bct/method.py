@@ -9,12 +9,12 @@ from easydict import EasyDict
 from torch import nn
 
 from backbones import get_model
-from bct import dimensions
-from bct.artefacts import OldModel
 from bct.config import require
-from bct.datasets import Faces, SyntheticFaces, open_faces
+from bct.data.loader import Batch
+from bct.data.sets import ImageSet, SyntheticSet, open_images
 from bct.errors import BctError
-from bct.loader import Batch
+from bct.models import widths
+from bct.old_model import OldModel
 
 
 class Method(nn.Module):
@@ -28,7 +28,7 @@ class Method(nn.Module):
         class_sharded: names of the buffers whose rows are this rank's classes, cut as PartialFC
             cuts its centres; checkpoints hold them for all classes.
         dimensions: how it can compare embeddings with old ones of another width, keys of
-            bct.dimensions.POLICIES.
+            bct.models.widths.POLICIES.
     """
 
     defaults: ClassVar[dict[str, Any]] = {}
@@ -36,17 +36,17 @@ class Method(nn.Module):
     dimensions: ClassVar[tuple[str, ...]] = ("equal",)
 
     @classmethod
-    def data(cls, cfg: EasyDict) -> Faces:
+    def data(cls, cfg: EasyDict) -> ImageSet:
         """The training set; its item i has row i of every artefact."""
         require(cfg, "rec")
         if cfg.rec == "synthetic":
             require(cfg, "num_image", "num_classes")
-            return SyntheticFaces(cfg.num_image, cfg.num_classes, cfg.image_size)
-        return open_faces(cfg.rec, cfg.rec_backend)
+            return SyntheticSet(cfg.num_image, cfg.num_classes, cfg.image_size)
+        return open_images(cfg.rec, cfg.rec_backend)
 
     @classmethod
     def needs(cls, cfg: EasyDict) -> tuple[str, ...]:
-        """Kinds of old artefacts it reads (keys of bct.artefacts.KINDS)."""
+        """Kinds of old artefacts it reads (keys of bct.stored.artefacts.KINDS)."""
         return ()
 
     @classmethod
@@ -72,7 +72,7 @@ class Method(nn.Module):
                 f"{cls.__name__} can't compare embeddings by dimensions={cfg.dimensions!r}",
                 f"choose from {', '.join(cls.dimensions)}",
             )
-        dimensions.check(cls.output_width(cfg, old), old, cfg.dimensions)
+        widths.check(cls.output_width(cfg, old), old, cfg.dimensions)
 
     def __init__(self, cfg: EasyDict, old: OldModel):
         super().__init__()

@@ -18,22 +18,25 @@ from easydict import EasyDict
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bct import distributed, views
+from bct import distributed
 from bct.amp import allow_fast_matmul, amp_dtype, make_scaler
-from bct.artefacts import OldModel
-from bct.checkpoint import load_checkpoint, save_checkpoint
+from bct.command import run_cli
 from bct.config import command_line, load_config, require
-from bct.datasets import Faces
-from bct.errors import BctError, run_cli
-from bct.loader import Batch, Loader
+from bct.data.loader import Batch, Loader
+from bct.data.sets import ImageSet
+from bct.errors import BctError
 from bct.log import BadRecords, RunLog
 from bct.method import Method, embedding_of
-from bct.numerics import FiniteCheck, Outcome
-from bct.optimizer import learning_rate, make_optimizer
-from bct.output import describe, finish, prepare_output, run_identity, save_model
-from bct.partial_fc import NoHead, PartialFC, SoftmaxHead
+from bct.models.about import view_of_config
+from bct.old_model import OldModel
+from bct.protocols.pairs import VerificationSet, load_bin, verify
 from bct.signals import StopRequest
-from bct.verification import VerificationSet, load_bin, verify
+from bct.streams import generator, seed_of
+from bct.training.checkpoint import load_checkpoint, save_checkpoint
+from bct.training.finite import FiniteCheck, Outcome
+from bct.training.heads import NoHead, PartialFC, SoftmaxHead
+from bct.training.optimizer import learning_rate, make_optimizer
+from bct.training.run_folder import describe, finish, prepare_output, run_identity, save_model
 
 
 def main(method_class: type[Method], default_config: str | None = None) -> None:
@@ -65,18 +68,18 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
         The exit code: 0, or 128 + the number of the signal that stopped it.
     """
     require(cfg, "num_epoch")
-    faces = method_class.data(cfg)
-    read_counts(cfg, faces)
-    old = OldModel(cfg, faces, method_class.needs(cfg))
+    dataset = method_class.data(cfg)
+    read_counts(cfg, dataset)
+    old = OldModel(cfg, dataset, method_class.needs(cfg))
     if old.dim is not None:
         method_class.check_dimensions(cfg, old.dim)
 
     # ---- build: everything that can be refused is refused before the output is touched
     identity = run_identity(
-        cfg, method=method_class.__name__, data=faces.fingerprint, old=old.fingerprint
+        cfg, method=method_class.__name__, data=dataset.fingerprint, old=old.fingerprint
     )
     settings = {key: repr(value) for key, value in cfg.items() if key not in ("rec", "rec_val")}
-    distributed.agree(**settings, data=faces.fingerprint, old=old.fingerprint)
+    distributed.agree(**settings, data=dataset.fingerprint, old=old.fingerprint)
     torch.manual_seed(cfg.seed)
     dtype = amp_dtype(cfg, device)
     allow_fast_matmul(dtype, device)
@@ -87,19 +90,19 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
     optimizer = make_optimizer(cfg, backbone, method, head, fused=not scaler.is_enabled())
     bad = BadRecords(cfg) if cfg.on_bad_record == "skip" else None
     loader = Loader(
-        faces,
+        dataset,
         cfg.batch_size,
         device,
         seed=cfg.seed,
         num_workers=cfg.num_workers,
         num_classes=cfg.num_classes,
-        view=views.of_config(cfg),
+        view=view_of_config(cfg),
         broken=bad,
     )
-    sets = [load_bin(rec_val_folder(cfg, faces) / f"{name}.bin") for name in cfg.val_targets]
+    sets = [load_bin(rec_val_folder(cfg, dataset) / f"{name}.bin") for name in cfg.val_targets]
     steps_per_epoch = len(loader) // cfg.gradient_acc
     total = steps_per_epoch * cfg.num_epoch
-    about = describe(cfg, faces, method_class.output_width(cfg, old.dim))
+    about = describe(cfg, dataset, method_class.output_width(cfg, old.dim))
 
     # ---- start, resume, or find it done
     start = prepare_output(cfg, identity)
@@ -111,15 +114,15 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
     whole = (backbone, method, head, optimizer, scaler)
     if start == "resume":
         state = continue_from(load_checkpoint(cfg.output, *whole), cfg, steps_per_epoch)
-    check = FiniteCheck(cfg, faces)
+    check = FiniteCheck(cfg, dataset)
 
     # ---- train
     with RunLog(cfg, total, state["step"], scaler, bad) as log, StopRequest() as stop:
         logging.info(
             f"{method_class.__name__}: {cfg.network} in {dtype or torch.float32} on {device}, "
-            f"{len(faces)} images of {cfg.num_classes} classes, {total} steps"
+            f"{len(dataset)} images of {cfg.num_classes} classes, {total} steps"
         )
-        embed = partial(embed_images, cfg, backbone, faces, device)
+        embed = partial(embed_images, cfg, backbone, dataset, device)
         while state["step"] < total:
             epoch, done = divmod(state["step"], steps_per_epoch)
             if done == 0:
@@ -203,8 +206,8 @@ def train_step(
         batch = next(batches)
         seen.append(batch.index)
         key = cfg.seed, distributed.rank(), step, micro
-        rng = distributed.generator(batch.images.device, "head", *key)
-        torch.manual_seed(distributed.seed_of("backbone", *key))  # drop path, masks of ViTs
+        rng = generator(batch.images.device, "head", *key)
+        torch.manual_seed(seed_of("backbone", *key))  # drop path, masks of ViTs
         with contextlib.ExitStack() as stack:
             if micro < cfg.gradient_acc - 1:  # gradients travel once, with the last micro-batch
                 for module in trained:
@@ -228,7 +231,7 @@ def train_step(
 
 @torch.no_grad()
 def embed_images(
-    cfg: EasyDict, backbone: nn.Module, faces: Faces, device: torch.device, indices: np.ndarray
+    cfg: EasyDict, backbone: nn.Module, dataset: ImageSet, device: torch.device, indices: np.ndarray
 ) -> np.ndarray:
     """The network's embeddings of these images, as they are: float32 (len(indices), D).
 
@@ -238,12 +241,12 @@ def embed_images(
     backbone.eval()
     workers = cfg.num_workers
     loader = Loader(
-        faces,
+        dataset,
         cfg.batch_size,
         device,
         num_workers=workers,
         train=False,
-        view=views.of_config(cfg),
+        view=view_of_config(cfg),
         indices=indices,
     )
     outputs = (backbone(batch.images) for batch in loader.epoch())
@@ -251,20 +254,20 @@ def embed_images(
     return np.concatenate(parts) if parts else np.zeros((0, cfg.embedding_size), np.float32)
 
 
-def read_counts(cfg: EasyDict, faces: Faces) -> None:
+def read_counts(cfg: EasyDict, dataset: ImageSet) -> None:
     """Fills num_classes and num_image in, or checks them against the data."""
-    for key, found in (("num_image", len(faces)), ("num_classes", faces.num_classes)):
+    for key, found in (("num_image", len(dataset)), ("num_classes", dataset.num_classes)):
         if cfg[key] not in (None, found):
             raise BctError(
-                f"config {cfg.name} says {key} = {cfg[key]}, {faces.path} has {found}",
+                f"config {cfg.name} says {key} = {cfg[key]}, {dataset.path} has {found}",
                 f"remove {key} from the config: it is read from the data",
             )
         cfg[key] = found
 
 
-def rec_val_folder(cfg: EasyDict, faces: Faces) -> Path:
+def rec_val_folder(cfg: EasyDict, dataset: ImageSet) -> Path:
     """Where the verification sets are: cfg.rec_val, or the folder of the data."""
-    return Path(cfg.rec_val or (faces.path if faces.path.is_dir() else faces.path.parent))
+    return Path(cfg.rec_val or (dataset.path if dataset.path.is_dir() else dataset.path.parent))
 
 
 def make_head(cfg: EasyDict) -> nn.Module:

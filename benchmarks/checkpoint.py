@@ -14,12 +14,12 @@ import torch
 
 from backbones import get_model
 from bct.amp import amp_dtype, make_scaler
-from bct.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from bct.config import load_config
-from bct.loader import Batch
+from bct.data.loader import Batch
 from bct.method import Method
-from bct.optimizer import make_optimizer
 from bct.train import make_head, train_step
+from bct.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from bct.training.optimizer import make_optimizer
 from benchmarks.common import Row, interleaved, median, peak_gib, publish, spread, start
 
 SHARE = 0.05

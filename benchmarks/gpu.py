@@ -22,12 +22,13 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from backbones import get_model
 from bct.amp import amp_dtype
+from bct.command import run_cli
 from bct.config import load_config
-from bct.datasets import RecordFaces
-from bct.errors import BctError, run_cli
-from bct.images import to_network
-from bct.loader import Loader
-from bct.weights import load_backbone
+from bct.data.images import to_network
+from bct.data.loader import Loader
+from bct.data.sets import RecordSet
+from bct.errors import BctError
+from bct.models.weights import load_backbone
 from benchmarks.classic import ClassicFaces, ClassicNetwork
 from benchmarks.common import Row, interleaved, peak_gib, publish, start, synchronize
 from benchmarks.gpu_part import Part, run
@@ -147,9 +148,9 @@ def extraction(part: Part) -> None:
     )
 
 
-def _records(folder: Path, small: bool) -> tuple[RecordFaces, int, int]:
+def _records(folder: Path, small: bool) -> tuple[RecordSet, int, int]:
     """LFW if it is there, else drawn pictures; how many images of it to use; and a batch."""
-    records = RecordFaces(lfw_or_drawn(folder))
+    records = RecordSet(lfw_or_drawn(folder))
     return records, 64 if small else len(records), 16 if small else BATCH
 
 

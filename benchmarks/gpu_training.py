@@ -14,12 +14,12 @@ from torch.profiler import ProfilerActivity, profile
 from backbones import get_model
 from bct.amp import allow_fast_matmul, amp_dtype, make_scaler
 from bct.config import load_config
-from bct.distributed import generator
-from bct.images import to_network
-from bct.loader import Batch
+from bct.data.images import to_network
+from bct.data.loader import Batch
 from bct.method import Method
-from bct.optimizer import lr_at, make_optimizer
+from bct.streams import generator
 from bct.train import make_head, train_step
+from bct.training.optimizer import lr_at, make_optimizer
 from benchmarks.classic import (
     ClassicHead,
     ClassicNetwork,

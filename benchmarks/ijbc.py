@@ -11,7 +11,7 @@ import time
 
 import numpy as np
 
-from bct.metrics import rate_name, tar_at_far
+from bct.metrics.scores import rate_name, tar_at_far
 from bct.threads import each_in_threads
 from benchmarks.common import Goal, compare, median, peak_gib, publish, spread, start
 from tools.ijbc.protocol import Gallery, Protocol

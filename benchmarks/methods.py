@@ -20,15 +20,16 @@ import torch.nn.functional as F
 
 from backbones import get_model
 from bct.amp import allow_fast_matmul, amp_dtype, make_scaler
-from bct.artefacts import OldModel, artefact_path, write_artefact
 from bct.config import load_config
-from bct.datasets import SyntheticFaces
+from bct.data.loader import Loader
+from bct.data.sets import SyntheticSet
 from bct.files import ROOT
-from bct.loader import Loader
 from bct.method import Method
-from bct.optimizer import make_optimizer
-from bct.statistics import class_means, class_statistics, credible_mask
+from bct.old_model import OldModel
+from bct.stored.artefacts import artefact_path, write_artefact
+from bct.stored.class_statistics import class_means, class_statistics, credible_mask
 from bct.train import make_head, train_step
+from bct.training.optimizer import make_optimizer
 from benchmarks.common import Goal, Row, interleaved, median, peak_gib, publish, spread, start
 from tools import scaling
 
@@ -64,19 +65,19 @@ def fill(method: Method) -> None:
         method.push(old, opinions, torch.randint(classes, (256,)))
 
 
-def write_old(cfg, faces: SyntheticFaces) -> None:
+def write_old(cfg, dataset: SyntheticSet) -> None:
     """All old artefacts, of random embeddings with an identity in them."""
     rng, dim = np.random.default_rng(0), cfg.embedding_size
-    features = rng.standard_normal((faces.num_classes, dim), np.float32)[faces.labels]
+    features = rng.standard_normal((dataset.num_classes, dim), np.float32)[dataset.labels]
     features += rng.standard_normal(features.shape, np.float32)
     for kind, array in {
         "old_embedding": features,
-        "old_embedding_label": faces.labels,
-        "old_prototype": class_means(features, faces.labels),
-        "credible_old_feature": credible_mask(features, faces.labels, 0.9),
-        "class_statistics": class_statistics(features, faces.labels),
+        "old_embedding_label": dataset.labels,
+        "old_prototype": class_means(features, dataset.labels),
+        "credible_old_feature": credible_mask(features, dataset.labels, 0.9),
+        "class_statistics": class_statistics(features, dataset.labels),
     }.items():
-        made_from = {"kind": kind, "model": "", "weights": "", "data": faces.fingerprint}
+        made_from = {"kind": kind, "model": "", "weights": "", "data": dataset.fingerprint}
         made_from["data_path"] = "synthetic"
         made_from["dim"] = dim if array.dtype.names else None
         path = artefact_path(kind, cfg.feature_save, cfg.scenario, "old_class70")
@@ -84,20 +85,20 @@ def write_old(cfg, faces: SyntheticFaces) -> None:
             out[:] = array
 
 
-def trainer(kind: type[Method], options: list[str], faces: SyntheticFaces) -> Callable:
+def trainer(kind: type[Method], options: list[str], dataset: SyntheticSet) -> Callable:
     """A function that trains for one step, built as in bct.train.train."""
     cfg, device = load_config("configs/base.py", options, kind.defaults), torch.device("cpu")
     dtype = amp_dtype(cfg, device)
     allow_fast_matmul(dtype, device)
     backbone, head = get_model(cfg.network, cfg.embedding_size, dtype), make_head(cfg)
-    old = OldModel(cfg, faces, kind.needs(cfg))
+    old = OldModel(cfg, dataset, kind.needs(cfg))
     method = kind(cfg, old)
     if isinstance(method, NCCL):
         fill(method)
     if "refresh_epochs" in cfg:  # UniBCT, with prototypes from the first step on
         cfg.refresh_epochs = [0]
         method.begin_epoch(0, lambda i: old.rows("old_embedding", torch.from_numpy(i)).numpy())
-    loader = Loader(faces, cfg.batch_size, device, num_workers=0, num_classes=cfg.num_classes)
+    loader = Loader(dataset, cfg.batch_size, device, num_workers=0, num_classes=cfg.num_classes)
     batches, whole = loader.epoch(0, method.fetch), [backbone, method, head]
     optimizer, scaler = make_optimizer(cfg, backbone, method, head), make_scaler(dtype, device)
     return lambda: train_step(cfg, batches, whole, optimizer, scaler, 0.01, 0)
@@ -107,15 +108,15 @@ def steps(
     network: str, batch: int, dim: int, classes: int, images: int, turns: int
 ) -> tuple[list[Row], list[str]]:
     """Rows of NCCL and of the costliest other method, and a table of all."""
-    faces = SyntheticFaces(images, classes)
+    dataset = SyntheticSet(images, classes)
     kinds = {"plain": Method} | {name: PARTS[name][name] for name in NAMES}
     kinds["NCCL without its class term"] = FeatureTerm
     with tempfile.TemporaryDirectory() as folder:
         options = [f"network={network}", f"batch_size={batch}", f"embedding_size={dim}"]
         options += ["scenario=OPclass", "old_config=old_class30", f"feature_save={folder}"]
         options += [f"num_classes={classes}", "num_epoch=20"]
-        write_old(load_config("configs/base.py", options), faces)
-        calls = {name: trainer(kind, options, faces) for name, kind in kinds.items()}
+        write_old(load_config("configs/base.py", options), dataset)
+        calls = {name: trainer(kind, options, dataset) for name, kind in kinds.items()}
         times = interleaved(calls, turns)
     lines = [
         f"{network}, batch {batch}, {dim}-d, {classes:,} classes, queue 8,192; {turns} steps:\n",

@@ -5,9 +5,10 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
+from bct.data.record_writer import RecordWriter
 from PIL import Image
 
-from bct.recordio import Header, RecordWriter
+from bct.data.recordio import Header
 
 
 def lfw_or_drawn(folder: Path) -> Path:

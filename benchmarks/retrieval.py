@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from sklearn.metrics import average_precision_score
 
-from bct.ranking import SIDE
-from bct.retrieval import Retrieval, leave_one_out
+from bct.metrics.ranking import SIDE
+from bct.metrics.retrieval import Retrieval, leave_one_out
 from benchmarks.common import Goal, Row, median, peak_gib, publish, seconds, start
 
 

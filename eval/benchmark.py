@@ -19,14 +19,15 @@ from easydict import EasyDict
 
 from bct import distributed
 from bct.amp import amp_dtype, dtype_name
-from bct.artefacts import open_valid, write_artefact
-from bct.bootstrap import bootstrap_tar_difference
-from bct.compatibility import compatible, p_1, p_comp, p_up, price, update_gain
-from bct.errors import BctError, run_cli
+from bct.command import run_cli
+from bct.errors import BctError
 from bct.files import ROOT, atomic, read_json, sha256_file, write_json
-from bct.metrics import rate_name, tar_at_far
-from bct.verification import VerificationSet, embed, load_bin
-from bct.weights import load_backbone
+from bct.metrics.bootstrap import bootstrap_tar_difference
+from bct.metrics.compatibility import compatible, p_1, p_comp, p_up, price, update_gain
+from bct.metrics.scores import rate_name, tar_at_far
+from bct.models.weights import load_backbone
+from bct.protocols.pairs import VerificationSet, embed, load_bin
+from bct.stored.artefacts import open_valid, write_artefact
 from tools.ijbc.features import image_features
 from tools.ijbc.protocol import Protocol, read_galleries, read_protocol
 from tools.ijbc.scoring import Templates, open_set, pair_scores, template_features
@@ -38,7 +39,7 @@ self: new model with itself; cross: new query, old gallery; paragon: the new net
 with itself, and in the column cross against the old gallery. "cross - old" has the 95 % bootstrap
 interval over templates; a method is compatible when it is above 0, clearly so or clearly not when
 the whole interval is. gain = (cross - old) / (paragon - old); price = paragon - self;
-P_up, P_comp and P_1 as in bct/compatibility.py, x 100; top-1: 1:N, mean of the galleries."""
+P_up, P_comp, P_1 as in bct/metrics/compatibility.py, x 100; top-1: 1:N, mean of the galleries."""
 
 
 def main() -> None:

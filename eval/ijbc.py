@@ -22,14 +22,20 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from bct.command import run_cli
 from easydict import EasyDict
 
 from bct import distributed
 from bct.amp import amp_dtype
-from bct.chain import average_compatibility, average_quality, backward_transfer, forward_transfer
-from bct.errors import BctError, run_cli
+from bct.errors import BctError
 from bct.files import ROOT, atomic, model_name, read_json, sha256_file
-from bct.metrics import FARS, rate_name, roc_points
+from bct.metrics.chain import (
+    average_compatibility,
+    average_quality,
+    backward_transfer,
+    forward_transfer,
+)
+from bct.metrics.scores import FARS, rate_name, roc_points
 from tools.ijbc import report
 from tools.ijbc.features import image_features
 from tools.ijbc.protocol import Protocol, read_galleries, read_protocol

@@ -8,7 +8,7 @@
 Writes report.html (one file, opens from disk, loads nothing), report.md and report.json: a verdict,
 the matrix of queries and galleries, gains with intervals, what happens at the deployed threshold,
 decisions that change, and what backfilling brings. Models are whatever eval/ijbc.py takes, with
---images whatever eval/retrieval.py takes; see tools/upgrade/images.py for who is searched for whom.
+--images whatever eval/retrieval.py takes; bct/report/image_protocol.py says who is searched for.
 Thumbnails of changed pairs may be personal data: they are in the page only with --thumbnails.
 """
 
@@ -21,23 +21,25 @@ import numpy as np
 import torch
 from easydict import EasyDict
 
-from bct import distributed, views
+from bct import distributed
 from bct.amp import amp_dtype
-from bct.datasets import Faces, open_faces
-from bct.embeddings import is_stored
-from bct.errors import BctError, run_cli
+from bct.command import run_cli
+from bct.data.images import SIZE
+from bct.data.sets import ImageSet, open_images
+from bct.errors import BctError
 from bct.files import ROOT, model_name, read_json, sha256_file
-from bct.images import SIZE
-from bct.metrics import FARS, rate_name
-from bct.weights import load_backbone
+from bct.metrics.scores import FARS, rate_name
+from bct.models.about import view_of_model
+from bct.models.weights import load_backbone
+from bct.protocols.image_search import same_width
+from bct.protocols.items import embed, open_model
+from bct.report import page
+from bct.report.analysis import Study, analyse
+from bct.report.image_protocol import Thumbnails, image_protocol
+from bct.stored.vector_files import is_stored
 from tools.ijbc.features import LooseCrops, image_features
 from tools.ijbc.protocol import Protocol, read_galleries, read_protocol
 from tools.ijbc.scoring import template_features
-from tools.retrieval.figures import same_width
-from tools.retrieval.items import embed, open_model
-from tools.upgrade import page
-from tools.upgrade.analysis import Study, analyse
-from tools.upgrade.images import Thumbnails, image_protocol
 
 
 def arguments() -> argparse.Namespace:
@@ -99,12 +101,12 @@ def report(args: argparse.Namespace, device: torch.device) -> None:
     for file, _ in files.values():
         if not Path(file).is_file():
             raise BctError(f"model {file} does not exist", "check the path, or train it first")
-    faces = open_faces(args.images) if args.images else None
-    if faces is None:
+    dataset = open_images(args.images) if args.images else None
+    if dataset is None:
         protocol = read_protocol(args.data_path, args.subset)
         galleries, probes = read_galleries(protocol)
     else:
-        protocol, galleries, probes = image_protocol(faces)
+        protocol, galleries, probes = image_protocol(dataset)
     impostors = int((~protocol.genuine).sum())
     if args.far * impostors < 1:
         raise BctError(
@@ -118,7 +120,7 @@ def report(args: argparse.Namespace, device: torch.device) -> None:
     if not args.overwrite:
         refuse_to_replace(args.output / "report.json", models, protocol.fingerprint)
     dtype = amp_dtype(EasyDict(amp=args.amp, fp16=None), device)
-    features = embeddings(args, faces, protocol, files, device, dtype)
+    features = embeddings(args, dataset, protocol, files, device, dtype)
     if not distributed.is_main():
         return
     templates = {label: template_features(f, protocol) for label, f in features.items()}
@@ -132,7 +134,7 @@ def report(args: argparse.Namespace, device: torch.device) -> None:
         **found,
         "cost": cost(args, device, dtype),
     }
-    crops = LooseCrops(protocol) if faces is None else Thumbnails(faces)
+    crops = LooseCrops(protocol) if dataset is None else Thumbnails(dataset)
     pictures = page.thumbnails(crops, protocol.templates, whole) if args.thumbnails else None
     page.write(args.output, whole, drawings, protocol.genuine, pictures)
     verdict = whole["verdict"]
@@ -142,21 +144,21 @@ def report(args: argparse.Namespace, device: torch.device) -> None:
 
 def embeddings(
     args: argparse.Namespace,
-    faces: Faces | None,
+    dataset: ImageSet | None,
     protocol: Protocol,
     files: dict[str, tuple[str, str | None]],
     device: torch.device,
     dtype: torch.dtype | None,
 ) -> dict[str, np.ndarray]:
-    """Label -> embeddings (N, D) of all images; faces: the image set, None for IJB."""
+    """Label -> embeddings (N, D) of all images; dataset: the image set, None for IJB."""
     loading = args.batch_size, args.num_workers
-    if faces is None:
+    if dataset is None:
         return {
             label: image_features(protocol, *file, args.cache, device, dtype, *loading)
             for label, file in files.items()
         }
     models = [open_model(label, *file) for label, file in files.items()]
-    sides = embed(models, [faces], device, dtype, *loading)
+    sides = embed(models, [dataset], device, dtype, *loading)
     rows = same_width(args.dimensions, *(sides[label].gallery for label in files))
     return dict(zip(files, rows, strict=True))
 
@@ -181,7 +183,7 @@ def cost(args: argparse.Namespace, device: torch.device, dtype: torch.dtype | No
     speed, measured = args.images_per_second, False
     if speed is None and not is_stored(args.model_file):
         backbone = load_backbone(args.model_file, args.network, dtype, fold=True).to(device)
-        size = views.of_model(args.model_file).size if args.images else SIZE
+        size = view_of_model(args.model_file).size if args.images else SIZE
         speed = images_per_second(backbone, args.batch_size, device, size, not args.images)
         measured = True
     hours = args.gallery_size / speed / 3600 if args.gallery_size and speed else None

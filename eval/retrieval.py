@@ -10,9 +10,9 @@
 
 q / g is a query by model q against a gallery by model g. With -m_old there are old/old, new/old and
 new/new; -m_free is the new network trained without compatibility, by which a gain is measured.
-Top-k and mAP are exact, see bct/ranking.py. Where the class names of the old model's data are
-known, queries of classes it was trained on and of others are given apart, too. A self test uses all
-dimensions of its model; how two widths meet is for --dimensions to say.
+Top-k and mAP are exact, see bct/metrics/ranking.py. Where the class names of the old model's data
+are known, queries of classes it was trained on and of others are given apart, too. A self test uses
+all dimensions of its model; how two widths meet is for --dimensions to say.
 
 A model is whatever eval/ijbc.py takes; an .npy or .npz has a row per image of the set, and for two
 sets there are two files, queries.npy,gallery.npy. A model.json says how its network sees an image;
@@ -27,15 +27,16 @@ import numpy as np
 import torch
 from easydict import EasyDict
 
-from bct import backfill, distributed, views
+from bct import distributed
 from bct.amp import amp_dtype
-from bct.dimensions import POLICIES
-from bct.embeddings import is_stored
-from bct.errors import BctError, run_cli
+from bct.command import run_cli
+from bct.data import views
+from bct.errors import BctError
 from bct.files import atomic, model_name, read_json, write_json, write_text
-from bct.retrieval import METRICS, Retrieval
-from tools.retrieval import tables
-from tools.retrieval.figures import (
+from bct.metrics.retrieval import METRICS, Retrieval
+from bct.models.widths import POLICIES
+from bct.protocols import tables
+from bct.protocols.image_search import (
     EVERY,
     NEW,
     OLD,
@@ -47,7 +48,7 @@ from tools.retrieval.figures import (
     parts_of,
     search,
 )
-from tools.retrieval.items import (
+from bct.protocols.items import (
     Items,
     Model,
     Sides,
@@ -57,6 +58,8 @@ from tools.retrieval.items import (
     open_model,
     stored,
 )
+from bct.search.orders import distance_to_centre, order_by_distance, order_random
+from bct.stored.vector_files import is_stored
 
 ORDERS = ("random", "distance")
 _SEEDS = 3  # random orders that a curve is the mean of
@@ -356,11 +359,11 @@ def order(
 ) -> list[np.ndarray]:
     """Permutations of the gallery: what comes first in a backfill."""
     if name == "random":
-        return [backfill.order_random(len(gallery), seed) for seed in range(_SEEDS)]
+        return [order_random(len(gallery), seed) for seed in range(_SEEDS)]
     first = given.get(name)
     if first is None:
-        first = backfill.distance_to_centre(gallery, items.gallery_labels)
-    return [backfill.order_by_distance(first)]
+        first = distance_to_centre(gallery, items.gallery_labels)
+    return [order_by_distance(first)]
 
 
 def heading(

@@ -14,18 +14,20 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from bct.command import run_cli
+from bct.metrics.accuracy import accuracy
 from easydict import EasyDict
 
 from bct import distributed
 from bct.amp import amp_dtype
-from bct.bootstrap import bootstrap_tar_difference
-from bct.embeddings import is_stored, stored_embeddings
-from bct.errors import BctError, run_cli
+from bct.errors import BctError
 from bct.files import model_name, sha256_file, write_json, write_text
-from bct.flips import threshold_drift, verification_flips
-from bct.metrics import auc, rate_name, tar_at_far
-from bct.verification import VerificationSet, accuracy, embed, load_bin
-from bct.weights import load_backbone
+from bct.metrics.bootstrap import bootstrap_tar_difference
+from bct.metrics.flips import threshold_drift, verification_flips
+from bct.metrics.scores import auc, rate_name, tar_at_far
+from bct.models.weights import load_backbone
+from bct.protocols.pairs import VerificationSet, embed, load_bin
+from bct.stored.vector_files import is_stored, stored_embeddings
 
 
 def arguments() -> argparse.Namespace:

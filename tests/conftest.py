@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from faces import picture, write_faces
-from tiny import Job
+from support.pictures import picture, write_faces
+from support.tiny import Job
 
 from backbones import get_model
 from tools.ijbc.align import TEMPLATE

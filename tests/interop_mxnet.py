@@ -5,10 +5,11 @@ make test-mxnet        # builds .venv-mxnet from requirements-mxnet.txt (NumPy <
 
 import numpy as np
 import pytest
+from bct.data.record_writer import RecordWriter
 from mxnet import recordio
 
-from bct.recordio import MAGIC, Header, RecordReader, RecordWriter
-from bct.recordio_mxnet import MxnetReader
+from bct.data.recordio import MAGIC, Header, RecordReader
+from bct.data.recordio_mxnet import MxnetReader
 
 MAGIC_BYTES = MAGIC.to_bytes(4, "little")
 

@@ -8,18 +8,18 @@ import pytest
 import torch
 import torch.nn.functional as F
 from easydict import EasyDict
-from ranks import run_on_ranks
+from support.methods import OldArrays, method_class
+from support.ranks import run_on_ranks
 from test_partial_fc import head_with
 from test_train import small_cfg
 from torch import nn
 
 from bct import distributed
+from bct.data.loader import Batch
 from bct.errors import BctError
-from bct.loader import Batch
-from bct.optimizer import make_optimizer
-from bct.statistics import class_statistics
+from bct.stored.class_statistics import class_statistics
 from bct.train import replicate
-from methods import OldArrays, method_class
+from bct.training.optimizer import make_optimizer
 
 AdvBCT = method_class("AdvBCT")
 CLASSES, DIM, EPOCHS, THRESHOLD, WEIGHT = 7, 6, 10, 0.9, 3.0

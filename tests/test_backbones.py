@@ -14,7 +14,7 @@ from backbones.iresnet import IResNet
 from backbones.prelu import PReLU
 from backbones.vit import Block, ViT
 from bct.errors import BctError
-from bct.weights import load_backbone
+from bct.models.weights import load_backbone
 
 GOLDEN = [
     "r18_512",

@@ -5,26 +5,23 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from bct.search.orders import disagreement, distance_to_centre, order_by_distance, order_random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bct.backfill import (
+from bct.errors import BctError
+from bct.metrics.backfill import (
     Curve,
     area,
     curve,
-    disagreement,
-    distance_to_centre,
-    order_by_distance,
-    order_random,
     pair_quality,
     published_mean,
     search_quality,
     smallest_fraction,
     violations,
 )
-from bct.compatibility import update_gain
-from bct.errors import BctError
-from bct.metrics import identification, tar_at_far
+from bct.metrics.compatibility import update_gain
+from bct.metrics.scores import identification, tar_at_far
 
 FRACTIONS = np.linspace(0, 1, 11)
 

@@ -6,18 +6,19 @@ import math
 import numpy as np
 import pytest
 import torch
+from bct.old_model import OldModel
 from easydict import EasyDict
-from ranks import run_on_ranks
+from support.methods import OldArrays, method_class
+from support.ranks import run_on_ranks
 from test_l2 import numeric_gradient
 from test_partial_fc import dense_loss, head_with, problem
 
 from bct import distributed
-from bct.artefacts import OldModel, write_artefact
-from bct.datasets import SyntheticFaces
+from bct.data.loader import Batch
+from bct.data.sets import SyntheticSet
 from bct.errors import BctError
 from bct.files import sha256_file, write_json
-from bct.loader import Batch
-from methods import OldArrays, method_class
+from bct.stored.artefacts import write_artefact
 
 BCT = method_class("BCT")
 CLASSES, DIM, SEEN = 11, 6, 5  # SEEN: the old model's classes in EXclass, the first ones
@@ -67,7 +68,7 @@ def disk(tmp_path):
 def on_disk(disk, model="class", **changes):
     """BCT on the real OldModel."""
     cfg = config(old_prototype=str(disk / model / "means.npy"), **changes)
-    return BCT(cfg, OldModel(cfg, SyntheticFaces(40, CLASSES), BCT.needs(cfg)))
+    return BCT(cfg, OldModel(cfg, SyntheticSet(40, CLASSES), BCT.needs(cfg)))
 
 
 def mean_cross_entropy(rows, labels):

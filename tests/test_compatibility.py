@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from bct.compatibility import compatible, p_1, p_comp, p_up, price, update_gain
 from bct.errors import BctError
+from bct.metrics.compatibility import compatible, p_1, p_comp, p_up, price, update_gain
 
 # AdvBCT's main table, mAP in % on RParis, ROxford and GLDv2. Per block: old model, paragon and its
 # cross-test, and per method self, cross, then the printed P_up, P_comp, P_1 in %.

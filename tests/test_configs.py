@@ -14,11 +14,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from shipped import CONFIGS, LIGHT, ROOT, SEQUENCES, Shipped, all_settings, name_of
+from support.shipped_configs import CONFIGS, LIGHT, ROOT, SEQUENCES, Shipped, all_settings, name_of
 
 from backbones import get_model
 from bct.files import read_json
-from bct.weights import load_backbone
+from bct.models.weights import load_backbone
 
 SLOW = ("vit_", "vgg", "alexnet", "r100", "r200")  # from 10 s on; they are among the slow tests
 

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from bct.embeddings import stored_embeddings
 from bct.errors import BctError
+from bct.stored.vector_files import stored_embeddings
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])

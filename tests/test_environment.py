@@ -8,7 +8,7 @@ import sys
 
 import numpy as np
 import pytest
-from faces import jpeg, write_faces
+from support.pictures import jpeg, write_faces
 
 from bct.files import ROOT
 

@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from script import run_script
+from support.script import run_script
 
 from backbones import get_model
 from tools.ijbc.protocol import read_protocol

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from faces import jpeg
-from ranks import run_on_ranks
-from script import run_script
 from sklearn.metrics import average_precision_score
+from support.pictures import jpeg
+from support.ranks import run_on_ranks
+from support.script import run_script
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from backbones import get_model
-from bct import chain
-from bct.datasets import open_faces
+from bct.data.sets import open_images
 from bct.errors import BctError
 from bct.files import ROOT
-from tools.upgrade.images import image_protocol
+from bct.metrics import chain
+from bct.report.image_protocol import image_protocol
 
 NAMES = ["ant", "bee", "cat", "dog", "eel"]
 EACH = 6  # images of a class
@@ -361,7 +361,7 @@ def test_an_image_set_as_a_protocol(tmp_path):
     """3 images of each of 3 classes and one of a fourth, in an order of the labels' own."""
     folder, _ = make_set(tmp_path / "val", NAMES[:3], each=3)
     make_set(folder, ["zoo"], each=1)
-    faces = open_faces(folder)
+    faces = open_images(folder)
     protocol, galleries, probes = image_protocol(faces)
     assert [g.subjects.tolist() for g in galleries] == [[0, 2], [1]]
     assert probes.subjects.tolist() == [0, 0, 1, 1, 2, 2, 3]
@@ -375,7 +375,7 @@ def test_an_image_set_as_a_protocol(tmp_path):
     make_set(tmp_path / "two/val", ["a"], each=4)
     make_set(tmp_path / "two/val", ["b"], each=1)
     with pytest.raises(BctError, match="1 classes of two images or more"):
-        image_protocol(open_faces(tmp_path / "two/val"))
+        image_protocol(open_images(tmp_path / "two/val"))
 
 
 def test_the_upgrade_report_of_an_image_set(monkeypatch, tmp_path):

@@ -6,12 +6,13 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from faces import jpeg
-from script import run_script
+from bct.metrics.accuracy import accuracy
 from sklearn.metrics import roc_curve
+from support.pictures import jpeg
+from support.script import run_script
 
 from backbones import get_model
-from bct.verification import accuracy, embed, load_bin
+from bct.protocols.pairs import embed, load_bin
 
 
 @pytest.fixture

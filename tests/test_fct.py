@@ -6,20 +6,20 @@ import numpy as np
 import pytest
 import torch
 from easydict import EasyDict
-from ranks import run_on_ranks
+from support.methods import OldArrays, method_class
+from support.ranks import run_on_ranks
 from test_l2 import numeric_gradient
 
 from backbones.fct import Transformation, Transformed, from_state
 from bct import distributed
-from bct.artefacts import artefact_path, write_artefact
 from bct.config import load_config
+from bct.data.loader import Batch
 from bct.errors import BctError
 from bct.files import sha256_file, write_json
-from bct.loader import Batch
+from bct.models.weights import load_backbone
+from bct.stored.artefacts import artefact_path, write_artefact
+from bct.stored.vector_set import Vectors
 from bct.train import train
-from bct.vectors import Vectors
-from bct.weights import load_backbone
-from methods import OldArrays, method_class
 
 FCT = method_class("FCT")
 CPU = torch.device("cpu")

@@ -6,18 +6,18 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from faces import picture
-from house import tool
+from bct.old_model import OldModel
 from PIL import Image
+from support.methods import method_class
+from support.old_models import tool
+from support.pictures import picture
 
-from bct.artefacts import OldModel
 from bct.config import load_config
+from bct.data.label_map import new_to_old
 from bct.errors import BctError
-from bct.label_map import new_to_old
 from bct.method import Method
+from bct.models.weights import load_backbone
 from bct.train import train
-from bct.weights import load_backbone
-from methods import method_class
 
 CPU = torch.device("cpu")
 NAMES = ["b", "a10", "a9", "c"]  # sorted: a10, a9, b, c

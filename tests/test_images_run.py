@@ -8,8 +8,8 @@ import zipfile
 from io import BytesIO
 
 import pytest
-from faces import picture
 from PIL import Image
+from support.pictures import picture
 
 from bct.files import ROOT
 

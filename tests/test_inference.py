@@ -10,7 +10,7 @@ from torch import nn
 
 from backbones import get_model
 from backbones.inference import fold_batch_norm
-from bct.weights import load_backbone
+from bct.models.weights import load_backbone
 
 
 def close(got, want, limit):

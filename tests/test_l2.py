@@ -9,12 +9,12 @@ import torch
 from easydict import EasyDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranks import run_on_ranks
+from support.methods import OldArrays, method_class
+from support.ranks import run_on_ranks
 from test_partial_fc import dense_loss, head_with
 
 from bct import distributed
-from bct.loader import Batch
-from methods import OldArrays, method_class
+from bct.data.loader import Batch
 
 L2 = method_class("L2")
 

@@ -8,16 +8,16 @@ import signal
 import numpy as np
 import pytest
 import torch
-from house import CPU, build, config, tool
-from ranks import run_on_ranks
-from tiny import assert_same_run, stopping_at
+from support.methods import method_class
+from support.old_models import CPU, build, config, tool
+from support.ranks import run_on_ranks
+from support.tiny import assert_same_run, stopping_at
 
 from bct import distributed
 from bct.errors import BctError
 from bct.files import sha256_file
 from bct.method import Method
 from bct.train import train
-from methods import method_class
 
 TERMS = {
     "MixBCT": {"cls"},

@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from bct.streams import generator
 from easydict import EasyDict
-from ranks import run_on_ranks
+from support.methods import OldArrays, method_class
+from support.ranks import run_on_ranks
 from test_partial_fc import dense_loss, head_with
 
 from bct import distributed
-from bct.loader import Batch
-from methods import OldArrays, method_class
+from bct.data.loader import Batch
 
 MixBCT = method_class("MixBCT")
 
@@ -29,7 +30,7 @@ def make(images=40, dim=8, credible=None, mix_ratio=0.3):
 
 
 def stream(*key):
-    return distributed.generator("cpu", *key)
+    return generator("cpu", *key)
 
 
 def test_golden(shared):

@@ -20,16 +20,17 @@ import zlib
 import numpy as np
 import pytest
 import simplejpeg
-from faces import picture
+from bct.data.record_writer import RecordWriter
 from PIL import Image
+from support.pictures import picture
 
 from bct.config import load_config
-from bct.embeddings import stored_embeddings
+from bct.data.images import decode
+from bct.data.recordio import MAGIC, Header, RecordFile, RecordReader
 from bct.errors import BctError
 from bct.files import ROOT, read_json
-from bct.images import decode
-from bct.recordio import MAGIC, Header, RecordFile, RecordReader, RecordWriter
-from bct.verification import load_bin
+from bct.protocols.pairs import load_bin
+from bct.stored.vector_files import stored_embeddings
 from tools.ijbc.protocol import read_galleries, read_protocol
 
 SLOW = 14  # times as many in the slow variant: 218,000

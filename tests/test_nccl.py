@@ -10,17 +10,18 @@ import torch.nn.functional as F
 from easydict import EasyDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranks import run_on_ranks
+from support.methods import OldArrays, method_class
+from support.ranks import run_on_ranks
 from test_partial_fc import head_with
 from test_train import small_cfg
 
-from bct import class_similarity, distributed
+from bct import distributed
 from bct.amp import make_scaler
-from bct.checkpoint import load_checkpoint, save_checkpoint
+from bct.data.loader import Batch
 from bct.errors import BctError
-from bct.loader import Batch
-from bct.optimizer import make_optimizer
-from methods import OldArrays, method_class
+from bct.training import class_similarity
+from bct.training.checkpoint import load_checkpoint, save_checkpoint
+from bct.training.optimizer import make_optimizer
 
 NCCL = method_class("NCCL")
 IMAGES, CLASSES, DIM, SLOTS = 64, 11, 6, 40  # 11 classes do not divide by 2 or 4

@@ -13,8 +13,8 @@ from torch import nn
 from backbones import NETWORKS, get_model
 from bct.errors import BctError
 from bct.files import sha256_file, write_json
-from bct.onnx_model import PREPROCESSING, WEIGHTS_FILE, load_onnx
-from bct.weights import load_backbone
+from bct.models.onnx_model import PREPROCESSING, WEIGHTS_FILE, load_onnx
+from bct.models.weights import load_backbone
 from tools import export_onnx
 from tools.export_onnx import check, export
 

@@ -6,20 +6,21 @@ import math
 import numpy as np
 import pytest
 import torch
+from bct.old_model import OldModel
 from easydict import EasyDict
-from ranks import run_on_ranks
+from support.methods import OldArrays, method_class
+from support.ranks import run_on_ranks
 from test_l2 import numeric_gradient
 from test_partial_fc import dense_loss, head_with
 
 from backbones import get_model
 from bct import distributed
-from bct.artefacts import OldModel, write_artefact
 from bct.config import base_config
-from bct.datasets import SyntheticFaces
+from bct.data.loader import Batch
+from bct.data.sets import SyntheticSet
 from bct.errors import BctError
 from bct.files import sha256_file, write_json
-from bct.loader import Batch
-from methods import OldArrays, method_class
+from bct.stored.artefacts import write_artefact
 
 OpenBCT = method_class("OpenBCT")
 import contrastive  # noqa: E402, from the method's directory
@@ -459,7 +460,7 @@ def disk(tmp_path):
     torch.save(network.state_dict(), tmp_path / "model.pt")
     about = {"network": "demo_w16", "embedding_size": DIM, "num_classes": KNOWN}
     write_json(tmp_path / "model.json", about)
-    faces = SyntheticFaces(BATCH, CLASSES)
+    faces = SyntheticSet(BATCH, CLASSES)
     made_from = {"weights": str(tmp_path / "model.pt"), "model": sha256_file(tmp_path / "model.pt")}
     made_from |= {"data": faces.fingerprint, "data_path": "synthetic", "kind": "old_embedding"}
     with write_artefact(tmp_path / "f.npy", (BATCH, DIM), "float32", **made_from) as out:

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from ranks import run_on_ranks
+from bct.streams import generator
+from bct.training.margin_softmax import margin_logit
+from support.ranks import run_on_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bct import distributed
 from bct.errors import BctError
-from bct.partial_fc import PartialFC, SoftmaxHead, margin_logit
+from bct.training.heads import PartialFC, SoftmaxHead
 
 MARGINS = [(1, 0.5, 0), (1, 0, 0.35), (1.35, 0, 0), (1, 0.3, 0.2), (0.9, 0.4, 0.15)]
 
@@ -112,7 +114,7 @@ def on_ranks(f, w, y, rate):
     head = head_with(w, sample_rate=rate, scale=30.0)
     rows = len(f) // size
     local = f[rank * rows : (rank + 1) * rows].clone().requires_grad_()
-    rng = distributed.generator("cpu", "negatives", rank)
+    rng = generator("cpu", "negatives", rank)
     loss = head(local, y[rank * rows : (rank + 1) * rows], rng)
     loss.backward()
     return loss.item(), head.sampled, local.grad / size, head.weight.grad
@@ -162,7 +164,7 @@ def in_blocks(f, w, y, block):
         options = {"margin": margin, "filter_above": filter_above, "sample_rate": rate}
         head = head_with(w, scale=30.0, block=block, **options)
         local = f[mine].clone().requires_grad_()
-        loss = head(local, y[mine], distributed.generator("cpu", "negatives", rank))
+        loss = head(local, y[mine], generator("cpu", "negatives", rank))
         (3.0 * loss).backward()
         out.append((loss.detach(), local.grad, head.weight.grad))
     return out
@@ -235,7 +237,7 @@ def test_negatives_change_from_step_to_step_and_repeat_with_the_seed():
     head = head_with(w.float(), sample_rate=0.5)
     draws = []
     for step in (0, 1, 0):
-        head(f.float(), y, distributed.generator("cpu", "step", step))
+        head(f.float(), y, generator("cpu", "step", step))
         draws.append(head.sampled.tolist())
     assert draws[0] != draws[1] and draws[0] == draws[2]
 

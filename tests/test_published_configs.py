@@ -5,11 +5,11 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from support.methods import method_class
 
 from bct.config import load_config
 from bct.files import ROOT
 from bct.scenarios import artefact_name
-from methods import method_class
 
 CLASS70, DATA70, WHOLE = "train_part_70_class.rec", "train_part_70_data.rec", "train.rec"
 COUNTS = {  # classes, images

@@ -6,11 +6,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from bct.data.record_writer import RecordWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bct.data.recordio import MAGIC, Header, RecordReader
 from bct.errors import BctError
-from bct.recordio import MAGIC, Header, RecordReader, RecordWriter
 
 MAGIC_BYTES = struct.pack("<I", MAGIC)
 

@@ -9,12 +9,12 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from script import run_script
+from support.script import run_script
 
+from bct.report import page
+from bct.report.analysis import SHARES, Study, analyse, spread, units, verdict
 from tools.ijbc.protocol import Gallery, Protocol
 from tools.ijbc.scoring import pair_scores, template_features
-from tools.upgrade import page
-from tools.upgrade.analysis import SHARES, Study, analyse, spread, units, verdict
 
 SUBJECTS, PROBES, DIM = 30, 4, 16
 

@@ -13,18 +13,18 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 import torch
-from faces import write_faces
-from ranks import run_on_ranks
-from script import run_script
-from tiny import TINY, assert_same_run, differences, family, stopping_at
+from support.pictures import write_faces
+from support.ranks import run_on_ranks
+from support.script import run_script
+from support.tiny import TINY, assert_same_run, differences, family, stopping_at
 
 from bct import distributed
-from bct.checkpoint import checkpoints
 from bct.errors import BctError
 from bct.files import ROOT
 from bct.method import Method
-from bct.tensors import read_tensors
+from bct.safe.tensors import read_tensors
 from bct.train import train
+from bct.training.checkpoint import checkpoints
 
 CPU = torch.device("cpu")
 TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]

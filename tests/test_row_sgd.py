@@ -6,18 +6,19 @@ import math
 import pytest
 import torch
 from easydict import EasyDict
-from ranks import run_on_ranks
+from support.ranks import run_on_ranks
 from torch import nn
 
-from bct import distributed, row_sgd
+from bct import distributed
 from bct.amp import make_scaler
-from bct.checkpoint import load_checkpoint, save_checkpoint
-from bct.loader import Batch
+from bct.data.loader import Batch
 from bct.method import Method
-from bct.optimizer import make_optimizer
-from bct.partial_fc import PartialFC
-from bct.row_sgd import RowSGD, products
 from bct.train import replicate, train_step
+from bct.training import row_sgd
+from bct.training.checkpoint import load_checkpoint, save_checkpoint
+from bct.training.heads import PartialFC
+from bct.training.optimizer import make_optimizer
+from bct.training.row_sgd import RowSGD, products
 
 CPU = torch.device("cpu")
 ROWS, DIM = 37, 5

@@ -10,17 +10,18 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from bct.old_model import OldModel
 from easydict import EasyDict
-from faces import jpeg
+from support.pictures import jpeg
 
-from bct.artefacts import OldModel, open_artefact, write_artefact
-from bct.embeddings import stored_embeddings
 from bct.errors import BctError
 from bct.files import ROOT, sha256_file, write_json
-from bct.onnx_model import WEIGHTS_FILE, load_onnx
-from bct.safe_pickle import load_lists
-from bct.verification import load_bin
-from bct.weights import load_backbone
+from bct.models.onnx_model import WEIGHTS_FILE, load_onnx
+from bct.models.weights import load_backbone
+from bct.protocols.pairs import load_bin
+from bct.safe.lists import load_lists
+from bct.stored.artefacts import open_artefact, write_artefact
+from bct.stored.vector_files import stored_embeddings
 from tools.ijbc.report import read_scores
 
 FAKE = "<img src=x onerror=alert(1)>&\"'"

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bct import statistics
 from bct.errors import BctError
-from bct.statistics import class_means, class_statistics, credible_mask, entropy_mask
+from bct.stored import class_statistics as statistics
+from bct.stored.class_statistics import class_means, class_statistics, credible_mask, entropy_mask
 
 
 def plain_means(features, labels):

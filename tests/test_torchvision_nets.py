@@ -12,7 +12,7 @@ from backbones import IMAGE_NETWORKS, NETWORKS, get_model
 from backbones.torchvision_nets import NATIVE
 from bct.errors import BctError
 from bct.files import write_json
-from bct.weights import load_backbone
+from bct.models.weights import load_backbone
 
 
 def settle(model):

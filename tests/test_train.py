@@ -9,21 +9,21 @@ import sys
 import pytest
 import torch
 from easydict import EasyDict
-from ranks import run_on_ranks
-from tiny import TINY
+from support.ranks import run_on_ranks
+from support.tiny import TINY
 from torch import nn
 
 from bct import distributed
 from bct.amp import amp_dtype, make_scaler
-from bct.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from bct.config import load_config
+from bct.data.loader import Batch
 from bct.errors import BctError
 from bct.files import ROOT
-from bct.loader import Batch
 from bct.method import Method
-from bct.optimizer import lr_at, make_optimizer
-from bct.partial_fc import PartialFC, SoftmaxHead
 from bct.train import replicate, share_statistics, train, train_step
+from bct.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from bct.training.heads import PartialFC, SoftmaxHead
+from bct.training.optimizer import lr_at, make_optimizer
 
 CPU = torch.device("cpu")
 

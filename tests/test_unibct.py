@@ -8,20 +8,20 @@ import torch
 from easydict import EasyDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranks import run_on_ranks
+from support.methods import OldArrays, method_class
+from support.ranks import run_on_ranks
 from test_bct import assert_equal, influence_of, mean_cross_entropy
 from test_partial_fc import head_with
 from torch import nn
 
 from bct import distributed
 from bct.amp import make_scaler
-from bct.checkpoint import load_checkpoint, save_checkpoint
+from bct.data.loader import Batch
 from bct.errors import BctError
-from bct.loader import Batch
-from bct.optimizer import make_optimizer
-from bct.partial_fc import PartialFC
-from bct.statistics import class_means
-from methods import OldArrays, method_class
+from bct.stored.class_statistics import class_means
+from bct.training.checkpoint import load_checkpoint, save_checkpoint
+from bct.training.heads import PartialFC
+from bct.training.optimizer import make_optimizer
 
 UniBCT = method_class("UniBCT")
 SIZES = [3, 1, 7, 2, 3, 1, 3, 2, 7, 1, 1]  # three classes of 3: a stack of systems that is a cube

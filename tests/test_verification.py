@@ -7,13 +7,14 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from faces import jpeg, picture
-from ranks import run_on_ranks
+from bct.metrics.accuracy import accuracy
+from support.pictures import jpeg, picture
+from support.ranks import run_on_ranks
 
 from backbones import get_model
+from bct.data.images import decode, to_network
 from bct.errors import BctError
-from bct.images import decode, to_network
-from bct.verification import VerificationSet, accuracy, embed, load_bin, verify
+from bct.protocols.pairs import VerificationSet, embed, load_bin, verify
 
 
 def write_bin(path, images, issame, **options):

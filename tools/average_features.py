@@ -9,11 +9,12 @@ Reads feature_save/<scenario>/<SD>_feature.npy and _label.npy, writes <SD>_avg_f
 import argparse
 from pathlib import Path
 
-from bct.artefacts import artefact_path, is_valid, open_features, write_artefact
-from bct.errors import run_cli
+from bct.command import run_cli
+
 from bct.files import ROOT
 from bct.scenarios import scenario_of
-from bct.statistics import class_means
+from bct.stored.artefacts import artefact_path, is_valid, open_features, write_artefact
+from bct.stored.class_statistics import class_means
 
 
 def main() -> None:

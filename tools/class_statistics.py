@@ -3,17 +3,18 @@
     python tools/class_statistics.py --SD f128_r18_softmax_class70
 
 Reads feature_save/<scenario>/<SD>_feature.npy and _label.npy, writes <SD>_class_statistics.npy, one
-record per class: bct/statistics.py, class_statistics, says what is in it.
+record per class: bct/stored/class_statistics.py, class_statistics, says what is in it.
 """
 
 import argparse
 from pathlib import Path
 
-from bct.artefacts import artefact_path, is_valid, open_features, write_artefact
-from bct.errors import run_cli
+from bct.command import run_cli
+
 from bct.files import ROOT
 from bct.scenarios import scenario_of
-from bct.statistics import class_statistics
+from bct.stored.artefacts import artefact_path, is_valid, open_features, write_artefact
+from bct.stored.class_statistics import class_statistics
 
 
 def main() -> None:

@@ -12,11 +12,13 @@ feature_save/<scenario>/, writes <SD>_credible_ratio_90_feature.npy or
 import argparse
 from pathlib import Path
 
-from bct.artefacts import artefact_path, is_valid, open_features, write_artefact
-from bct.errors import BctError, run_cli
+from bct.command import run_cli
+
+from bct.errors import BctError
 from bct.files import ROOT
 from bct.scenarios import scenario_of
-from bct.statistics import credible_mask, entropy_mask
+from bct.stored.artefacts import artefact_path, is_valid, open_features, write_artefact
+from bct.stored.class_statistics import credible_mask, entropy_mask
 
 
 def main() -> None:

@@ -27,13 +27,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from bct.command import run_cli
 from easydict import EasyDict
 
-from bct.artefacts import KINDS
 from bct.config import execute, find_config
-from bct.errors import BctError, run_cli
+from bct.errors import BctError
 from bct.files import ROOT, write_text
 from bct.scenarios import scenario_of
+from bct.stored.artefacts import KINDS
 
 KEYS = {"data", "test", "common", "versions"}
 OF_A_VERSION = {"method", "alone"}  # the others are config keys

@@ -6,9 +6,9 @@
 old.npy: float (n, d_o), stored embeddings in any order; side.npy: float (n, d_z), the side
 information of the same items. Writes mapped.npy, float32 (n, d_n), and with --uncertainty the
 predicted log-variance of each, float32 (n,): backfill the items with the largest first, as
-bct.backfill.order_by_distance sorts them. No images are needed, and the memory needed does not
-depend on n. A transformation trained with parity=published and no side information takes the old
-embeddings as such: --side old.npy.
+bct.search.orders.order_by_distance sorts them. No images are needed, and the memory needed does
+not depend on n. A transformation trained with parity=published and no side information takes the
+old embeddings as such: --side old.npy.
 
 Both files get a manifest: what that of old.npy says of the data, and what they were made from.
 """
@@ -24,12 +24,13 @@ import torch
 from backbones.fct import Transformation, from_state
 from backbones.inference import fold_batch_norm
 from bct import distributed
-from bct.artefacts import is_valid, write_artefact
-from bct.errors import BctError, run_cli
+from bct.command import run_cli
+from bct.errors import BctError
 from bct.files import sha256_file
 from bct.log import progress
-from bct.reference_checkpoints import read_state
-from bct.vectors import open_side, open_vectors
+from bct.models.reference_checkpoints import read_state
+from bct.stored.artefacts import is_valid, write_artefact
+from bct.stored.vector_set import open_side, open_vectors
 
 _OF_THE_DATA = ("data", "data_path", "parity", "view")  # entries that stay true of mapped rows
 

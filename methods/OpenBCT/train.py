@@ -38,10 +38,10 @@ from influence import influence, old_logits
 from lwf import lwf
 from pseudo_classifier import old_classifier
 
-from bct.dimensions import fit
 from bct.distributed import all_gather, rank
 from bct.errors import BctError
 from bct.method import Method
+from bct.models.widths import fit
 from bct.train import main
 
 JUDGED, TAUGHT = {"influence", "lwf"}, {"lwf", "l2", "triplet", "contrastive"}

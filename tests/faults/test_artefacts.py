@@ -8,13 +8,13 @@ import time
 import numpy as np
 import pytest
 import torch
-from faces import write_faces
-from script import become, processes
+from support.pictures import write_faces
+from support.script import become, processes
 
 from backbones import get_model
-from bct.artefacts import is_valid, open_artefact
 from bct.errors import BctError
 from bct.files import ROOT, sha256_file
+from bct.stored.artefacts import is_valid, open_artefact
 
 KILLS = 24
 SD = "old_class70"

@@ -14,12 +14,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from house import SMALL, build
-from tiny import assert_same_run, family
+from support.old_models import SMALL, build
+from support.tiny import assert_same_run, family
 
-from bct.checkpoint import checkpoints
 from bct.files import ROOT
-from bct.tensors import read_tensors
+from bct.safe.tensors import read_tensors
+from bct.training.checkpoint import checkpoints
 
 pytestmark = pytest.mark.slow
 KILLS = int(os.environ.get("BCT_KILLS", 9))  # of each of six runs; CI has less time

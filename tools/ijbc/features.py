@@ -7,14 +7,14 @@ import torch
 
 from bct import distributed
 from bct.amp import dtype_name
-from bct.artefacts import open_valid, shared_artefact
-from bct.embeddings import is_stored, stored_embeddings
+from bct.data.images import decode
+from bct.data.loader import Loader
 from bct.errors import BctError
 from bct.files import sha256_file
-from bct.images import decode
-from bct.loader import Loader
 from bct.log import progress
-from bct.weights import load_backbone
+from bct.models.weights import load_backbone
+from bct.stored.artefacts import open_valid, shared_artefact
+from bct.stored.vector_files import is_stored, stored_embeddings
 from tools.ijbc.align import align, similarity_to_template
 from tools.ijbc.protocol import Protocol
 
@@ -23,7 +23,7 @@ _RECIPES = {True: "align5-112-flipsum-v1", False: "align5-112-plain-v1"}
 
 
 class LooseCrops:
-    """The protocol's images, aligned; a data set for bct.loader.Loader."""
+    """The protocol's images, aligned; a data set for bct.data.loader.Loader."""
 
     def __init__(self, protocol: Protocol):
         self.protocol = protocol
@@ -68,8 +68,8 @@ def image_features(
     the work; every rank gets the result.
 
     Args:
-        weights: a model (see bct.weights.load_backbone), or an .npy or .npz of such sums, one row
-            per image in the protocol's order, as eval/ijbc.py -E writes.
+        weights: a model (bct.models.weights.load_backbone), or an .npy or .npz of such sums, one
+            row per image in the protocol's order, as eval/ijbc.py -E writes.
         mirror: False for f(image) alone.
         reload: compute anew what is cached.
     """

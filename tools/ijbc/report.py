@@ -10,7 +10,7 @@ import numpy as np
 
 from bct.errors import BctError
 from bct.files import atomic, write_json, write_text
-from bct.metrics import rate_name
+from bct.metrics.scores import rate_name
 
 SHOWN_FPIRS = (1e-2, 1e-1)
 

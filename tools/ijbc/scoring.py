@@ -11,7 +11,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from bct.errors import BctError
-from bct.metrics import FARS, Identification, identification, rate_name, roc
+from bct.metrics.scores import FARS, Identification, identification, rate_name, roc
 from bct.threads import each_in_threads
 from tools.ijbc.protocol import Gallery, Protocol
 

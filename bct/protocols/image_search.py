@@ -1,0 +1,208 @@
+"""The figures of a retrieval test as plain values: searches, compatibility, chain, backfill."""
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bct.errors import BctError
+from bct.metrics import backfill, chain, compatibility
+from bct.metrics.bootstrap import interval
+from bct.metrics.retrieval import (
+    Retrieval,
+    bootstrap_means,
+    by_class,
+    cmc,
+    leave_one_out,
+    of_queries,
+    retrieval,
+)
+from bct.protocols.items import Items, Sides
+
+EVERY, OLD, NEW = "all queries", "queries of old classes", "queries of new classes"
+SHARES = np.linspace(0, 1, 11)  # of the gallery, refreshed
+DEPTH = 20  # of the CMC
+
+
+class How(NamedTuple):
+    """metric: of bct.metrics.retrieval. dimensions: of bct.models.widths. ks: which top-k."""
+
+    metric: str = "cosine"
+    dimensions: str = "equal"
+    ks: tuple[int, ...] = (1, 5)
+
+    @property
+    def qualities(self) -> list[str]:
+        return [*(f"top{k}" for k in self.ks), "map"]
+
+
+def same_width(policy: str, *sides: np.ndarray) -> list[np.ndarray]:
+    """Embeddings (n, D), cut ("leading") or filled with zeros ("zero_pad") to one D.
+
+    Whoever compares by cosine normalises afterwards, as bct.metrics.retrieval does. BctError for
+    "equal" if they differ.
+    """
+    widths = [x.shape[1] for x in sides]
+    if len(set(widths)) == 1:
+        return list(sides)
+    if policy == "equal":
+        raise BctError(
+            f"embeddings to be compared have {' and '.join(map(str, widths))} dimensions",
+            "say how they meet: --dimensions leading or zero_pad",
+        )
+    if policy == "leading":
+        return [x[:, : min(widths)] for x in sides]
+    return [np.pad(x, ((0, 0), (0, max(widths) - x.shape[1]))) for x in sides]
+
+
+def search(items: Items, query: np.ndarray, gallery: np.ndarray, how: How) -> Retrieval:
+    """Queries (Q, D) against a gallery (G, D'), which may be another model's."""
+    same = query is gallery  # before they are cut: half of the products are enough
+    query, gallery = same_width(how.dimensions, query, gallery)
+    if items.leave_one_out:
+        other = None if same else gallery
+        return leave_one_out(query, items.query_labels, other, how.metric, how.ks)
+    labels = items.query_labels, items.gallery_labels
+    return retrieval(query, labels[0], gallery, labels[1], how.metric, how.ks)
+
+
+def parts_of(items: Items, old: np.ndarray | None) -> dict[str, np.ndarray]:
+    """Part -> which queries, bool (Q,): all, and those of old and of new classes, unless there are
+    none that could be found.
+
+    Args:
+        old: bool (C,), which labels are old classes; None if that is not known.
+    """
+    parts = {EVERY: np.ones(len(items.query_labels), bool)}
+    if old is not None:
+        number = np.bincount(items.gallery_labels, minlength=items.query_labels.max() + 1)
+        findable = number[items.query_labels] > items.leave_one_out
+        of_old = old[items.query_labels]
+        parts |= {OLD: of_old, NEW: ~of_old}
+        parts = {part: chosen for part, chosen in parts.items() if (chosen & findable).any()}
+    return parts
+
+
+def figures(
+    items: Items, parts: dict[str, np.ndarray], result: Retrieval, per_class: bool = False
+) -> dict:
+    """One test: top1, ..., map and the numbers of queries of each part; the CMC of all."""
+    out = {}
+    for part, chosen in parts.items():
+        found = of_queries(result, chosen)
+        top = {f"top{k}": share for k, share in found.top.items()}
+        counts = {"queries": found.queries, "without": found.without}
+        out[part] = {**top, "map": found.mean_ap, **counts}
+    out["cmc"] = cmc(result, DEPTH).tolist()
+    if per_class:
+        each = by_class(result, items.query_labels)
+        columns = {"queries": each.queries}
+        columns |= {f"top{k}": shares for k, shares in each.top.items()} | {"map": each.mean_ap}
+        out["classes"] = {
+            items.names[label] if items.names else str(label): {
+                key: values[row].item() for key, values in columns.items()
+            }
+            for row, label in enumerate(each.labels.tolist())
+        }
+    return out
+
+
+def per_query(result: Retrieval, quality: str) -> np.ndarray:
+    """What the quality is the mean of, float64 (Q,)."""
+    if quality == "map":
+        return result.ap
+    return (result.rank <= _k(quality)).astype(np.float64)
+
+
+def _k(quality: str) -> int:
+    return int(quality.removeprefix("top"))
+
+
+def compatible(
+    tests: Sequence[Retrieval], labels: np.ndarray, chosen: np.ndarray, how: How, resamples: int
+) -> dict:
+    """Quality -> criterion, difference with its interval, and what a paragon allows to say.
+
+    Args:
+        tests: of the same queries: old/old, new/old, new/new and, if there is one, the paragon's.
+        labels: (Q,), the units of the bootstrap. chosen: bool (Q,), which queries.
+    """
+    found = chosen & (tests[0].rank > 0)
+    out = {}
+    for quality in how.qualities:
+        values = np.stack([per_query(test, quality)[found] for test in tests])
+        old, cross, own, *paragon = values.mean(1).tolist()
+        means = bootstrap_means(values[:2], labels[found], resamples)
+        out[quality] = {
+            "compatible": compatibility.compatible(cross, old),
+            "difference": interval(means[:, 1] - means[:, 0], cross - old)._asdict(),
+        }
+        for free in paragon:
+            out[quality] |= {
+                "update_gain": _or_none(compatibility.update_gain(cross, old, free)),
+                "price": compatibility.price(own, free),
+                "p_up": _or_none(compatibility.p_up(own, free)),
+                "p_comp": _or_none(compatibility.p_comp(cross, old, free)),
+                "p_1": _or_none(compatibility.p_1(own, cross, old, free)),
+            }
+    return out
+
+
+def chain_figures(versions: list[str], tests: dict, how: How) -> dict:
+    """Quality -> matrix of all queries, [query version][gallery version], and what chain says."""
+    out = {}
+    for quality in how.qualities:
+        matrix = [[tests[f"{q} / {g}"][EVERY][quality] for g in versions] for q in versions]
+        out[quality] = {
+            "matrix": matrix,
+            "average_compatibility": chain.average_compatibility(np.array(matrix)),
+            "average_quality": chain.average_quality(np.array(matrix)),
+            "backward_transfer": chain.backward_transfer(np.array(matrix)),
+            "forward_transfer": chain.forward_transfer(np.array(matrix)),
+        }
+    return out
+
+
+def backfilling(
+    items: Items, new: Sides, old: np.ndarray, order: Sequence[np.ndarray], goals: dict, how: How
+) -> dict:
+    """Quality -> its curve while an old gallery (G, D') is refreshed with the new model's rows.
+
+    All rows of the mixed gallery have one width, as in an index. With "leading" the end of the
+    curve is therefore new/new in the old width.
+
+    Args:
+        order: permutations of the gallery; the curve is the mean over them.
+        goals: quality -> what the old system reaches.
+    """
+    query, before, after = same_width(how.dimensions, new.query, old, new.gallery)
+
+    @functools.cache
+    def mixed(refreshed: bytes) -> Retrieval:
+        rows = np.where(np.frombuffer(refreshed, bool)[:, None], after, before)
+        return search(items, query, rows, how)
+
+    out = {}
+    for quality in how.qualities:
+
+        def value(refreshed: np.ndarray, quality: str = quality) -> float:
+            result = mixed(refreshed.tobytes())
+            return result.mean_ap if quality == "map" else result.top[_k(quality)]
+
+        curves = [backfill.curve(permutation, SHARES, value).values for permutation in order]
+        curve = backfill.Curve(SHARES, np.mean(curves, axis=0))
+        out[quality] = {
+            "shares": SHARES.tolist(),
+            "values": curve.values.tolist(),
+            "area": backfill.area(curve),
+            "published_mean": backfill.published_mean(curve),
+            "violations": backfill.violations(curve)._asdict(),
+            "enough_for_old": backfill.smallest_fraction(curve, goals[quality]),
+        }
+    return out
+
+
+def _or_none(value: float) -> float | None:
+    """JSON has no NaN: an undefined figure is null."""
+    return None if np.isnan(value) else float(value)
