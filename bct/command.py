@@ -1,11 +1,17 @@
 """What the command lines of all scripts share."""
 
+import argparse
 import os
 import sys
 import traceback
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from bct.errors import BctError
+from bct.files import ROOT, read_json
+
+CACHE = ROOT / "work_dirs" / "cache"  # of embeddings
 
 
 def run_cli(main: Callable[[], None]) -> None:
@@ -47,3 +53,73 @@ def run_cli(main: Callable[[], None]) -> None:
 
 def _lines(what: str, do: str) -> str:
     return f"error: {what}\n  -> {do}"
+
+
+def evaluation_options(parser: argparse.ArgumentParser, output: str, batch_size: int = 128) -> None:
+    """Adds what every evaluation has: batch, workers, precision, cache, output, overwrite.
+
+    Args:
+        output: the default folder for results.
+    """
+    add = parser.add_argument
+    add("-b", "--batch_size", type=positive, default=batch_size)
+    add("-j", "--num_workers", type=int, default=2)
+    add("--amp", choices=("bf16", "fp16", "off"), help="precision; default: as in training")
+    add("--cache", type=Path, default=CACHE, help="folder of embeddings computed before")
+    add("-o", "--output", type=Path, default=Path(output), help="folder for the results")
+    add("--overwrite", action="store_true", help="replace results of other models or data")
+
+
+def positive(text: str) -> int:
+    """A whole number above 0, for argparse."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not above 0")
+    return value
+
+
+def networks_for(networks: list[str], models: list[str]) -> list[str | None]:
+    """One network name per model, or None for each. BctError for another number of names."""
+    if networks and len(networks) != len(models):
+        raise BctError(
+            f"{len(networks)} networks for {len(models)} models", "give -net one name per model"
+        )
+    return networks or [None] * len(models)
+
+
+def one_of_the_fars(far: float) -> None:
+    """Raises BctError for a FAR that the tables do not have."""
+    from bct.metrics.scores import FARS, rate_name
+
+    if far not in FARS:
+        raise BctError(
+            f"--far {far:g} is not a FAR of the tables",
+            f"choose from {', '.join(map(rate_name, FARS))}",
+        )
+
+
+def refuse_to_replace(target: Path, made_from: dict) -> None:
+    """Raises BctError if <target>.json holds results that were made from something else.
+
+    Args:
+        target: path of the results, without suffix.
+        made_from: entries of that JSON which have to be equal; of "models" all but where they lie.
+    """
+    path = target.with_name(f"{target.name}.json")
+    if not path.is_file():
+        return
+    there = read_json(path)
+    if any(_what(key, there.get(key)) != _what(key, value) for key, value in made_from.items()):
+        raise BctError(
+            f"{path} holds the results of other models, data or settings",
+            "give another folder, -o, or --overwrite",
+        )
+
+
+def _what(key: str, value: Any) -> Any:
+    if key != "models" or not isinstance(value, dict):
+        return value
+    return {
+        label: {k: v for k, v in about.items() if k not in ("file", "name")}
+        for label, about in value.items()
+    }

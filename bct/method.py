@@ -10,8 +10,9 @@ from torch import nn
 
 from backbones import get_model
 from bct.config import require
+from bct.data.image_set import ImageSet
 from bct.data.loader import Batch
-from bct.data.sets import ImageSet, SyntheticSet, open_images
+from bct.data.sets import SyntheticSet, open_images
 from bct.errors import BctError
 from bct.models import widths
 from bct.old_model import OldModel
@@ -117,8 +118,3 @@ class Method(nn.Module):
             rng: this step's random stream on this rank.
         """
         return {"cls": head(embeddings, batch.labels, rng)}
-
-
-def embedding_of(output: torch.Tensor | tuple) -> torch.Tensor:
-    """The embedding among what a backbone in training returns, see Method.backbone."""
-    return output if torch.is_tensor(output) else output.embedding

@@ -11,8 +11,8 @@ from easydict import EasyDict
 from torch import nn
 
 from bct.amp import amp_dtype
+from bct.data.image_set import ImageSet
 from bct.data.label_map import load_map, new_to_old
-from bct.data.sets import ImageSet
 from bct.errors import BctError
 from bct.files import read_json, sha256, sha256_file
 from bct.models.about import view_of_config, view_of_model
@@ -52,7 +52,7 @@ class OldModel:
             array, manifest = open_artefact(path, how)
             self._check(cfg, dataset, path, manifest, how)
             self._arrays[kind], self.manifests[kind] = array, manifest
-        self._classes = getattr(dataset, "class_names", None)
+        self._classes = dataset.class_names
         models = {m["model"] for kind, m in self.manifests.items() if kind != "new_embedding"}
         if len(models) > 1:
             raise BctError(
@@ -165,7 +165,7 @@ class OldModel:
 
         @cache
         def on(device: torch.device) -> nn.Module:
-            dtype = amp_dtype(self.cfg, device)
+            dtype = amp_dtype(self.cfg.amp, device, self.cfg.fp16)
             network = load_backbone(weights, about["network"], dtype, fold=True)
             return network.requires_grad_(False).to(device)
 

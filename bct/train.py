@@ -22,12 +22,13 @@ from bct import distributed
 from bct.amp import allow_fast_matmul, amp_dtype, make_scaler
 from bct.command import run_cli
 from bct.config import command_line, load_config, require
+from bct.data.image_set import ImageSet
 from bct.data.loader import Batch, Loader
-from bct.data.sets import ImageSet
 from bct.errors import BctError
 from bct.log import BadRecords, RunLog
-from bct.method import Method, embedding_of
+from bct.method import Method
 from bct.models.about import view_of_config
+from bct.models.embed import embedded
 from bct.old_model import OldModel
 from bct.protocols.pairs import VerificationSet, load_bin, verify
 from bct.signals import StopRequest
@@ -81,7 +82,7 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
     settings = {key: repr(value) for key, value in cfg.items() if key not in ("rec", "rec_val")}
     distributed.agree(**settings, data=dataset.fingerprint, old=old.fingerprint)
     torch.manual_seed(cfg.seed)
-    dtype = amp_dtype(cfg, device)
+    dtype = amp_dtype(cfg.amp, device, cfg.fp16)
     allow_fast_matmul(dtype, device)
     backbone = method_class.backbone(cfg, old, dtype).to(device)
     head = make_head(cfg).to(device)
@@ -229,7 +230,6 @@ def train_step(
     return Outcome(totals, None if scaler.is_enabled() else norm, torch.cat(seen))
 
 
-@torch.no_grad()
 def embed_images(
     cfg: EasyDict, backbone: nn.Module, dataset: ImageSet, device: torch.device, indices: np.ndarray
 ) -> np.ndarray:
@@ -249,8 +249,7 @@ def embed_images(
         view=view_of_config(cfg),
         indices=indices,
     )
-    outputs = (backbone(batch.images) for batch in loader.epoch())
-    parts = [embedding_of(output).float().cpu().numpy() for output in outputs]
+    parts = [rows["own"] for _, rows in embedded({"own": backbone}, loader)]
     return np.concatenate(parts) if parts else np.zeros((0, cfg.embedding_size), np.float32)
 
 

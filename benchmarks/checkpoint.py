@@ -30,7 +30,7 @@ def main() -> None:
     network, classes, batch = ("demo_w16", 1000, 8) if args.small else ("r50", 93_431, 4)
     device = torch.device("cpu")
     cfg = load_config("configs/base.py", [f"network={network}", f"num_classes={classes}"])
-    dtype = amp_dtype(cfg, device)
+    dtype = amp_dtype(cfg.amp, device, cfg.fp16)
     backbone, head = get_model(network, cfg.embedding_size, dtype), make_head(cfg)
     method, scaler = Method(cfg, None), make_scaler(dtype, device)
     optimizer = make_optimizer(cfg, backbone, method, head)

@@ -49,7 +49,7 @@ def trainer(
     """A function that trains for one step, built as in bct.train.train; returns the loss."""
     device = batch.images.device
     cfg = load_config("configs/base.py", [f"network={name}", f"num_classes={classes}"])
-    dtype = amp_dtype(cfg, device)
+    dtype = amp_dtype(cfg.amp, device, cfg.fp16)
     backbone = get_model(name, DIM, dtype).to(device)
     head, method = make_head(cfg).to(device), Method(cfg, None).to(device)
     scaler = make_scaler(dtype, device)
@@ -326,7 +326,7 @@ def _curve(
     given = [f"network={name}", f"num_classes={classes}", f"amp={None if fast else 'off'}"]
     cfg = load_config("configs/base.py", given)
     torch.manual_seed(0)
-    dtype = amp_dtype(cfg, device)
+    dtype = amp_dtype(cfg.amp, device, cfg.fp16)
     network = get_model(name, DIM, dtype) if fast else ClassicNetwork(get_model(name, DIM))
     network, head, method = network.to(device), make_head(cfg).to(device), Method(cfg, None)
     rng = generator(device, "nudge")

@@ -88,7 +88,7 @@ def write_old(cfg, dataset: SyntheticSet) -> None:
 def trainer(kind: type[Method], options: list[str], dataset: SyntheticSet) -> Callable:
     """A function that trains for one step, built as in bct.train.train."""
     cfg, device = load_config("configs/base.py", options, kind.defaults), torch.device("cpu")
-    dtype = amp_dtype(cfg, device)
+    dtype = amp_dtype(cfg.amp, device, cfg.fp16)
     allow_fast_matmul(dtype, device)
     backbone, head = get_model(cfg.network, cfg.embedding_size, dtype), make_head(cfg)
     old = OldModel(cfg, dataset, kind.needs(cfg))

@@ -11,11 +11,11 @@ import time
 from operator import sub
 
 import torch
-from bct.streams import generator
 from easydict import EasyDict
 
 from bct.amp import allow_fast_matmul, amp_dtype, dtype_name
 from bct.method import Method
+from bct.streams import generator
 from bct.training.heads import PartialFC
 from bct.training.optimizer import make_optimizer
 from benchmarks.classic import ClassicHead, classic_sgd
@@ -134,7 +134,7 @@ def main() -> None:
             "PartialFC step, C 2,000, D 64, B 32": (2000, 64, 32, 1.0),
             "PartialFC step, C 4,000 at rate 0.1, D 64, B 32": (4000, 64, 32, 0.1),
         }
-    dtype = amp_dtype(EasyDict(amp=None, fp16=None), torch.device("cpu"))
+    dtype = amp_dtype(None, torch.device("cpu"))
     results = []
     for precision in (None, dtype) if dtype else (None,):  # exact, and as training runs here
         for name, size in sizes.items():

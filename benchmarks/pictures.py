@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from bct.data.record_writer import RecordWriter
 from PIL import Image
 
+from bct.data.record_writer import RecordWriter
 from bct.data.recordio import Header
 
 

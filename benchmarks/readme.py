@@ -11,7 +11,6 @@ import sys
 from pathlib import Path
 
 from bct.command import run_cli
-
 from bct.errors import BctError
 from bct.files import ROOT, atomic
 from benchmarks.common import RESULTS, rows_of

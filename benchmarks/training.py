@@ -51,7 +51,7 @@ def built(network: str, batch: int):
     cfg = configured(network, batch)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(cfg.seed)
-    backbone = get_model(network, cfg.embedding_size, amp_dtype(cfg, device))
+    backbone = get_model(network, cfg.embedding_size, amp_dtype(cfg.amp, device, cfg.fp16))
     return cfg, device, backbone.to(device), make_head(cfg).to(device)
 
 
@@ -149,7 +149,7 @@ def against_products(
     matrix products of `work` floating-point operations, a tenth of which are done."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = 1024 if device.type == "cpu" else 4096
-    dtype = amp_dtype(load_config("configs/base.py", []), device) or torch.float32
+    dtype = amp_dtype(None, device) or torch.float32
     call, done = products(size, math.ceil(work / 10 / (2 * size**3)), dtype, device)
     times = interleaved({**candidates, "limit": call}, repeats)
     limit = [t * work / done for t in times["limit"]]

@@ -15,7 +15,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from easydict import EasyDict
+from tools.ijbc.features import image_features
+from tools.ijbc.scoring import Templates, open_set, pair_scores, template_features
 
 from bct import distributed
 from bct.amp import amp_dtype, dtype_name
@@ -28,9 +29,7 @@ from bct.metrics.scores import rate_name, tar_at_far
 from bct.models.weights import load_backbone
 from bct.protocols.pairs import VerificationSet, embed, load_bin
 from bct.stored.artefacts import open_valid, write_artefact
-from tools.ijbc.features import image_features
 from tools.ijbc.protocol import Protocol, read_galleries, read_protocol
-from tools.ijbc.scoring import Templates, open_set, pair_scores, template_features
 
 SCENARIOS = ("OPclass", "OPdata", "EXclass", "EXdata")
 LEGEND = """\
@@ -94,7 +93,7 @@ class Judge:
 
     def __init__(self, args: argparse.Namespace, device: torch.device):
         self.args, self.device = args, device
-        self.dtype = amp_dtype(EasyDict(amp=args.amp, fp16=None), device)
+        self.dtype = amp_dtype(args.amp, device)
         self.protocol: Protocol = read_protocol(args.data_path, args.subset)
         self.galleries = read_galleries(self.protocol)
         self.set: VerificationSet | None = load_bin(args.bin) if args.bin else None

@@ -25,7 +25,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from easydict import EasyDict
 
 from bct import distributed
 from bct.amp import amp_dtype
@@ -277,7 +276,7 @@ def embeddings(
     args: argparse.Namespace, tested: list[Model], items: Items, device: torch.device
 ) -> dict[str, Sides]:
     """Label -> embeddings of both sides; of a transformed gallery its query side is empty."""
-    dtype = amp_dtype(EasyDict(amp=args.amp, fp16=None), device)
+    dtype = amp_dtype(args.amp, device)
     sides = {}
     for model in tested:
         if model.label == "transformed":

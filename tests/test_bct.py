@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from bct.old_model import OldModel
 from easydict import EasyDict
 from support.methods import OldArrays, method_class
 from support.ranks import run_on_ranks
@@ -18,6 +17,7 @@ from bct.data.loader import Batch
 from bct.data.sets import SyntheticSet
 from bct.errors import BctError
 from bct.files import sha256_file, write_json
+from bct.old_model import OldModel
 from bct.stored.artefacts import write_artefact
 
 BCT = method_class("BCT")

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from bct.old_model import OldModel
 from easydict import EasyDict
 from support.methods import method_class
 from support.old_models import CPU, tool
@@ -27,6 +26,7 @@ from bct.files import sha256_file, write_json
 from bct.method import Method
 from bct.metrics.retrieval import retrieval
 from bct.models.weights import load_backbone
+from bct.old_model import OldModel
 from bct.stored.artefacts import write_artefact
 from bct.stored.class_statistics import class_means, class_statistics
 from bct.train import train

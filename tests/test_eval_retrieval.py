@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
+from bct.report.image_protocol import image_protocol
 from sklearn.metrics import average_precision_score
 from support.pictures import jpeg
 from support.ranks import run_on_ranks
@@ -20,7 +21,6 @@ from bct.data.sets import open_images
 from bct.errors import BctError
 from bct.files import ROOT
 from bct.metrics import chain
-from bct.report.image_protocol import image_protocol
 
 NAMES = ["ant", "bee", "cat", "dog", "eel"]
 EACH = 6  # images of a class

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from bct.streams import generator
-from bct.training.margin_softmax import margin_logit
 from support.ranks import run_on_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bct import distributed
 from bct.errors import BctError
+from bct.streams import generator
 from bct.training.heads import PartialFC, SoftmaxHead
+from bct.training.margin_softmax import margin_logit
 
 MARGINS = [(1, 0.5, 0), (1, 0, 0.35), (1.35, 0, 0), (1, 0.3, 0.2), (0.9, 0.4, 0.15)]
 

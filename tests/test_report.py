@@ -11,15 +11,17 @@ import numpy as np
 import pytest
 from support.script import run_script
 
+from bct.data.image_set import ImageSet
+from bct.protocols.protocol import Pairs, Protocol, Side
+from bct.protocols.templates import Templates, pair_scores
 from bct.report import page
-from bct.report.analysis import SHARES, Study, analyse, spread, units, verdict
-from tools.ijbc.protocol import Gallery, Protocol
-from tools.ijbc.scoring import pair_scores, template_features
+from bct.report.analysis import SHARES, analyse, spread, verdict
+from bct.report.analysis import study as study_of
 
 SUBJECTS, PROBES, DIM = 30, 4, 16
 
 
-def study(new_noise=0.5, old_noise=1.0, rotate=False, independent=False):
+def study(new_noise=0.5, old_noise=1.0, rotate=False, alone=False):
     """30 subjects with a gallery template of 2 images and 4 probes of 1; embeddings are the
     subject's own vector plus noise, the new ones rotated away on request."""
     rng = np.random.default_rng(0)
@@ -27,15 +29,17 @@ def study(new_noise=0.5, old_noise=1.0, rotate=False, independent=False):
     probes = np.concatenate([np.arange(SUBJECTS) * 10 + 1 + k for k in range(PROBES)])
     templates = np.concatenate([enrolled, probes])
     n = len(templates)
-    first, second = (a.ravel() for a in np.meshgrid(np.unique(enrolled), probes))
+    layout = Templates(templates)
+    gallery, probe = layout.rows(np.unique(enrolled)), layout.rows(probes)
+    first, second = (a.ravel() for a in np.meshgrid(gallery, probe))
+    subjects = layout.ids // 10
     protocol = Protocol(
-        None, "IJBC", [""] * n, np.zeros((n, 5, 2)), np.ones(n, np.float32), templates,
-        np.arange(n), first, second, first // 10 == second // 10,
+        "IJBC", Nothing(n), layout, Pairs(first, second, subjects[first] == subjects[second]),
+        Side("probe_mixed", probe, probes // 10),
+        [Side("gallery_G1", gallery[:15], np.arange(15)),
+         Side("gallery_G2", gallery[15:], np.arange(15, 30))],
+        subjects=subjects,
     )  # fmt: skip
-    galleries = [
-        Gallery("gallery_G1", np.arange(0, 150, 10), np.arange(15)),
-        Gallery("gallery_G2", np.arange(150, 300, 10), np.arange(15, 30)),
-    ]
     own = rng.standard_normal((SUBJECTS, DIM))[templates // 10]
     noise = rng.standard_normal((n, DIM))  # the same for both: equal noise is the same model
     features = {
@@ -45,12 +49,19 @@ def study(new_noise=0.5, old_noise=1.0, rotate=False, independent=False):
     rotation = np.linalg.qr(rng.standard_normal((DIM, DIM)))[0]
     if rotate:
         features["new"] = (features["new"] @ rotation).astype(np.float32)
-    if independent:
-        features["independent"] = (features["new"] @ rotation).astype(np.float32)
-    return Study(
-        protocol, galleries, Gallery("probe_mixed", probes, probes // 10), features,
-        {label: template_features(f, protocol) for label, f in features.items()},
-    )  # fmt: skip
+    if alone:
+        features["alone"] = (features["new"] @ rotation).astype(np.float32)
+    return study_of(protocol, features)
+
+
+class Nothing(ImageSet):
+    """So many images that nobody looks at."""
+
+    def __init__(self, count):
+        self.count = count
+
+    def __len__(self):
+        return self.count
 
 
 def test_the_same_model_again():
@@ -75,12 +86,12 @@ def test_the_same_model_again():
 
 
 def test_a_better_compatible_model():
-    made = study(independent=True)
+    made = study(alone=True)
     report, _ = analyse(made, 1e-2, resamples=200)
     tar = report["compatibility"]["tar"]
     assert tar["old / old"] < tar["new / old"] < tar["new / new"]
-    # the independent model is the new one in other coordinates
-    assert tar["independent / independent"] == tar["new / new"]
+    # the model trained alone is the new one in other coordinates
+    assert tar["alone / alone"] == tar["new / new"]
     assert report["compatibility"]["price"] == 0 and report["compatibility"]["p_up"] == 0.5
     o, c, s = (tar[name] for name in ("old / old", "new / old", "new / new"))
     assert report["compatibility"]["update_gain"] == pytest.approx((c - o) / (s - o))
@@ -108,37 +119,28 @@ def test_an_incompatible_model_needs_the_whole_gallery():
 def test_examples_are_the_largest_changes():
     made = study()
     report, _ = analyse(made, 1e-2, resamples=20)
+    first, second, genuine = made.protocol.pairs
     old, new = (
-        pair_scores(made.templates["old"], made.templates[m], made.protocol.first,
-                    made.protocol.second) for m in ("old", "new")
-    )  # fmt: skip
-    at = {
-        pair: i
-        for i, pair in enumerate(zip(made.protocol.first, made.protocol.second, strict=True))
-    }
+        pair_scores(made.items["old"], made.items[m], first, second) for m in ("old", "new")
+    )
+    ids = made.protocol.templates.ids
+    at = {pair: i for i, pair in enumerate(zip(ids[first], ids[second], strict=True))}
     won = report["flips"]["examples"]["genuine pairs won"]
     assert won
     for pair in won:
         i = at[pair["gallery"], pair["query"]]
-        assert made.protocol.genuine[i]
+        assert genuine[i]
         assert (pair["old"], pair["new"]) == (old[i], new[i])
     changes = [pair["new"] - pair["old"] for pair in won]
     assert changes == sorted(changes, reverse=True)
 
 
-def test_units_are_subjects_and_strangers_are_their_own():
-    made = study()
-    assert units(made, np.array([0, 1, 4, 290, 291])).tolist() == [0, 0, 0, 29, 29]
-    alone = units(made, np.array([5, 6]))
-    assert len(set(alone.tolist())) == 2 and (alone < 0).all()
-
-
 def test_spread_is_the_mean_distance_of_a_templates_images():
     made = study()
-    unit = made.features["old"] / np.linalg.norm(made.features["old"], axis=1, keepdims=True)
-    got = spread(made, np.arange(SUBJECTS) * 10)
+    unit = made.images["old"] / np.linalg.norm(made.images["old"], axis=1, keepdims=True)
+    got = spread(made, made.protocol.templates.rows(np.arange(SUBJECTS) * 10))
     for subject in range(SUBJECTS):
-        mine = unit[made.protocol.templates == 10 * subject]
+        mine = unit[made.protocol.templates.ids[made.protocol.templates.row] == 10 * subject]
         centre = mine.sum(0) / np.linalg.norm(mine.sum(0))
         assert got[subject] == pytest.approx(np.linalg.norm(mine - centre, axis=1).mean(), rel=1e-5)
 
@@ -222,7 +224,7 @@ class Reader(HTMLParser):
 def whole(made, **changes):
     report, drawings = analyse(made, 1e-2, resamples=20)
     models = {
-        label: {"name": f"<{label}>", "file": "x", "sha256": "0" * 64} for label in made.features
+        label: {"name": f"<{label}>", "file": "x", "sha256": "0" * 64} for label in made.items
     }
     cost = {"images_per_second": 100.0, "measured": True, "gallery_size": 10**6,
             "price_per_hour": 2.0, "hours": 2.8, "price": 5.6}  # fmt: skip
@@ -236,11 +238,11 @@ def whole(made, **changes):
     }, drawings
 
 
-@pytest.mark.parametrize("independent", [False, True])
-def test_page_is_self_contained_and_described(tmp_path, independent):
-    made = study(independent=independent)
+@pytest.mark.parametrize("alone", [False, True])
+def test_page_is_self_contained_and_described(tmp_path, alone):
+    made = study(alone=alone)
     report, drawings = whole(made)
-    page.write(tmp_path, report, drawings, made.protocol.genuine)
+    page.write(tmp_path, report, drawings, made.protocol.pairs.genuine)
     text = (tmp_path / "report.html").read_text()
     read = Reader(text)
     assert read.tags["svg"] == read.tags["figure"] == text.count('role="img"') == 4
@@ -253,17 +255,17 @@ def test_page_is_self_contained_and_described(tmp_path, independent):
     assert "&lt;new&gt;" in text and "<new>" not in text
     assert not re.search(r"#0\\d0a0b|#01010|#02020|#03030", text)  # every colour is the page's
     assert "2.8 hours" in text and "5.60" in text
-    assert f"TAR at FAR 1e-2 on IJBC: {len(made.protocol.genuine):,} pairs" in text
+    assert f"TAR at FAR 1e-2 on IJBC: {len(made.protocol.pairs.genuine):,} pairs" in text
     assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(report))
     markdown = (tmp_path / "report.md").read_text()
     assert report["verdict"]["headline"] in markdown
-    assert ("Update gain" in markdown) == independent
+    assert ("Update gain" in markdown) == alone
 
 
 def test_unknown_speed_is_said(tmp_path):
     made = study()
     report, drawings = whole(made, images_per_second=None, hours=None, price=None)
-    page.write(tmp_path, report, drawings, made.protocol.genuine)
+    page.write(tmp_path, report, drawings, made.protocol.pairs.genuine)
     assert "Give <code>--images-per-second</code>" in (tmp_path / "report.html").read_text()
 
 
@@ -294,7 +296,7 @@ def test_command_line_with_faces_on_request(command, tmp_path):
     new, old = command.index("-m") + 1, command.index("-m_old") + 1
     command[new], command[old] = command[old], command[new]
     done = run(*command)
-    assert done.returncode == 1 and "the report on other models" in done.stderr
+    assert done.returncode == 1 and "results of other models" in done.stderr
     assert json.loads((tmp_path / "report/report.json").read_text()) == report
     assert run(*command, "--overwrite").returncode == 0
 
@@ -305,7 +307,7 @@ def test_command_line_with_faces_on_request(command, tmp_path):
         (["--far", "1e-4"], "allows no false accept"),
         (["--far", "0.3"], "not a FAR of the tables"),
         (["--gallery-size", "0"], "--gallery-size is 0"),
-        (["-m_independent", "nothing.pt"], "nothing.pt does not exist"),
+        (["-m_alone", "nothing.pt"], "nothing.pt does not exist"),
         (["-d", "nowhere"], "holds no IJBC/meta"),
     ],
 )
@@ -332,9 +334,9 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))
 @pytest.mark.parametrize("width", [400, 1280])
 def test_in_chromium(tmp_path, width):
     """No console message, four figures with a size, nothing wider than the window."""
-    made = study(independent=True)
+    made = study(alone=True)
     report, drawings = whole(made)
-    page.write(tmp_path, report, drawings, made.protocol.genuine)
+    page.write(tmp_path, report, drawings, made.protocol.pairs.genuine)
     probe = """<script>
         const boxes = [...document.querySelectorAll("svg")].map(s => s.getBoundingClientRect());
         document.documentElement.dataset.found = JSON.stringify({

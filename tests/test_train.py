@@ -143,7 +143,7 @@ def test_an_overflow_on_one_rank_makes_all_skip():
 
 def test_precision_rules():
     def choose(amp=None, fp16=None):
-        return amp_dtype(EasyDict(amp=amp, fp16=fp16), CPU)
+        return amp_dtype(amp, CPU, fp16)
 
     assert choose("off") is None and choose(None, False) is None
     assert choose("bf16") == torch.bfloat16 and choose("fp16") == torch.float16

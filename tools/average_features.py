@@ -10,7 +10,6 @@ import argparse
 from pathlib import Path
 
 from bct.command import run_cli
-
 from bct.files import ROOT
 from bct.scenarios import scenario_of
 from bct.stored.artefacts import artefact_path, is_valid, open_features, write_artefact

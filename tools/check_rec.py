@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from bct.command import run_cli
 
+from bct.command import run_cli
 from bct.data.images import decode
 from bct.data.record_index import can_be_keys, ids_are_keys, no_keys, read_index, repeated
 from bct.data.recordio import RecordFile, RecordReader

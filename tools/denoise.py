@@ -13,7 +13,6 @@ import argparse
 from pathlib import Path
 
 from bct.command import run_cli
-
 from bct.errors import BctError
 from bct.files import ROOT
 from bct.scenarios import scenario_of

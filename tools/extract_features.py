@@ -25,8 +25,8 @@ from bct.data.loader import Loader
 from bct.data.sets import open_images
 from bct.errors import BctError
 from bct.files import sha256_file
-from bct.log import progress
 from bct.models.about import view_of_config
+from bct.models.embed import embedded
 from bct.models.weights import load_backbone, network_of
 from bct.scenarios import artefact_name, scenario_of, split_name
 from bct.stored.artefacts import artefact_path, is_valid, shared_artefact
@@ -58,7 +58,6 @@ def main() -> None:
     distributed.shutdown()
 
 
-@torch.inference_mode()
 def extract(
     cfg: EasyDict, sd: str, device: torch.device, batch_size: int, force: bool = False
 ) -> None:
@@ -67,7 +66,7 @@ def extract(
     parity="published" mirrors a random half of the images, as the reference does.
     """
     weights = Path(cfg.output) / "model.pt"
-    dtype = amp_dtype(cfg, device)
+    dtype = amp_dtype(cfg.amp, device, cfg.fp16)
     network = trained_as(weights, cfg.network)
     backbone = load_backbone(weights, network, dtype, fold=True).to(device)
     width = backbone.embedding_size
@@ -109,10 +108,9 @@ def extract(
             for path, shape, kind in zip(paths, shapes, ("old_embedding", "label"), strict=True)
         )
         started = time.perf_counter()
-        for batch in progress(loader.epoch(), f"features {sd}", len(loader), "batch"):
+        for batch, rows in embedded({sd: backbone}, loader, f"features {sd}"):
             index = batch.index.cpu().numpy()
-            features[index] = backbone(batch.images).cpu().numpy()
-            labels[index] = batch.labels.cpu().numpy()
+            features[index], labels[index] = rows[sd], batch.labels.cpu().numpy()
     speed = len(dataset) / (time.perf_counter() - started)
     distributed.say(f"{paths[0]}: {len(dataset)} x {width}, {speed:.0f} images/s")
 

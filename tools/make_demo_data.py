@@ -30,11 +30,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import simplejpeg
-from bct.command import run_cli
-from bct.data.record_writer import RecordWriter
 from PIL import Image
 
+from bct.command import run_cli
 from bct.data.images import SIZE, decode
+from bct.data.record_writer import RecordWriter
 from bct.data.recordio import Header
 from bct.errors import BctError
 from bct.files import ROOT, read_json, sha256_file, write_json

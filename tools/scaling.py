@@ -12,10 +12,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 import torch
-from bct.command import run_cli
 from torch import nn
 
 from backbones import NETWORKS, get_model
+from bct.command import run_cli
 from bct.data.images import SIZE
 from bct.errors import BctError
 from bct.training.heads import BLOCK

@@ -21,7 +21,6 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from bct.command import run_cli
-
 from bct.errors import BctError
 from bct.files import read_json, sha256_file, write_json
 

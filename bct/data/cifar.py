@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from bct.data.image_set import ImageSet
 from bct.errors import BctError
 from bct.files import sha256
 from bct.safe.dicts import load_dict
@@ -35,7 +36,7 @@ def _cifar_kind(path: Path) -> str | None:
     return None
 
 
-class Cifar:
+class Cifar(ImageSet):
     """CIFAR-100 with its 100 fine labels, or CIFAR-10, in memory.
 
     Args:

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from bct.data.cifar import Cifar, is_cifar
+from bct.data.image_set import ImageSet
 from bct.data.images import decode
 from bct.errors import BctError
 from bct.files import read_json, sha256
@@ -25,7 +26,7 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
 _HEAD = b"# root: "
 
 
-class ImageFiles:
+class ImageFiles(ImageSet):
     """Image files below a folder.
 
     Args:

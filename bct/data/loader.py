@@ -18,8 +18,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, get_worker_info
 
 from bct import distributed
+from bct.data.image_set import ImageSet
 from bct.data.images import to_network
-from bct.data.sets import ImageSet
 from bct.data.views import PIXELS, View, resized, transform
 from bct.errors import BctError
 from bct.signals import leave_to_parent
@@ -221,14 +221,14 @@ class _Decoder(Dataset):
     ):
         self.dataset, self.num_classes, self.seed, self.skip = dataset, num_classes, seed, skip
         self.served = 0
-        self.vectors = hasattr(dataset, "vector")
-        native = getattr(dataset, "native", None)  # all images have this size: the device resizes
+        self.vectors = dataset.vectors
+        native = dataset.native
         if native and view.crop != "none" and (train or view.crop == "resized"):
             native = None
         size = native or view.size
         self.shape = (dataset.width,) if self.vectors else (size, size, 3)
         self.dtype = np.dtype(np.float32 if self.vectors else np.uint8)
-        as_they_are = native or view.aligned or self.vectors or not hasattr(dataset, "image")
+        as_they_are = native or view.aligned or not dataset.resizable
         self.transform = None if as_they_are else transform(view, train)
         if num_workers:
             shape = (num_workers, _PREFETCH + 2, batch_size, *self.shape)

@@ -1,8 +1,6 @@
 """Data sets: record files, image folders and lists, CIFAR, and insightface's synthetic one.
 
-A data set maps an index to an image and a label: `load` decodes into a given array and returns the
-label, `image` gives the image in its own size. Row i of every artefact of the old model belongs to
-index i.
+bct/data/image_set.py says what a data set is.
 """
 
 from functools import cached_property
@@ -13,18 +11,18 @@ import numpy as np
 from bct.data.cifar import Cifar, is_cifar
 from bct.data.image_files import (
     FolderSet,
-    ImageFiles,
     has_classes,
     open_list,
     open_tiny_imagenet_val,
 )
+from bct.data.image_set import ImageSet
 from bct.data.images import SIZE, decode
 from bct.data.recordio import RecordReader
 from bct.errors import BctError
 from bct.files import sha256
 
 
-class RecordSet:
+class RecordSet(ImageSet):
     """The images of a record file.
 
     With an insightface header (record 0: no data, two labels) the images are keys 1..n and index i
@@ -34,8 +32,6 @@ class RecordSet:
         path: the .rec file.
         backend: "native", or "mxnet" to read through MXNet.
     """
-
-    class_names = None
 
     def __init__(self, path: str | Path, backend: str = "native"):
         self.path = Path(path)
@@ -124,12 +120,11 @@ class RecordSet:
         return sha256(size, self.reader.offsets.tobytes(), self.keys.tobytes(), *records)
 
 
-class SyntheticSet:
+class SyntheticSet(ImageSet):
     """insightface's `rec = "synthetic"`: one random image, for timing without data."""
 
     path = Path("synthetic")
     fingerprint = "synthetic"
-    class_names = None
 
     def __init__(self, num_image: int, num_classes: int, size: int = SIZE):
         self.labels = np.arange(num_image) % num_classes
@@ -148,9 +143,6 @@ class SyntheticSet:
 
     def describe(self, index: int) -> str:
         return f"synthetic image {index}"
-
-
-ImageSet = RecordSet | ImageFiles | Cifar | SyntheticSet
 
 
 def open_images(rec: str | Path, backend: str = "native") -> ImageSet:

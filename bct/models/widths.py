@@ -7,6 +7,7 @@
 The last two are openBCT's. Whoever compares by cosine normalises after this, not before.
 """
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -30,3 +31,22 @@ def fit(new: torch.Tensor, old: int, policy: str) -> torch.Tensor:
     """Brings new embeddings (B, d_n) to the old width: (B, d_o). Raises BctError like check."""
     check(new.shape[1], old, policy)
     return new[:, :old] if new.shape[1] >= old else F.pad(new, (0, old - new.shape[1]))
+
+
+def same_width(policy: str, *sides: np.ndarray) -> list[np.ndarray]:
+    """Embeddings (n, D), cut ("leading") or filled with zeros ("zero_pad") to one D.
+
+    Whoever compares by cosine normalises afterwards, as bct.metrics.retrieval does. BctError for
+    "equal" if they differ.
+    """
+    widths = [x.shape[1] for x in sides]
+    if len(set(widths)) == 1:
+        return list(sides)
+    if policy == "equal":
+        raise BctError(
+            f"embeddings to be compared have {' and '.join(map(str, widths))} dimensions",
+            "say how they meet: --dimensions leading or zero_pad",
+        )
+    if policy == "leading":
+        return [x[:, : min(widths)] for x in sides]
+    return [np.pad(x, ((0, 0), (0, max(widths) - x.shape[1]))) for x in sides]

@@ -6,7 +6,6 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bct.errors import BctError
 from bct.metrics import backfill, chain, compatibility
 from bct.metrics.bootstrap import interval
 from bct.metrics.retrieval import (
@@ -18,6 +17,7 @@ from bct.metrics.retrieval import (
     of_queries,
     retrieval,
 )
+from bct.models.widths import same_width
 from bct.protocols.items import Items, Sides
 
 EVERY, OLD, NEW = "all queries", "queries of old classes", "queries of new classes"
@@ -35,25 +35,6 @@ class How(NamedTuple):
     @property
     def qualities(self) -> list[str]:
         return [*(f"top{k}" for k in self.ks), "map"]
-
-
-def same_width(policy: str, *sides: np.ndarray) -> list[np.ndarray]:
-    """Embeddings (n, D), cut ("leading") or filled with zeros ("zero_pad") to one D.
-
-    Whoever compares by cosine normalises afterwards, as bct.metrics.retrieval does. BctError for
-    "equal" if they differ.
-    """
-    widths = [x.shape[1] for x in sides]
-    if len(set(widths)) == 1:
-        return list(sides)
-    if policy == "equal":
-        raise BctError(
-            f"embeddings to be compared have {' and '.join(map(str, widths))} dimensions",
-            "say how they meet: --dimensions leading or zero_pad",
-        )
-    if policy == "leading":
-        return [x[:, : min(widths)] for x in sides]
-    return [np.pad(x, ((0, 0), (0, max(widths) - x.shape[1]))) for x in sides]
 
 
 def search(items: Items, query: np.ndarray, gallery: np.ndarray, how: How) -> Retrieval:

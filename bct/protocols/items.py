@@ -10,8 +10,9 @@ import torch
 
 from bct import distributed
 from bct.data import views
+from bct.data.image_set import ImageSet
 from bct.data.loader import Loader
-from bct.data.sets import ImageSet, open_images
+from bct.data.sets import open_images
 from bct.errors import BctError
 from bct.files import read_json, sha256, sha256_file
 from bct.log import progress
@@ -45,7 +46,7 @@ def open_items(queries: str | Path, gallery: str | Path | None = None) -> Items:
     Raises BctError: no such set; one with and one without names.
     """
     sets = [open_images(path) for path in (queries, gallery) if path]
-    names = [getattr(s, "class_names", None) for s in sets]
+    names = [s.class_names for s in sets]
     labels = [s.labels for s in sets]
     if len({n is None for n in names}) > 1:
         raise BctError(

@@ -1,32 +1,38 @@
-"""Verification sets in insightface's `.bin` format: loading, and 10-fold accuracy.
+"""Verification sets in insightface's `.bin` format as a protocol of pairs.
 
 A `.bin` is a pickle of (list of 2P encoded images, list of P same-or-not flags); images 2i and
 2i + 1 are pair i.
 """
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
-from bct import distributed
-from bct.data.images import SIZE, decode, to_network
+from bct.data.image_set import ImageSet
+from bct.data.images import SIZE, decode
+from bct.data.views import View
 from bct.errors import BctError
-from bct.method import embedding_of
+from bct.files import sha256
 from bct.metrics.accuracy import Accuracy, accuracy
+from bct.models.embed import embed_set
+from bct.protocols.protocol import Pairs, Protocol
 from bct.safe.lists import load_lists
 
 _GROWTH, _FREE = 1024, 1 << 28  # how many times its file's size a set may take, beyond 256 MiB
 _LONGEST = 16  # an image's longer side, in shorter sides
 
 
-class VerificationSet(NamedTuple):
-    """images uint8 (2P, H, W, 3); issame bool (P,)."""
+class VerificationSet(ImageSet):
+    """images uint8 (2P, H, W, 3), decoded; issame bool (P,)."""
 
-    name: str
-    images: np.ndarray
-    issame: np.ndarray
+    resizable = False
+    num_classes = 1
+
+    def __init__(self, path: Path, images: np.ndarray, issame: np.ndarray, fingerprint: str):
+        self.path, self.images, self.issame, self.fingerprint = path, images, issame, fingerprint
+        self.labels = np.zeros(len(images), np.int64)
 
     @property
     def only(self) -> str | None:
@@ -34,6 +40,30 @@ class VerificationSet(NamedTuple):
         if self.issame.all():
             return "genuine"
         return None if self.issame.any() else "impostor"
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def load(self, index: int, out: np.ndarray) -> int:
+        out[:] = self.images[index]
+        return 0
+
+    def describe(self, index: int) -> str:
+        return f"{self.path}, image {index}"
+
+
+def open_bin(path: str | Path) -> Protocol:
+    """A verification set as a protocol. BctError like load_bin."""
+    images = load_bin(path)
+    every = np.arange(len(images))
+    return Protocol(
+        name=images.name,
+        images=images,
+        pairs=Pairs(every[0::2], every[1::2], images.issame),
+        mirror=True,
+        view=View(),
+        thumbnail=images.load,
+    )
 
 
 def load_bin(path: str | Path, size: int = SIZE) -> VerificationSet:
@@ -47,8 +77,9 @@ def load_bin(path: str | Path, size: int = SIZE) -> VerificationSet:
         raise BctError(
             f"verification set {path} does not exist", "check val_targets and rec_val, or remove it"
         )
+    data = path.read_bytes()
     try:
-        encoded, issame = load_lists(path.read_bytes())
+        encoded, issame = load_lists(data)
     except ValueError as error:
         raise BctError(
             f"{path} is not a verification set ({error})", "use a .bin made by insightface's tools"
@@ -57,7 +88,7 @@ def load_bin(path: str | Path, size: int = SIZE) -> VerificationSet:
         raise BctError(
             f"{path} has {len(encoded)} images for {len(issame)} pairs", "write the file again"
         )
-    if len(encoded) * size * size * 3 > max(_FREE, _GROWTH * path.stat().st_size):
+    if len(encoded) * size * size * 3 > max(_FREE, _GROWTH * len(data)):
         raise BctError(
             f"{path} is too small for {len(encoded)} images: it repeats them",
             "use a .bin made by insightface's tools",
@@ -69,14 +100,14 @@ def load_bin(path: str | Path, size: int = SIZE) -> VerificationSet:
                 "write the file again",
             )
     images = np.empty((len(encoded), size, size, 3), np.uint8)
-    for i, data in enumerate(encoded):
+    for i, one in enumerate(encoded):
         try:
-            images[i] = _fit(decode(_image_bytes(data)), size)
+            images[i] = _fit(decode(_image_bytes(one)), size)
         except ValueError as error:
             raise BctError(
                 f"{path}: image {i} is broken ({error})", "write the file again"
             ) from None
-    return VerificationSet(path.stem, images, np.array(issame, bool))
+    return VerificationSet(path, images, np.array(issame, bool), sha256(data, str(size)))
 
 
 def _image_bytes(data: Any) -> bytes:
@@ -101,34 +132,12 @@ def _fit(image: np.ndarray, size: int) -> np.ndarray:
     return image[top : top + size, left : left + size].astype(np.uint8)
 
 
-@torch.inference_mode()
-def embed(
-    backbone: torch.nn.Module, images: np.ndarray, device: torch.device, batch_size: int = 256
-) -> np.ndarray:
-    """Embeddings of image plus mirror image, float32 (n, D), not normalised, on every rank.
-
-    Args:
-        images: uint8 (n, H, W, 3), the same on all ranks, which share the work.
-    """
-    backbone.eval()
-    start, length = distributed.contiguous_share(
-        len(images), distributed.rank(), distributed.world_size()
-    )
-    parts = []
-    for first in range(start, start + length, batch_size):
-        block = torch.from_numpy(images[first : min(first + batch_size, start + length)]).to(device)
-        mirror = torch.ones(len(block), dtype=torch.bool, device=device)
-        both = (backbone(to_network(block, flip)) for flip in (None, mirror))
-        parts.append(sum(map(embedding_of, both)))
-    return distributed.all_gather_shares(torch.cat(parts), len(images)).cpu().numpy()
-
-
 def verify(
     backbone: torch.nn.Module, sets: list[VerificationSet], device: torch.device
 ) -> dict[str, Accuracy]:
     """Accuracy of one model on each set; every rank has to call it and gets the result."""
     results = {}
-    for name, images, issame in sets:
-        e = embed(backbone, images, device)
-        results[name] = accuracy(e[0::2], e[1::2], issame)
+    for images in sets:
+        e = embed_set(backbone, images, device, batch_size=256, mirror=True)
+        results[images.name] = accuracy(e[0::2], e[1::2], images.issame)
     return results

@@ -8,13 +8,20 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bct.metrics import backfill, compatibility, label_free
+from bct.metrics import backfill, label_free
 from bct.metrics.bootstrap import bootstrap_tar, interval
 from bct.metrics.flips import Flips, flipped, right_at_far, threshold_drift, verification_flips
 from bct.metrics.scores import FARS, rate_name, roc_points
-from bct.search.orders import disagreement, distance_to_centre, order_by_distance, order_random
-from tools.ijbc.protocol import Gallery, Protocol
-from tools.ijbc.scoring import Templates, open_set, pair_scores, verification
+from bct.protocols.protocol import Protocol
+from bct.protocols.scoring import open_set, verification
+from bct.protocols.templates import pair_scores
+from bct.protocols.verdict import judged, or_none
+from bct.search.orders import (
+    disagreement,
+    distance_to_centre,
+    order_by_distance,
+    order_random,
+)
 
 SHARES = np.linspace(0, 1, 21)  # of the gallery, re-extracted
 EPS = 0.005  # a share is enough when its TAR is this near to the goal
@@ -26,15 +33,25 @@ _EXAMPLES = 8
 class Study(NamedTuple):
     """What a report is made from.
 
-    features: label -> image embeddings (N, D); templates: the same, aggregated. Labels are "old",
-    "new" and, if there is one, "independent".
+    images: role -> embeddings of the images (N, D); items: role -> of the items, unit (T, D). Roles
+    are "old", "new" and, if there is one, "alone".
     """
 
     protocol: Protocol
-    galleries: list[Gallery]
-    probes: Gallery
-    features: dict[str, np.ndarray]
-    templates: dict[str, Templates]
+    images: dict[str, np.ndarray]
+    items: dict[str, np.ndarray]
+
+    @property
+    def selves(self) -> list[str]:
+        """The tests that are compared: old/old, new/old, new/new, alone/alone if there is one."""
+        names = ["old / old", "new / old", "new / new"]
+        return names + ["alone / alone"] * ("alone" in self.items)
+
+
+def study(protocol: Protocol, embeddings: dict[str, np.ndarray]) -> Study:
+    """Of embeddings of the protocol's images by role, (N, D), not normalised."""
+    items = {role: protocol.item_features(images) for role, images in embeddings.items()}
+    return Study(protocol, embeddings, items)
 
 
 class Drawings(NamedTuple):
@@ -46,86 +63,66 @@ class Drawings(NamedTuple):
 
 def analyse(study: Study, far: float, resamples: int = 1000) -> tuple[dict, Drawings]:
     """The report as a dict of plain values, and what its figures need."""
-    protocol = study.protocol
+    protocol, items = study.protocol, study.items
+    first, second, genuine = protocol.pairs
     scores, tests = {}, {}
-    for query, gallery in itertools.product(study.templates, repeat=2):
+    for query, gallery in itertools.product(items, repeat=2):
         name = f"{query} / {gallery}"
-        enrolled, probe = study.templates[gallery], study.templates[query]
-        scores[name] = pair_scores(enrolled, probe, protocol.first, protocol.second)
-        tests[name] = {
-            "pairs": verification(scores[name], protocol.genuine),
-            "search": open_set(enrolled, probe, study.galleries, study.probes),
-        }
-    old, cross, own = (scores[name] for name in ("old / old", "new / old", "new / new"))
+        enrolled, probe = items[gallery], items[query]
+        scores[name] = pair_scores(enrolled, probe, first, second)
+        tests[name] = {"pairs": verification(scores[name], genuine)}
+        if protocol.galleries:
+            tests[name]["search"] = open_set(enrolled, probe, protocol.galleries, protocol.probes)
+    old, cross, own = (scores[name] for name in study.selves[:3])
     report = {
         "far": far,
         "protocol": {
-            "subset": protocol.subset,
-            "images": len(protocol.names),
-            "templates": len(np.unique(protocol.templates)),
-            "pairs": len(protocol.genuine),
-            "genuine": int(protocol.genuine.sum()),
+            "subset": protocol.name,
+            "images": len(protocol.images),
+            "templates": protocol.items,
+            "pairs": len(genuine),
+            "genuine": int(genuine.sum()),
+            "identification": bool(protocol.galleries),
         },
         "tests": tests,
         "compatibility": gains(study, scores, tests, far, resamples),
-        "drift": drifts(old, cross, protocol.genuine),
+        "drift": drifts(old, cross, genuine),
         "flips": flips(study, scores, far),
         "backfill": backfilling(study, cross, own, tests, far),
         "label_free": signals(study),
     }
     report["verdict"] = verdict(report)
-    drawn = ["old / old", "new / old", "new / new"]
-    drawn += ["independent / independent"] * ("independent" in study.templates)
     curves = {
-        name: roc_points(scores[name], protocol.genuine, max(1 / len(old), 1e-6)) for name in drawn
+        name: roc_points(scores[name], genuine, max(1 / len(old), 1e-6)) for name in study.selves
     }
-    return report, Drawings(curves, {name: scores[name] for name in drawn[:2]})
-
-
-def units(study: Study, templates: np.ndarray) -> np.ndarray:
-    """The subject of each template, from the 1:N files; a template they lack is its own unit."""
-    known = np.concatenate([g.templates for g in (*study.galleries, study.probes)])
-    subjects = np.concatenate([g.subjects for g in (*study.galleries, study.probes)])
-    order = np.argsort(known)
-    at = np.minimum(np.searchsorted(known[order], templates), len(known) - 1)
-    found = known[order][at] == templates
-    return np.where(found, subjects[order][at], -1 - templates)
+    return report, Drawings(curves, {name: scores[name] for name in study.selves[:2]})
 
 
 def gains(study: Study, scores: dict, tests: dict, far: float, resamples: int) -> dict:
-    """The criterion, update gain, price and P_up, P_comp, P_1, with intervals over subjects."""
-    names = ["old / old", "new / old", "new / new"]
-    names += ["independent / independent"] * ("independent" in study.templates)
-    protocol = study.protocol
-    replicates = bootstrap_tar(
-        np.stack([scores[name] for name in names]),
-        units(study, protocol.first),
-        units(study, protocol.second),
-        protocol.genuine,
-        (far,),
-        resamples,
-    )[:, :, 0]
+    """The criterion, update gain, price and P_up, P_comp, P_1, with intervals over subjects, or
+    over pairs where the protocol does not say whose an item is."""
+    first, second, genuine = study.protocol.pairs
+    subjects, over = study.protocol.subjects, "subjects"
+    units = np.arange(len(first)), np.arange(len(first))
+    if subjects is None:
+        over = "pairs"
+    else:
+        units = subjects[first], subjects[second]
+    names = study.selves
+    systems = np.stack([scores[name] for name in names])
+    replicates = bootstrap_tar(systems, *units, genuine, (far,), resamples)[:, :, 0]
     tar = [tests[name]["pairs"]["tar"][rate_name(far)] for name in names]
-    differences = {
-        name: interval(replicates[:, k] - replicates[:, 0], tar[k] - tar[0])._asdict()
-        for k, name in enumerate(names)
-        if k > 0
-    }
-    out = {
-        "compatible": compatibility.compatible(tar[1], tar[0]),
+    verdict = judged(f"TAR at FAR {rate_name(far)}", *tar)
+    return {
         "tar": dict(zip(names, tar, strict=True)),
-        "differences": differences,
+        "over": over,
+        "differences": {
+            name: interval(replicates[:, k] - replicates[:, 0], tar[k] - tar[0])._asdict()
+            for k, name in enumerate(names)
+            if k > 0
+        },
+        **verdict.figures(),
     }
-    if len(names) == 4:
-        o, c, s, p = tar
-        out |= {
-            "update_gain": _or_none(compatibility.update_gain(c, o, p)),
-            "price": compatibility.price(s, p),
-            "p_up": _or_none(compatibility.p_up(s, p)),
-            "p_comp": _or_none(compatibility.p_comp(c, o, p)),
-            "p_1": _or_none(compatibility.p_1(s, c, o, p)),
-        }
-    return out
 
 
 def drifts(old: np.ndarray, cross: np.ndarray, genuine: np.ndarray) -> list[dict]:
@@ -139,7 +136,7 @@ def drifts(old: np.ndarray, cross: np.ndarray, genuine: np.ndarray) -> list[dict
             "old_tar": point.old.tar,
             "new_far": point.new.far,
             "new_tar": point.new.tar,
-            "far_ratio": _or_none(point.far_ratio),
+            "far_ratio": or_none(point.far_ratio),
             "restored": point.restored.threshold,
             "restored_tar": point.restored.tar,
         }
@@ -150,22 +147,23 @@ def drifts(old: np.ndarray, cross: np.ndarray, genuine: np.ndarray) -> list[dict
 def flips(study: Study, scores: dict, far: float) -> dict:
     """Decisions that change when queries come from the new model; the gallery stays the old one."""
     protocol = study.protocol
+    first, second, genuine = protocol.pairs
     old, cross = scores["old / old"], scores["new / old"]
-    found = verification_flips(old, cross, protocol.genuine, far)
-    lost, won = flipped(*(right_at_far(s, protocol.genuine, far) for s in (old, cross)))  # (P,)
+    found = verification_flips(old, cross, genuine, far)
+    lost, won = flipped(*(right_at_far(s, genuine, far) for s in (old, cross)))  # (P,)
     change = cross - old
     examples = {}
     for kind, chosen in (
-        ("genuine pairs lost", lost & protocol.genuine),
-        ("impostors newly accepted", lost & ~protocol.genuine),
-        ("genuine pairs won", won & protocol.genuine),
+        ("genuine pairs lost", lost & genuine),
+        ("impostors newly accepted", lost & ~genuine),
+        ("genuine pairs won", won & genuine),
     ):
         pairs = np.flatnonzero(chosen)
         pairs = pairs[np.argsort(-np.abs(change[pairs]), kind="stable")][:_EXAMPLES]
         examples[kind] = [
             {
-                "gallery": int(protocol.first[i]),
-                "query": int(protocol.second[i]),
+                "gallery": protocol.item_id(first[i]),
+                "query": protocol.item_id(second[i]),
                 "old": float(old[i]),
                 "new": float(cross[i]),
             }
@@ -183,19 +181,16 @@ def counts(kind: Flips) -> dict:
         "pairs": kind.total,
         "negative": kind.negative,
         "positive": kind.positive,
-        "relative": _or_none(kind.relative),
+        "relative": or_none(kind.relative),
     }
 
 
 def backfilling(study: Study, cross: np.ndarray, own: np.ndarray, tests: dict, far: float) -> dict:
     """Backfill curves of 1:1 TAR for three orders, and how much is enough."""
-    protocol = study.protocol
-    gallery, row = np.unique(protocol.first, return_inverse=True)
-    old, new = (
-        study.templates[label].features[study.templates[label].rows(gallery)]
-        for label in ("old", "new")
-    )
-    quality = backfill.pair_quality(cross, own, row, protocol.genuine, far)
+    first, _, genuine = study.protocol.pairs
+    gallery, row = np.unique(first, return_inverse=True)
+    old, new = study.items["old"][gallery], study.items["new"][gallery]
+    quality = backfill.pair_quality(cross, own, row, genuine, far)
     n = len(gallery)
     orders = {
         "random": [order_random(n, seed) for seed in range(3)],
@@ -222,30 +217,33 @@ def backfilling(study: Study, cross: np.ndarray, own: np.ndarray, tests: dict, f
 
 
 def spread(study: Study, gallery: np.ndarray) -> np.ndarray:
-    """Mean distance of a gallery template's images from their centre, by the old model, (n,)."""
-    template = study.protocol.templates
-    at = np.minimum(np.searchsorted(gallery, template), len(gallery) - 1)
-    images = np.flatnonzero(gallery[at] == template)
-    distance = distance_to_centre(study.features["old"][images], at[images])
+    """Mean distance of a gallery item's images from their centre, by the old model, (n,).
+
+    Args:
+        gallery: rows of the items, ascending.
+    """
+    templates = study.protocol.templates
+    item = np.arange(len(study.protocol.images)) if templates is None else templates.row
+    at = np.minimum(np.searchsorted(gallery, item), len(gallery) - 1)
+    images = np.flatnonzero(gallery[at] == item)
+    distance = distance_to_centre(study.images["old"][images], at[images])
     return np.bincount(at[images], distance, len(gallery)) / np.bincount(at[images])
 
 
 def signals(study: Study) -> dict:
     """What can be known before anything is labelled."""
-    old, new = study.templates["old"], study.templates["new"]
-    probes = study.probes.templates
-    gallery = np.concatenate([g.templates for g in study.galleries])
-
-    def rows(model: Templates, ids: np.ndarray) -> np.ndarray:
-        return model.features[model.rows(ids)]
-
+    old, new, protocol = study.items["old"], study.items["new"], study.protocol
+    probes, gallery = np.unique(protocol.pairs.second), np.unique(protocol.pairs.first)
+    if protocol.galleries:
+        probes = protocol.probes.rows
+        gallery = np.concatenate([side.rows for side in protocol.galleries])
     k = min(_NEIGHBOURS, len(gallery))
-    before = rows(old, probes), rows(old, gallery)
+    before = old[probes], old[gallery]
     return {
-        "cosine": float((old.features * new.features).sum(1).mean()),
-        "procrustes_residual": label_free.procrustes_residual(new.features, old.features),
+        "cosine": float((old * new).sum(1).mean()),
+        "procrustes_residual": label_free.procrustes_residual(new, old),
         "neighbours": k,
-        "overlap": label_free.neighbour_overlap(*before, rows(new, probes), rows(old, gallery), k),
+        "overlap": label_free.neighbour_overlap(*before, new[probes], old[gallery], k),
     }
 
 
@@ -300,8 +298,3 @@ def verdict(report: dict) -> dict:
     if decision == "deploy now" and reasons[-1].startswith("Change"):
         headline = headline.replace("Deploy now", "Deploy now, with a new threshold", 1)
     return {"decision": decision, "headline": headline, "reasons": reasons}
-
-
-def _or_none(value: float) -> float | None:
-    """JSON has no NaN: an undefined figure is null."""
-    return None if np.isnan(value) else float(value)

@@ -10,16 +10,16 @@ import simplejpeg
 
 from bct.files import write_json, write_text
 from bct.metrics.scores import rate_name
+from bct.protocols.protocol import Protocol
+from bct.protocols.verdict import interval_title
 from bct.report import drawings
 from bct.report.analysis import Drawings
-from bct.report.image_protocol import Thumbnails
-from tools.ijbc.features import LooseCrops
 
 _TONES = {"deploy now": "good", "backfill first": "warn", "do not": "bad"}
 _NAMES = {  # of the rows in the figure of gains
     "new / old": "after the upgrade",
     "new / new": "after full backfill",
-    "independent / independent": "without compatibility",
+    "alone / alone": "without compatibility",
 }
 
 
@@ -57,6 +57,7 @@ def write(
         "labels": list(report["models"]),
         "rates": list(report["tests"]["old / old"]["pairs"]["tar"]),
         "tone": _TONES[report["verdict"]["decision"]],
+        "interval": interval_title(report["compatibility"]["over"]),
         "figures": drawn,
         "thumbnails": thumbnails,
     }
@@ -73,14 +74,8 @@ def write(
         write_text(folder / name, text)
 
 
-def thumbnails(
-    crops: LooseCrops | Thumbnails, templates: np.ndarray, report: dict
-) -> dict[int, str]:
-    """template id -> its first image as a data: address, for the flipped pairs.
-
-    Args:
-        templates: int (N,), of each image.
-    """
+def thumbnails(protocol: Protocol, report: dict) -> dict[int, str]:
+    """Item's number -> its first image as a data: address, for the flipped pairs."""
     shown = {
         pair[side]
         for pairs in report["flips"]["examples"].values()
@@ -89,10 +84,10 @@ def thumbnails(
     }
     out = {}
     pixels = np.empty((112, 112, 3), np.uint8)
-    for template in sorted(shown):
-        crops.load(int(np.flatnonzero(templates == template)[0]), pixels)
+    for number in sorted(shown):
+        protocol.thumbnail(protocol.first_image(number), pixels)
         jpeg = base64.b64encode(simplejpeg.encode_jpeg(pixels, 85)).decode()
-        out[template] = f"data:image/jpeg;base64,{jpeg}"
+        out[number] = f"data:image/jpeg;base64,{jpeg}"
     return out
 
 

@@ -28,6 +28,7 @@ class Vectors:
     """
 
     class_names = None
+    native, resizable, vectors = None, False, True  # see bct.data.image_set
 
     def __init__(self, features: str | Path, side: str | Path | None = None, how: str = ""):
         self.path = Path(features)

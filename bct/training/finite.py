@@ -7,7 +7,7 @@ import torch
 from easydict import EasyDict
 
 from bct import distributed
-from bct.data.sets import ImageSet
+from bct.data.image_set import ImageSet
 from bct.errors import BctError
 from bct.files import write_json
 

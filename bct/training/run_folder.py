@@ -22,7 +22,7 @@ from torch import nn
 
 from bct import distributed
 from bct.config import base_config, save_config
-from bct.data.sets import ImageSet
+from bct.data.image_set import ImageSet
 from bct.errors import BctError
 from bct.files import atomic, read_json, sha256_file, write_json
 from bct.models.about import view_of_config
@@ -140,7 +140,7 @@ def describe(cfg: EasyDict, dataset: ImageSet, embedding_size: int) -> dict[str,
         "head": cfg.head,
         "head_unit": cfg.head_unit,
         "num_classes": cfg.num_classes,
-        "class_names": getattr(dataset, "class_names", None),
+        "class_names": dataset.class_names,
         "view": view_of_config(cfg)._asdict(),
     }
 

@@ -22,13 +22,13 @@ Differs from the published code, which with parity = "published" is computed as 
 
 import torch
 import torch.nn.functional as F
-from bct.training.class_shards import class_share, own_classes
-from bct.training.margin_softmax import prototype_softmax
 
 from bct.distributed import mean_of_chosen
 from bct.errors import BctError
 from bct.method import Method
 from bct.train import main
+from bct.training.class_shards import class_share, own_classes
+from bct.training.margin_softmax import prototype_softmax
 
 
 class BCT(Method):

@@ -21,12 +21,12 @@ Differs from the published code:
 
 import torch
 import torch.nn.functional as F
-from bct.old_model import OldModel
 
 from backbones.fct import Transformation
 from bct.errors import BctError
 from bct.method import Method
 from bct.models.reference_checkpoints import reference_classifier
+from bct.old_model import OldModel
 from bct.stored.vector_set import Vectors
 from bct.train import main
 

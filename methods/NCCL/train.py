@@ -22,12 +22,12 @@ Differs from the published code, which with parity = "published" is computed as 
 
 import torch
 import torch.nn.functional as F
-from bct.training.class_shards import class_share
 
 from bct.distributed import all_gather, all_gather_shares, gather_rows, rank, world_size
 from bct.errors import BctError
 from bct.method import Method
 from bct.train import main
+from bct.training.class_shards import class_share
 from bct.training.class_similarity import class_probabilities, class_similarity
 from bct.training.heads import PartialFC
 

@@ -21,13 +21,13 @@ Differs from the published code, which with parity = "published" is computed as 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from bct.training.class_shards import class_share
-from bct.training.margin_softmax import prototype_softmax
 
 from bct.distributed import all_gather_shares
 from bct.errors import BctError
 from bct.method import Method
 from bct.train import main
+from bct.training.class_shards import class_share
+from bct.training.margin_softmax import prototype_softmax
 
 _BLOCK = 1 << 24  # graph entries held at once
 

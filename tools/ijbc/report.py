@@ -10,7 +10,8 @@ import numpy as np
 
 from bct.errors import BctError
 from bct.files import atomic, write_json, write_text
-from bct.metrics.scores import rate_name
+from bct.metrics.scores import rate_name, roc_points
+from bct.protocols.scoring import verification
 
 SHOWN_FPIRS = (1e-2, 1e-1)
 
@@ -117,3 +118,36 @@ def read_scores(path: Path) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
         raise BctError(
             f"{path} holds no scores ({error})", "give a file that eval/ijbc.py -m ... wrote"
         ) from None
+
+
+def save_scores(path: Path, scores: dict[str, np.ndarray], genuine: np.ndarray | None) -> None:
+    """An .npz that read_scores reads: names, scores (T, P) and, if given, the labels (P,)."""
+    labels = {} if genuine is None else {"label": genuine}
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, names=list(scores), scores=np.stack(list(scores.values())), **labels)
+
+
+def draw_saved(
+    paths: list[Path], known: np.ndarray | None, rule: str, target: Path, far: float
+) -> None:
+    """Draws the ROC curves of saved scores and prints their table.
+
+    Args:
+        known: which pairs are genuine, bool (P,), for files that do not say it.
+    """
+    tests, curves = {}, {}
+    for path in paths:
+        for name, scores, label in read_scores(path):
+            genuine = known if label is None else label
+            if genuine is None or len(genuine) != len(scores):
+                have = "no labels" if genuine is None else f"{len(genuine)} labels"
+                raise BctError(
+                    f"{path} has {len(scores)} scores and there are {have} for them",
+                    "give the protocol's folder, -d, or scores saved with -L",
+                )
+            if name in tests:
+                name = f"{path.stem}: {name}"
+            tests[name] = {"pairs": verification(scores, genuine, rule)}
+            curves[name] = roc_points(scores, genuine, max(1 / len(scores), 1e-6))
+    draw(tests, curves, target, far)
+    print(f"{table(tests)}\n\nwritten to {target}")

@@ -1,0 +1,132 @@
+"""The tests of IJB: which models meet whose galleries, in which modes, and what that says."""
+
+import itertools
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bct.errors import BctError
+from bct.metrics import chain
+from bct.metrics.scores import rate_name, roc_points
+from bct.models.embed import embed_models
+from bct.models.model import Model
+from bct.protocols.pair_tests import self_and_cross
+from bct.protocols.protocol import Protocol
+from bct.protocols.scoring import open_set, verification
+from bct.protocols.templates import pair_scores
+from bct.protocols.verdict import judged
+from tools.ijbc.modes import PUBLISHED, Mode
+
+Embeddings = dict[bool, dict[str, np.ndarray]]  # with mirror image? -> label -> (N, D)
+
+
+def image_embeddings(
+    models: Mapping[str, Model],
+    protocol: Protocol,
+    modes: Iterable[Mode],
+    cache: Path,
+    device: torch.device,
+    **loading: int | bool,
+) -> Embeddings:
+    """Embeddings of all images, as the modes need them. BctError for a mode F0 of stored sums."""
+    mirrors = sorted({mode.mirror for mode in modes})
+    for model in models.values():
+        if model.view is None and False in mirrors:
+            raise BctError(
+                f"{model.file} holds sums of image and mirror image, so there is no mode F0",
+                "give the model itself, or leave out -B",
+            )
+    return {
+        mirror: embed_models(
+            models, protocol.images, cache, device=device, mirror=mirror, view=protocol.view,
+            **loading,
+        )
+        for mirror in mirrors
+    }  # fmt: skip
+
+
+def pairings(labels: list[str], old: str | None, matrix: bool) -> list[tuple[str, str]]:
+    """(query model, gallery model) of every test, in the order of the table; old: the old one."""
+    if matrix:
+        return list(itertools.product(labels, labels))
+    return self_and_cross(labels, old)
+
+
+def run_tests(
+    protocol: Protocol,
+    embeddings: Embeddings,
+    pairs: list[tuple[str, str]],
+    modes: tuple[Mode, ...],
+    rule: str,
+) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
+    """Test -> its figures, and -> its scores (P,), of the published mode alone.
+
+    Args:
+        pairs: of pairings. rule: see bct.metrics.scores.tar_at_far.
+    """
+    tests, scores = {}, {}
+    first, second, genuine = protocol.pairs
+    for mode in modes:
+        templates = {
+            label: protocol.templates.aggregate(features, mode.normalise, mode.detector)
+            for label, features in embeddings[mode.mirror].items()
+        }
+        for query, gallery in pairs:
+            name = f"{query} / {gallery}" + (f", {mode}" if len(modes) > 1 else "")
+            # the first template of a pair is the enrolled one, the second the probe
+            enrolled, probe = templates[gallery], templates[query]
+            found = pair_scores(enrolled, probe, first, second)
+            tests[name] = {"pairs": verification(found, genuine, rule)}
+            if protocol.galleries:
+                sides = protocol.galleries, protocol.probes
+                tests[name]["search"] = open_set(enrolled, probe, *sides, rule)
+            if mode == PUBLISHED:
+                scores[name] = found
+    return tests, scores
+
+
+def curves(scores: Mapping[str, np.ndarray], genuine: np.ndarray) -> dict[str, tuple]:
+    """ROC curves, test -> (FAR, TAR)."""
+    return {name: roc_points(s, genuine, max(1 / len(s), 1e-6)) for name, s in scores.items()}
+
+
+def notes(
+    protocol: Protocol,
+    tests: dict[str, dict],
+    labels: list[str],
+    old: str | None,
+    far: float,
+    *,
+    matrix: bool,
+    eight_modes: bool,
+    rule: str,
+) -> list[str]:
+    """What the figures mean: the verdict on compatibility, and FARs too small for this protocol."""
+    lines, measure = [], f"FAR {rate_name(far)}"
+    suffix = f", {PUBLISHED}" if eight_modes else ""
+
+    def tar(query: str, gallery: str) -> float:
+        return tests[f"{query} / {gallery}{suffix}"]["pairs"]["tar"][rate_name(far)]
+
+    for label in labels if old is not None else []:
+        if label != old:
+            verdict = judged(measure, tar(old, old), tar(label, old), tar(label, label))
+            lines.append(f"{label}: {verdict.sentence()}")
+    if matrix and len(labels) > 1:
+        quality = np.array([[tar(query, gallery) for gallery in labels] for query in labels])
+        lines.append(
+            f"chain {' -> '.join(labels)}, TAR at {measure}: "
+            f"average compatibility {chain.average_compatibility(quality):.3f}, "
+            f"average quality {chain.average_quality(quality):.4f}, "
+            f"backward transfer {chain.backward_transfer(quality):+.4f}, "
+            f"forward transfer {chain.forward_transfer(quality):+.4f}"
+        )
+    impostors = int((~protocol.pairs.genuine).sum())
+    small = [far for far in tests[next(iter(tests))]["pairs"]["tar"] if float(far) * impostors < 1]
+    if small and rule == "strict":
+        lines.append(
+            f"{impostors} impostor pairs: FAR {', '.join(small)} allows no false accept at all"
+        )
+    return lines
