@@ -5,9 +5,9 @@ make test-mxnet        # builds .venv-mxnet from requirements-mxnet.txt (NumPy <
 
 import numpy as np
 import pytest
-from bct.data.record_writer import RecordWriter
 from mxnet import recordio
 
+from bct.data.record_writer import RecordWriter
 from bct.data.recordio import MAGIC, Header, RecordReader
 from bct.data.recordio_mxnet import MxnetReader
 

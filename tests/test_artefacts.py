@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from bct.old_model import OldModel
 from support.pictures import write_faces
 from support.script import run_script
 
@@ -16,6 +15,7 @@ from bct.data.images import decode, to_network
 from bct.data.sets import RecordSet
 from bct.errors import BctError
 from bct.method import Method
+from bct.old_model import OldModel
 from bct.stored.artefacts import artefact_path, open_artefact, write_artefact
 from bct.stored.class_statistics import class_means, credible_mask
 

@@ -5,7 +5,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from bct.streams import generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
@@ -15,6 +14,7 @@ from bct.metrics import bootstrap
 from bct.metrics.bootstrap import Interval, bootstrap_tar, bootstrap_tar_difference, interval
 from bct.metrics.compatibility import update_gain
 from bct.metrics.scores import tar_at_far
+from bct.streams import generator
 
 FARS = (0.0, 0.02, 0.1, 0.3, 1.0)
 

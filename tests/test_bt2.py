@@ -8,13 +8,12 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from bct.old_model import OldModel
 from easydict import EasyDict
+from support.gradients import numeric_gradient
 from support.methods import method_class
 from support.old_models import CPU, tool
 from support.pictures import write_faces
 from support.ranks import run_on_ranks
-from test_l2 import numeric_gradient
 
 from backbones import get_model
 from backbones.basis import BasisNetwork, Features, check, from_state
@@ -27,6 +26,7 @@ from bct.files import sha256_file, write_json
 from bct.method import Method
 from bct.metrics.retrieval import retrieval
 from bct.models.weights import load_backbone
+from bct.old_model import OldModel
 from bct.stored.artefacts import write_artefact
 from bct.stored.class_statistics import class_means, class_statistics
 from bct.train import train

@@ -5,9 +5,9 @@ import sys
 
 import numpy as np
 import pytest
-from bct.data.record_writer import RecordWriter
 from support.pictures import jpeg, write_faces
 
+from bct.data.record_writer import RecordWriter
 from bct.data.recordio import MAGIC, Header, RecordReader
 from bct.errors import BctError
 from tools import check_rec

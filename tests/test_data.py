@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from bct.data.record_writer import RecordWriter
 from support.pictures import jpeg, write_faces
 from support.ranks import run_on_ranks
 
 from bct.data.images import decode, to_network
 from bct.data.loader import Loader
+from bct.data.record_writer import RecordWriter
 from bct.data.recordio import Header, RecordReader
 from bct.data.sets import FolderSet, RecordSet, open_images
 from bct.errors import BctError

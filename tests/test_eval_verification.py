@@ -6,12 +6,12 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from bct.metrics.accuracy import accuracy
 from sklearn.metrics import roc_curve
 from support.pictures import jpeg
 from support.script import run_script
 
 from backbones import get_model
+from bct.metrics.accuracy import accuracy
 from bct.protocols.pairs import embed, load_bin
 
 

@@ -6,7 +6,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from bct.old_model import OldModel
 from PIL import Image
 from support.methods import method_class
 from support.old_models import tool
@@ -17,6 +16,7 @@ from bct.data.label_map import new_to_old
 from bct.errors import BctError
 from bct.method import Method
 from bct.models.weights import load_backbone
+from bct.old_model import OldModel
 from bct.train import train
 
 CPU = torch.device("cpu")

@@ -20,12 +20,12 @@ import zlib
 import numpy as np
 import pytest
 import simplejpeg
-from bct.data.record_writer import RecordWriter
 from PIL import Image
 from support.pictures import picture
 
 from bct.config import load_config
 from bct.data.images import decode
+from bct.data.record_writer import RecordWriter
 from bct.data.recordio import MAGIC, Header, RecordFile, RecordReader
 from bct.errors import BctError
 from bct.files import ROOT, read_json

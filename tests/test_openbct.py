@@ -6,12 +6,11 @@ import math
 import numpy as np
 import pytest
 import torch
-from bct.old_model import OldModel
 from easydict import EasyDict
+from support.gradients import numeric_gradient
+from support.heads import dense_loss, head_with
 from support.methods import OldArrays, method_class
 from support.ranks import run_on_ranks
-from test_l2 import numeric_gradient
-from test_partial_fc import dense_loss, head_with
 
 from backbones import get_model
 from bct import distributed
@@ -20,6 +19,7 @@ from bct.data.loader import Batch
 from bct.data.sets import SyntheticSet
 from bct.errors import BctError
 from bct.files import sha256_file, write_json
+from bct.old_model import OldModel
 from bct.stored.artefacts import write_artefact
 
 OpenBCT = method_class("OpenBCT")

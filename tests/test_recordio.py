@@ -6,10 +6,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from bct.data.record_writer import RecordWriter
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bct.data.record_writer import RecordWriter
 from bct.data.recordio import MAGIC, Header, RecordReader
 from bct.errors import BctError
 

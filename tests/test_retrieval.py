@@ -8,7 +8,6 @@ can be compared to the last bit, and most scores are tied.
 import numpy as np
 import pytest
 import torch
-from bct.streams import generator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
@@ -17,6 +16,7 @@ from bct.errors import BctError
 from bct.metrics import ranking
 from bct.metrics import retrieval as r
 from bct.metrics.retrieval import leave_one_out, retrieval
+from bct.streams import generator
 
 SEEDS = st.integers(0, 10**6)
 METRICS = st.sampled_from(r.METRICS)

@@ -9,11 +9,9 @@ from functools import cache
 import pytest
 import torch
 import torch.distributed as dist
-from bct.streams import generator
-from bct.training.margin_softmax import prototype_softmax
 from easydict import EasyDict
+from support.nccl import make, problem, step
 from support.ranks import run_on_ranks
-from test_nccl import make, problem, step
 from torch import nn
 
 from backbones import get_model
@@ -21,8 +19,10 @@ from bct import distributed
 from bct.errors import BctError
 from bct.files import ROOT
 from bct.method import Method
+from bct.streams import generator
 from bct.train import replicate
 from bct.training.heads import PartialFC
+from bct.training.margin_softmax import prototype_softmax
 from bct.training.optimizer import make_optimizer
 from benchmarks.scaling import MARGIN, SCALE, bytes_sent, classic_loss, counted
 from tools import scaling

@@ -10,7 +10,6 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
-from bct.old_model import OldModel
 from easydict import EasyDict
 from support.pictures import jpeg
 
@@ -18,6 +17,7 @@ from bct.errors import BctError
 from bct.files import ROOT, sha256_file, write_json
 from bct.models.onnx_model import WEIGHTS_FILE, load_onnx
 from bct.models.weights import load_backbone
+from bct.old_model import OldModel
 from bct.protocols.pairs import load_bin
 from bct.safe.lists import load_lists
 from bct.stored.artefacts import open_artefact, write_artefact

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from bct.metrics.accuracy import accuracy
 from support.pictures import jpeg, picture
 from support.ranks import run_on_ranks
 
 from backbones import get_model
 from bct.data.images import decode, to_network
 from bct.errors import BctError
+from bct.metrics.accuracy import accuracy
 from bct.protocols.pairs import VerificationSet, embed, load_bin, verify
 
 

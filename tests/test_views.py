@@ -5,7 +5,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from bct.models.about import view_of_config, view_of_model
 from easydict import EasyDict
 from PIL import Image
 from support.pictures import picture
@@ -19,6 +18,7 @@ from bct.data.views import View
 from bct.errors import BctError
 from bct.files import ROOT
 from bct.models import widths
+from bct.models.about import view_of_config, view_of_model
 
 CPU = torch.device("cpu")
 

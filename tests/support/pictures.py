@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import simplejpeg
-from bct.data.record_writer import RecordWriter
 
+from bct.data.record_writer import RecordWriter
 from bct.data.recordio import Header
 
 
