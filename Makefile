@@ -6,7 +6,7 @@ BIN := $(abspath $(VENV))/bin
 BENCHMARKS := record_index loader training extraction partial_fc methods scaling artefacts ijbc \
 	bootstrap retrieval checkpoint
 
-.PHONY: demo demo-short lfw test test-slow test-mxnet faults lint audit bench \
+.PHONY: demo demo-short lfw test test-slow test-mxnet faults lint graph audit bench \
 	bench-small install clean
 
 demo: install            ## the whole job on embedded data, about 5 minutes on 2 cores
@@ -33,6 +33,9 @@ test-mxnet: .venv-mxnet/.complete  ## our record files against MXNet itself
 lint: install
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
+
+graph:                   ## which room imports which, circles, climbs
+	@$(PYTHON) tests/support/imports.py
 
 audit: install           ## known vulnerabilities of the installed packages
 	@$(BIN)/python .ci/audit.py
