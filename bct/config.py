@@ -13,7 +13,7 @@ from easydict import EasyDict
 from bct.distributed import say
 from bct.errors import BctError
 from bct.files import IN_CLONE, PACKAGE, ROOT, write_text
-from bct.scenarios import new_shard, shard_file
+from bct.scenarios import SCENARIOS, new_shard, shard_file
 
 # insightface keys that have no effect here: configs that set them load, with a warning
 NO_OP = {
@@ -32,7 +32,7 @@ CHOICES = {
     "amp": (None, "bf16", "fp16", "off"),
     "rec_backend": ("native", "mxnet"),
     "on_bad_record": ("error", "skip"),
-    "scenario": (None, "OPclass", "OPdata", "EXclass", "EXdata"),
+    "scenario": (None, *SCENARIOS),
 }
 TYPES = {  # of the keys whose default is None
     **dict.fromkeys(("num_classes", "num_image", "num_epoch"), int),
