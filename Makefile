@@ -45,7 +45,7 @@ bench: install           ## all benchmarks into benchmarks/results/: about 15 mi
 	@$(BIN)/python -m benchmarks.readme
 
 bench-small: install     ## the same in tiny sizes, nothing kept: to see that they run
-	@for name in $(BENCHMARKS) export; do $(BIN)/python -m benchmarks.$$name --small || exit 1; done
+	@for name in $(BENCHMARKS) export start; do $(BIN)/python -m benchmarks.$$name --small || exit 1; done
 
 install: $(VENV)/.complete
 

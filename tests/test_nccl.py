@@ -93,10 +93,12 @@ def test_golden(shared):
     """Published mode, two batches through a queue of both; only the first term has a gradient."""
     data = np.load(shared / "golden/methods/inputs_and_grads.npz")
     want = json.loads((shared / "golden/methods/expected.json").read_text())
-    published = {"parity": "published", "num_classes": 97, "batch_size": 48, "queue_size": 96}
-    method = make(data["f_old"], alpha=1, beta=1, temperature=1, **published)
+    classes, batch = len(data["W"]), len(data["labels"])
+    sizes = {"num_classes": classes, "batch_size": batch, "queue_size": 2 * batch}
+    published = {"alpha": 1, "beta": 1, "temperature": 1, "parity": "published"}
+    method = make(data["f_old"], **published, **sizes)
     head = head_with(torch.from_numpy(data["W"]), margin=(1, 0, 0), scale=1.0)
-    orders = torch.arange(48), torch.from_numpy(data["nccl_perm"])
+    orders = torch.arange(batch), torch.from_numpy(data["nccl_perm"])
     for tag, index in zip(("first", "second"), orders, strict=True):
         f, y = (torch.from_numpy(data[key])[index] for key in ("f_new", "labels"))
         losses, f = step(method, head, f, y, index)
