@@ -6,7 +6,7 @@ BIN := $(abspath $(VENV))/bin
 BENCHMARKS := record_index loader training extraction partial_fc methods scaling artefacts ijbc \
 	bootstrap retrieval checkpoint
 
-.PHONY: demo demo-short lfw test test-slow test-mxnet faults lint audit bench \
+.PHONY: demo demo-short lfw test test-slow test-mxnet faults lint graph audit bench \
 	bench-small install clean
 
 demo: install            ## the whole job on embedded data, about 5 minutes on 2 cores
@@ -34,6 +34,9 @@ lint: install
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 
+graph:                   ## which room imports which, circles, climbs
+	@$(PYTHON) tests/support/imports.py
+
 audit: install           ## known vulnerabilities of the installed packages
 	@$(BIN)/python .ci/audit.py
 
@@ -42,7 +45,7 @@ bench: install           ## all benchmarks into benchmarks/results/: about 15 mi
 	@$(BIN)/python -m benchmarks.readme
 
 bench-small: install     ## the same in tiny sizes, nothing kept: to see that they run
-	@for name in $(BENCHMARKS) export; do $(BIN)/python -m benchmarks.$$name --small || exit 1; done
+	@for name in $(BENCHMARKS) export start; do $(BIN)/python -m benchmarks.$$name --small || exit 1; done
 
 install: $(VENV)/.complete
 

@@ -28,10 +28,10 @@ from bct.metrics.compatibility import compatible, p_1, p_comp, p_up, price, upda
 from bct.metrics.scores import rate_name, tar_at_far
 from bct.models.weights import load_backbone
 from bct.protocols.pairs import VerificationSet, embed, load_bin
+from bct.scenarios import SCENARIOS
 from bct.stored.artefacts import open_valid, write_artefact
 from tools.ijbc.protocol import Protocol, read_galleries, read_protocol
 
-SCENARIOS = ("OPclass", "OPdata", "EXclass", "EXdata")
 LEGEND = """\
 TAR at FAR {far} on IJB-C 1:1, mean +- standard deviation over seeds. old: old model with itself;
 self: new model with itself; cross: new query, old gallery; paragon: the new network trained alone,

@@ -8,10 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from easydict import EasyDict
+from support.heads import head_with
 from support.methods import OldArrays, method_class
 from support.ranks import run_on_ranks
-from test_partial_fc import head_with
-from test_train import small_cfg
+from support.tiny import small_cfg
 from torch import nn
 
 from bct import distributed

@@ -9,11 +9,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 from easydict import EasyDict
+from support.gradients import numeric_gradient
 from support.methods import method_class
 from support.old_models import CPU, tool
 from support.pictures import write_faces
 from support.ranks import run_on_ranks
-from test_l2 import numeric_gradient
 
 from backbones import get_model
 from backbones.basis import BasisNetwork, Features, check, from_state

@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from test_backbones import fill
+from support.networks import fill
 from torch import nn
 
 from backbones import get_model

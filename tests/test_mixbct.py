@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from easydict import EasyDict
+from support.heads import dense_loss, head_with
 from support.methods import OldArrays, method_class
 from support.ranks import run_on_ranks
-from test_partial_fc import dense_loss, head_with
 
 from bct import distributed
 from bct.data.loader import Batch

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 from easydict import EasyDict
+from support.gradients import numeric_gradient
+from support.heads import dense_loss, head_with
 from support.methods import OldArrays, method_class
 from support.ranks import run_on_ranks
-from test_l2 import numeric_gradient
-from test_partial_fc import dense_loss, head_with
 
 from backbones import get_model
 from bct import distributed

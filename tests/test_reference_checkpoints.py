@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from test_torchvision_nets import settle
+from support.networks import settle
 from torch import nn
 from torch.nn.utils.parametrizations import orthogonal
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from easydict import EasyDict
+from support.nccl import make, problem, step
 from support.ranks import run_on_ranks
-from test_nccl import make, problem, step
 from torch import nn
 
 from backbones import get_model

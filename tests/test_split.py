@@ -5,9 +5,9 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from support.cifar import write_cifar
 from support.pictures import picture, write_faces
 from support.script import run_script
-from test_image_sets import write_cifar
 
 from bct.data.label_map import new_to_old
 from bct.data.sets import FolderSet, RecordSet, open_images

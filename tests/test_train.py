@@ -10,7 +10,7 @@ import pytest
 import torch
 from easydict import EasyDict
 from support.ranks import run_on_ranks
-from support.tiny import TINY
+from support.tiny import TINY, small_cfg
 from torch import nn
 
 from bct import distributed
@@ -37,11 +37,6 @@ def test_schedule():
 
 
 # ---- single steps, with a network small enough to follow
-
-
-def small_cfg(**more):
-    base = {"gradient_acc": 1, "clip_norm": 5.0, "seed": 1, "optimizer": "sgd", "lr": 0.1}
-    return EasyDict({**base, "momentum": 0.9, "weight_decay": 5e-4, **more})
 
 
 def step_on_ranks(head_kind, gradient_acc, batch_size, optimizer="sgd"):

@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
+from support.networks import randomly
 from support.old_models import tool
-from test_fct import House, randomly
+from support.stored_vectors import VectorJob
 
 from backbones.fct import Transformation
 from bct.files import sha256_file
@@ -119,7 +120,7 @@ def test_what_does_not_fit_is_refused(files, capsys):
 def test_the_predicted_order_is_the_better_one(tmp_path):
     """Some old embeddings say little of their image, and look like it. The head learns that they
     do; on a gallery of other images, refreshing those first lifts the curve."""
-    house, rng = House(tmp_path), np.random.default_rng(5)
+    house, rng = VectorJob(tmp_path), np.random.default_rng(5)
     labels, old, new = house.sample(rng)
     for features in (old, house.old):
         blurred = rng.random(len(features)) < 0.4

@@ -13,16 +13,6 @@ import numpy as np
 
 from bct.safe.lists import _STAND_INS, _Array, _Type
 
-_STRINGS = ("STRING", "BINSTRING", "SHORT_BINSTRING")  # Python 2's: bytes
-_LITERALS = (
-    *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT"),
-    *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
-    *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
-)
-_CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_NEW = {"EMPTY_LIST": list, "EMPTY_TUPLE": tuple, "EMPTY_DICT": dict}
-_TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
-
 
 def load_dict(data: bytes) -> dict[int | str, Any]:
     """The dict in a pickle, or in a pickled array of this one object.
@@ -42,71 +32,117 @@ def load_dict(data: bytes) -> dict[int | str, Any]:
 
 
 def _run(data: bytes) -> Any:
-    stack: list[Any] = []
-    marks: list[int] = []
-    memo: dict[int, Any] = {}
+    machine = _Machine()
+    for operation, argument, machine.at in pickletools.genops(data):
+        name = operation.name
+        if name in _VALUES:
+            machine.stack.append(_VALUES[name](argument))
+        elif name in _BUILDERS:
+            machine.stack.append(_BUILDERS[name](machine))
+        elif name in _STEPS:
+            _STEPS[name](machine, argument)
+        elif name not in ("PROTO", "FRAME", "STOP"):
+            raise ValueError(f"operation {name} at offset {machine.at}")
+    (value,) = machine.stack
+    return value
 
-    def pop(count: int) -> list[Any]:
-        if count > len(stack):
+
+class _Machine:
+    """What the operations work on: the stack, its marks, the memo; `at`: where in the file."""
+
+    def __init__(self) -> None:
+        self.stack: list[Any] = []
+        self.marks: list[int] = []
+        self.memo: dict[int, Any] = {}
+        self.at: int | None = 0
+
+    def pop(self, count: int) -> list[Any]:
+        if count > len(self.stack):
             raise ValueError("an operation lacks its operands")
-        items = stack[len(stack) - count :]
-        del stack[len(stack) - count :]
+        items = self.stack[len(self.stack) - count :]
+        del self.stack[len(self.stack) - count :]
         return items
 
-    def pop_to_mark() -> list[Any]:
-        return pop(len(stack) - marks.pop())
+    def pop_to_mark(self) -> list[Any]:
+        return self.pop(len(self.stack) - self.marks.pop())
 
-    for operation, argument, at in pickletools.genops(data):
-        name = operation.name
-        if name in _LITERALS:
-            stack.append(argument)
-        elif name in _STRINGS:
-            stack.append(argument.encode("latin1"))
-        elif name in ("BINPUT", "LONG_BINPUT", "PUT"):
-            memo[argument] = stack[-1]
-        elif name == "MEMOIZE":
-            memo[len(memo)] = stack[-1]
-        elif name in ("BINGET", "LONG_BINGET", "GET"):
-            if isinstance(memo[argument], list | tuple | dict):
-                raise ValueError(f"a container is used twice at offset {at}")
-            stack.append(memo[argument])
-        elif name == "MARK":
-            marks.append(len(stack))
-        elif name in _CONSTANTS:
-            stack.append(_CONSTANTS[name])
-        elif name in _NEW:
-            stack.append(_NEW[name]())
-        elif name == "LIST":
-            stack.append(pop_to_mark())
-        elif name == "TUPLE":
-            stack.append(tuple(pop_to_mark()))
-        elif name in _TUPLES:
-            stack.append(tuple(pop(_TUPLES[name])))
-        elif name == "DICT":
-            stack.append(_set({}, pop_to_mark()))
-        elif name in ("APPEND", "APPENDS"):
-            items = pop(1) if name == "APPEND" else pop_to_mark()
-            stack[-1].extend(items)
-        elif name in ("SETITEM", "SETITEMS"):
-            items = pop(2) if name == "SETITEM" else pop_to_mark()
-            _set(stack[-1], items)
-        elif name in ("GLOBAL", "STACK_GLOBAL"):
-            module, what = argument.split(" ") if name == "GLOBAL" else pop(2)
-            if not isinstance(module, str) or not isinstance(what, str):
-                raise ValueError(f"a name that is no string at offset {at}")
-            if (module, what) not in _KNOWN:
-                raise ValueError(f"it asks for {module}.{what}")
-            stack.append(_KNOWN[module, what])
-        elif name == "REDUCE":
-            function, arguments = pop(2)
-            stack.append(function(*arguments))
-        elif name == "BUILD":
-            (state,) = pop(1)
-            stack[-1].__setstate__(state)
-        elif name not in ("PROTO", "FRAME", "STOP"):
-            raise ValueError(f"operation {name} at offset {at}")
-    (value,) = stack
-    return value
+    def mark(self, _: None) -> None:
+        self.marks.append(len(self.stack))
+
+    def put(self, place: int) -> None:
+        self.memo[place] = self.stack[-1]
+
+    def memoize(self, _: None) -> None:
+        self.memo[len(self.memo)] = self.stack[-1]
+
+    def get(self, place: int) -> None:
+        if isinstance(self.memo[place], list | tuple | dict):
+            raise ValueError(f"a container is used twice at offset {self.at}")
+        self.stack.append(self.memo[place])
+
+    def append(self, items: list[Any]) -> None:
+        self.stack[-1].extend(items)
+
+    def set(self, items: list[Any]) -> None:
+        _set(self.stack[-1], items)
+
+    def find(self, names: list[Any]) -> None:
+        module, what = names
+        if not isinstance(module, str) or not isinstance(what, str):
+            raise ValueError(f"a name that is no string at offset {self.at}")
+        if (module, what) not in _KNOWN:
+            raise ValueError(f"it asks for {module}.{what}")
+        self.stack.append(_KNOWN[module, what])
+
+    def call(self, _: None) -> None:
+        function, arguments = self.pop(2)
+        self.stack.append(function(*arguments))
+
+    def build(self, _: None) -> None:
+        (state,) = self.pop(1)
+        self.stack[-1].__setstate__(state)
+
+
+_VALUES = {  # operations that only put a value on the stack, by their argument
+    **dict.fromkeys(
+        (
+            *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "FLOAT", "BINFLOAT"),
+            *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8"),
+            *("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"),
+        ),
+        lambda value: value,
+    ),
+    # Python 2's: bytes
+    **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), lambda text: text.encode("latin1")),
+    "NONE": lambda _: None,
+    "NEWTRUE": lambda _: True,
+    "NEWFALSE": lambda _: False,
+    "EMPTY_LIST": lambda _: [],
+    "EMPTY_TUPLE": lambda _: (),
+    "EMPTY_DICT": lambda _: {},
+}
+_BUILDERS = {  # those that put on the stack what they make of its last values
+    "LIST": _Machine.pop_to_mark,
+    "TUPLE": lambda machine: tuple(machine.pop_to_mark()),
+    "TUPLE1": lambda machine: tuple(machine.pop(1)),
+    "TUPLE2": lambda machine: tuple(machine.pop(2)),
+    "TUPLE3": lambda machine: tuple(machine.pop(3)),
+    "DICT": lambda machine: _set({}, machine.pop_to_mark()),
+}
+_STEPS = {
+    **dict.fromkeys(("PUT", "BINPUT", "LONG_BINPUT"), _Machine.put),
+    **dict.fromkeys(("GET", "BINGET", "LONG_BINGET"), _Machine.get),
+    "MEMOIZE": _Machine.memoize,
+    "MARK": _Machine.mark,
+    "APPEND": lambda machine, _: machine.append(machine.pop(1)),
+    "APPENDS": lambda machine, _: machine.append(machine.pop_to_mark()),
+    "SETITEM": lambda machine, _: machine.set(machine.pop(2)),
+    "SETITEMS": lambda machine, _: machine.set(machine.pop_to_mark()),
+    "GLOBAL": lambda machine, names: machine.find(names.split(" ")),
+    "STACK_GLOBAL": lambda machine, _: machine.find(machine.pop(2)),
+    "REDUCE": _Machine.call,
+    "BUILD": _Machine.build,
+}
 
 
 def _set(target: Any, items: list[Any]) -> dict:
