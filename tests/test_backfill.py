@@ -5,7 +5,6 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from bct.search.orders import disagreement, distance_to_centre, order_by_distance, order_random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -22,6 +21,7 @@ from bct.metrics.backfill import (
 )
 from bct.metrics.compatibility import update_gain
 from bct.metrics.scores import identification, tar_at_far
+from bct.search.orders import disagreement, distance_to_centre, order_by_distance, order_random
 
 FRACTIONS = np.linspace(0, 1, 11)
 

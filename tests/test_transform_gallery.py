@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 from support.old_models import tool
+from support.searches import leave_one_out
 from test_fct import House, randomly
 
 from backbones.fct import Transformation
 from bct.files import sha256_file
 from bct.metrics import backfill
-from bct.metrics.retrieval import leave_one_out
 from bct.search import orders
 from bct.stored.artefacts import open_artefact, write_artefact
 

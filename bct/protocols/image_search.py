@@ -9,14 +9,14 @@ import numpy as np
 from bct.errors import BctError
 from bct.metrics import backfill, chain, compatibility
 from bct.metrics.bootstrap import interval
+from bct.metrics.relevance import ByClass, Relevance, positives
 from bct.metrics.retrieval import (
     Retrieval,
     bootstrap_means,
     by_class,
     cmc,
-    leave_one_out,
     of_queries,
-    retrieval,
+    retrieve,
 )
 from bct.protocols.items import Items, Sides
 
@@ -56,15 +56,16 @@ def same_width(policy: str, *sides: np.ndarray) -> list[np.ndarray]:
     return [np.pad(x, ((0, 0), (0, max(widths) - x.shape[1]))) for x in sides]
 
 
+def relevance_of(items: Items) -> Relevance:
+    """Items of the query's class; where there is one set, all but the query itself."""
+    return ByClass(items.query_labels, items.gallery_labels, items.leave_one_out)
+
+
 def search(items: Items, query: np.ndarray, gallery: np.ndarray, how: How) -> Retrieval:
     """Queries (Q, D) against a gallery (G, D'), which may be another model's."""
     same = query is gallery  # before they are cut: half of the products are enough
     query, gallery = same_width(how.dimensions, query, gallery)
-    if items.leave_one_out:
-        other = None if same else gallery
-        return leave_one_out(query, items.query_labels, other, how.metric, how.ks)
-    labels = items.query_labels, items.gallery_labels
-    return retrieval(query, labels[0], gallery, labels[1], how.metric, how.ks)
+    return retrieve(query, query if same else gallery, relevance_of(items), how.metric, how.ks)
 
 
 def parts_of(items: Items, old: np.ndarray | None) -> dict[str, np.ndarray]:
@@ -76,8 +77,7 @@ def parts_of(items: Items, old: np.ndarray | None) -> dict[str, np.ndarray]:
     """
     parts = {EVERY: np.ones(len(items.query_labels), bool)}
     if old is not None:
-        number = np.bincount(items.gallery_labels, minlength=items.query_labels.max() + 1)
-        findable = number[items.query_labels] > items.leave_one_out
+        findable = positives(relevance_of(items)) > 0
         of_old = old[items.query_labels]
         parts |= {OLD: of_old, NEW: ~of_old}
         parts = {part: chosen for part, chosen in parts.items() if (chosen & findable).any()}
