@@ -1,6 +1,6 @@
 """The figures of a retrieval test as plain values: searches, compatibility, chain, backfill."""
 
-import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -9,6 +9,7 @@ import numpy as np
 from bct.errors import BctError
 from bct.metrics import backfill, chain, compatibility
 from bct.metrics.bootstrap import interval
+from bct.metrics.mixed import retrieve_mixed
 from bct.metrics.relevance import ByClass, Relevance, positives
 from bct.metrics.retrieval import (
     Retrieval,
@@ -165,42 +166,50 @@ def chain_figures(versions: list[str], tests: dict, how: How) -> dict:
 
 
 def backfilling(
-    items: Items, new: Sides, old: np.ndarray, order: Sequence[np.ndarray], goals: dict, how: How
+    items: Items,
+    new: Sides,
+    old: np.ndarray,
+    orders: dict[str, Sequence[np.ndarray]],
+    goals: dict,
+    how: How,
 ) -> dict:
-    """Quality -> its curve while an old gallery (G, D') is refreshed with the new model's rows.
+    """Name of an order -> quality -> its curve while an old gallery (G, D') is refreshed with the
+    new model's rows.
 
     All rows of the mixed gallery have one width, as in an index. With "leading" the end of the
     curve is therefore new/new in the old width.
 
     Args:
-        order: permutations of the gallery; the curve is the mean over them.
+        orders: name -> permutations of the gallery; the curve is the mean over them.
         goals: quality -> what the old system reaches.
     """
-    query, before, after = same_width(how.dimensions, new.query, old, new.gallery)
-
-    @functools.cache
-    def mixed(refreshed: bytes) -> Retrieval:
-        rows = np.where(np.frombuffer(refreshed, bool)[:, None], after, before)
-        return search(items, query, rows, how)
-
+    query, *galleries = same_width(how.dimensions, new.query, old, new.gallery)
+    ways = [backfill.refreshed(way, SHARES) for each in orders.values() for way in each]
+    relevance = relevance_of(items)
+    found = iter(retrieve_mixed(query, galleries, ways, relevance, how.metric, how.ks))
     out = {}
-    for quality in how.qualities:
-
-        def value(refreshed: np.ndarray, quality: str = quality) -> float:
-            result = mixed(refreshed.tobytes())
-            return result.mean_ap if quality == "map" else result.top[_k(quality)]
-
-        curves = [backfill.curve(permutation, SHARES, value).values for permutation in order]
-        curve = backfill.Curve(SHARES, np.mean(curves, axis=0))
-        out[quality] = {
-            "shares": SHARES.tolist(),
-            "values": curve.values.tolist(),
-            "area": backfill.area(curve),
-            "published_mean": backfill.published_mean(curve),
-            "violations": backfill.violations(curve)._asdict(),
-            "enough_for_old": backfill.smallest_fraction(curve, goals[quality]),
-        }
+    for name, each in orders.items():
+        results = list(itertools.islice(found, len(each)))
+        out[name] = {q: _backfill_figures(results, q, goals[q]) for q in how.qualities}
     return out
+
+
+def _backfill_figures(results: list[list[Retrieval]], quality: str, goal: float) -> dict:
+    """One quality's curve, the mean over several orders' points."""
+    curves = [[_mean(point, quality) for point in points] for points in results]
+    curve = backfill.Curve(SHARES, np.mean(curves, axis=0))
+    return {
+        "shares": SHARES.tolist(),
+        "values": curve.values.tolist(),
+        "area": backfill.area(curve),
+        "published_mean": backfill.published_mean(curve),
+        "violations": backfill.violations(curve)._asdict(),
+        "enough_for_old": backfill.smallest_fraction(curve, goal),
+    }
+
+
+def _mean(result: Retrieval, quality: str) -> float:
+    return result.mean_ap if quality == "map" else result.top[_k(quality)]
 
 
 def _or_none(value: float) -> float | None:
