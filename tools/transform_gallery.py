@@ -28,7 +28,7 @@ from bct.errors import BctError
 from bct.files import sha256_file
 from bct.log import progress
 from bct.stored.artefacts import is_valid, write_artefact
-from bct.stored.vector_files import open_vectors
+from bct.stored.vector_files import first_not_finite, open_vectors
 from bct.stored.vector_set import open_side
 
 _OF_THE_DATA = ("data", "data_path", "parity", "view")  # entries that stay true of mapped rows
@@ -134,10 +134,9 @@ def transform(
         for start in progress(starts, "transform", len(starts), "batch"):
             rows = slice(start, start + batch_size)
             block = np.concatenate([part[rows] for part in parts], axis=1, dtype=np.float32)
-            finite = np.isfinite(block).all(axis=1)
-            if not finite.all():
+            if (row := first_not_finite(block)) is not None:
                 raise BctError(
-                    f"row {start + int(finite.argmin())} of the embeddings is not finite",
+                    f"row {start + row} of the embeddings is not finite",
                     "extract that item's embedding again",
                 )
             mapped, variance = adapter.transform_with_variance(block)

@@ -18,6 +18,7 @@ import numpy as np
 from bct.adapters.base import Adapter
 from bct.errors import BctError
 from bct.rows import row_blocks
+from bct.stored.vector_files import first_not_finite
 
 
 class Procrustes(Adapter):
@@ -65,10 +66,9 @@ class Procrustes(Adapter):
         self.source_width, self.target_width = self.matrix.shape
 
     def _rows(self, x: np.ndarray, start: int, side: str) -> np.ndarray:
-        finite = np.isfinite(x).all(axis=1)
-        if not finite.all():
+        if (row := first_not_finite(x)) is not None:
             raise BctError(
-                f"row {start + int(finite.argmin())} of the {side} is not finite",
+                f"row {start + row} of the {side} is not finite",
                 "compute that item's embedding again",
             )
         x = x.astype(np.float64)

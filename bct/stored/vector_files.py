@@ -56,14 +56,19 @@ def open_vectors(
             f"{path} has {len(found)} rows for {rows} images",
             "store one row for each image, in their order",
         )
-    for start in range(0, len(found) if finite else 0, _BLOCK):
-        numbers = np.isfinite(found[start : start + _BLOCK]).reshape(-1, found[:1].size).all(axis=1)
-        if not numbers.all():
-            raise BctError(
-                f"{path}: row {start + int(numbers.argmin())} is not finite",
-                "compute that item's vector again",
-            )
+    if finite and (row := first_not_finite(found)) is not None:
+        raise BctError(f"{path}: row {row} is not finite", "compute that item's vector again")
     return found, manifest
+
+
+def first_not_finite(vectors: np.ndarray) -> int | None:
+    """The first row with NaN or inf in it, None if there is none; in blocks."""
+    for start in range(0, len(vectors), _BLOCK):
+        block = vectors[start : start + _BLOCK]
+        finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
+        if not finite.all():
+            return start + int(finite.argmin())
+    return None
 
 
 def stored_embeddings(path: str | Path, rows: int) -> np.ndarray:
