@@ -185,11 +185,7 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> None:
         orders = {name: order(name, given, stale, items) for name in args.backfill}
         goals = tests["old / old"][EVERY]
         summary["backfill"] = {
-            label: {
-                name: backfilling(items, sides[label], stale, ways, goals, how)
-                for name, ways in orders.items()
-            }
-            for label in new
+            label: backfilling(items, sides[label], stale, orders, goals, how) for label in new
         }
         text.append(tables.backfill(summary["backfill"]))
         if any(sides[label].gallery.shape[1] != stale.shape[1] for label in new):

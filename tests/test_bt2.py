@@ -14,6 +14,7 @@ from support.methods import method_class
 from support.old_models import CPU, tool
 from support.pictures import write_faces
 from support.ranks import run_on_ranks
+from support.searches import two_sets
 
 from backbones import get_model
 from backbones.basis import BasisNetwork, Features, check, from_state
@@ -24,7 +25,6 @@ from bct.data.views import View
 from bct.errors import BctError
 from bct.files import sha256_file, write_json
 from bct.method import Method
-from bct.metrics.retrieval import retrieval
 from bct.models.weights import load_backbone
 from bct.old_model import OldModel
 from bct.stored.artefacts import write_artefact
@@ -222,7 +222,7 @@ def test_a_gallery_cut_to_the_old_width_is_scored_by_cosine():
         best = np.where(labels[:, None] == labels, scores, -np.inf).max(1)
         return (scores >= best[:, None]).sum(1)
 
-    found = retrieval(query, labels, gallery, labels).rank
+    found = two_sets(query, labels, gallery, labels).rank
     np.testing.assert_array_equal(found, ranks(cosine))
     assert (ranks(cosine) != ranks(np.float64(query) @ gallery.T)).any()  # as published
 

@@ -5,12 +5,12 @@ import pytest
 import torch
 from support.networks import randomly
 from support.old_models import tool
+from support.searches import leave_one_out
 from support.stored_vectors import VectorJob
 
 from backbones.fct import Transformation
 from bct.files import sha256_file
 from bct.metrics import backfill
-from bct.metrics.retrieval import leave_one_out
 from bct.search import orders
 from bct.stored.artefacts import open_artefact, write_artefact
 

@@ -3,6 +3,7 @@
 An order says which of the gallery's N items comes first; after a fraction b of the work the first
 ceil(b N) hold new embeddings, the others still old ones. b = 0 is the cross test new/old, b = 1 the
 self test new/new. Both galleries' scores are computed once; each point only mixes them.
+bct/metrics/mixed.py measures searches of images this way, in blocks.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,21 +24,15 @@ class Curve(NamedTuple):
     values: np.ndarray
 
 
-def curve(order: np.ndarray, fractions: Sequence[float] | np.ndarray, quality: Quality) -> Curve:
-    """Quality after each fraction of the order is refreshed.
-
-        value_b = quality(the first ceil(b N) of the order)
-
-    The subsets are nested. The ends call `quality` with nothing and with everything refreshed, so
-    they are the cross and the self test exactly.
+def refreshed(order: np.ndarray, fractions: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Which items hold new embeddings after each fraction of the order, bool (B, N).
 
     Args:
         order: int (N,), a permutation of 0..N-1.
-        fractions: ascending, from 0 to 1.
-        quality: e.g. pair_quality or search_quality.
+        fractions: (B,), ascending, from 0 to 1.
 
     Raises:
-        BctError: no permutation; fractions that do not rise from 0 to 1; a quality of NaN.
+        BctError: no permutation; fractions that do not rise from 0 to 1.
     """
     order, fractions = np.asarray(order), np.asarray(fractions, np.float64)
     if not np.array_equal(np.sort(order), np.arange(len(order))):
@@ -56,10 +51,29 @@ def curve(order: np.ndarray, fractions: Sequence[float] | np.ndarray, quality: Q
         )
     # 0.07 * 100 is a little more than 7 in floating point
     counts = np.ceil(fractions * len(order) * (1 - 1e-12)).astype(np.int64)
-    refreshed, values = np.zeros(len(order), bool), np.empty(len(counts))
-    for i, count in enumerate(counts):
-        refreshed[order[:count]] = True
-        values[i] = quality(refreshed.copy())  # a copy: the caller may keep it
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    return place < counts[:, None]
+
+
+def curve(order: np.ndarray, fractions: Sequence[float] | np.ndarray, quality: Quality) -> Curve:
+    """Quality after each fraction of the order is refreshed.
+
+        value_b = quality(the first ceil(b N) of the order)
+
+    The subsets are nested. The ends call `quality` with nothing and with everything refreshed, so
+    they are the cross and the self test exactly.
+
+    Args:
+        order: int (N,), a permutation of 0..N-1.
+        fractions: ascending, from 0 to 1.
+        quality: e.g. pair_quality or search_quality.
+
+    Raises:
+        BctError: what `refreshed` refuses; a quality of NaN.
+    """
+    fractions = np.asarray(fractions, np.float64)
+    values = np.array([quality(rows) for rows in refreshed(order, fractions)])
     if np.isnan(values).any():
         raise BctError(
             f"the quality is NaN at fraction {fractions[np.isnan(values)][0]:g}",

@@ -1,7 +1,7 @@
 """Retrieval: CMC top-k and mean average precision, exact, without ranking the gallery.
 
-bct/metrics/ranking.py has the definitions and the computation; here are its inputs, checked, and
-its figures.
+bct/metrics/ranking.py has the definitions and the computation, bct/metrics/relevance.py says what a
+query ought to find; here are its inputs, checked, and its figures.
 """
 
 from typing import NamedTuple
@@ -10,7 +10,9 @@ import numpy as np
 import torch
 
 from bct.errors import BctError
-from bct.metrics.ranking import SCORES, by_pairs, by_rows
+from bct.metrics.blocks import SCORES
+from bct.metrics.ranking import by_item, by_pairs, by_rows
+from bct.metrics.relevance import ByItem, Relevance, check, numbered
 from bct.streams import generator
 
 METRICS = ("cosine", "l2")
@@ -35,62 +37,36 @@ class Retrieval(NamedTuple):
     without: int
 
 
-def retrieval(
+def retrieve(
     query: np.ndarray,
-    query_labels: np.ndarray,
     gallery: np.ndarray,
-    gallery_labels: np.ndarray,
+    relevance: Relevance,
     metric: str = "cosine",
     ks: tuple[int, ...] = (1, 5),
 ) -> Retrieval:
-    """Queries against a gallery of other items, whose embeddings may be another model's.
+    """Queries against a gallery, whose embeddings may be another model's.
 
     Args:
-        query: float (Q, D); query_labels: (Q,), any ids.
-        gallery: float (G, D); gallery_labels: (G,).
+        query: float (Q, D); gallery: float (G, D). In leave-one-out the same array for both takes
+            half of the time.
+        relevance: ByClass or ByItem of these Q queries and G items. Ignored items are taken out of
+            a query's ranking before anything is counted.
         metric: "cosine" scores by the product of the unit vectors (0 for a zero vector), "l2" by
             -|q - g|^2 / 2, computed in float32 as q.g - |q|^2 / 2 - |g|^2 / 2.
         ks: which top-k.
 
     Raises:
-        BctError: shapes that do not fit; embeddings that are not numbers; an unknown metric; a k
-            below 1; no query with a positive.
+        BctError: shapes that do not fit; a relevance of other items; embeddings that are not
+            numbers; an unknown metric; a k below 1; no query with a positive.
     """
-    _check(query, query_labels, gallery, gallery_labels, metric, ks)
-    labels = np.unique(np.concatenate([query_labels, gallery_labels]), return_inverse=True)[1]
-    labels, others = labels[: len(query)], labels[len(query) :]
-    return _result(*by_rows(query, labels, gallery, others, metric, own=False), ks)
-
-
-def leave_one_out(
-    query: np.ndarray,
-    labels: np.ndarray,
-    gallery: np.ndarray | None = None,
-    metric: str = "cosine",
-    ks: tuple[int, ...] = (1, 5),
-) -> Retrieval:
-    """Every item against all the others.
-
-    Args:
-        query: float (N, D); labels: (N,), any ids.
-        gallery: float (N, D), another model's embeddings of the same items, in the same order;
-            None: the queries'. Item i is never found by query i.
-        metric, ks: see retrieval.
-
-    Raises:
-        BctError: as retrieval.
-    """
-    if gallery is not None and len(gallery) != len(query):
-        raise BctError(
-            f"there are {len(query)} queries and {len(gallery)} gallery rows",
-            "give both models' embeddings of the same items, or call retrieval for two sets",
-        )
-    _check(query, labels, query if gallery is None else gallery, labels, metric, ks)
-    labels, sizes = np.unique(labels, return_inverse=True, return_counts=True)[1:]
-    if gallery is None and len(labels) * sizes.max() <= SCORES:
-        return _result(*by_pairs(query, labels, metric), ks)
-    gallery = query if gallery is None else gallery
-    return _result(*by_rows(query, labels, gallery, labels, metric, own=True), ks)
+    check_searched(query, gallery, relevance, metric, ks)
+    if isinstance(relevance, ByItem):
+        return summary(*by_item(query, gallery, relevance, metric), ks)
+    labels, others = numbered(relevance)
+    own = relevance.leave_one_out
+    if own and gallery is query and len(labels) * np.bincount(labels).max() <= SCORES:
+        return summary(*by_pairs(query, labels, metric), ks)
+    return summary(*by_rows(query, labels, gallery, others, metric, own), ks)
 
 
 def of_queries(result: Retrieval, chosen: np.ndarray) -> Retrieval:
@@ -102,7 +78,7 @@ def of_queries(result: Retrieval, chosen: np.ndarray) -> Retrieval:
     Raises:
         BctError: none of them has a positive.
     """
-    return _result(result.ap[chosen], result.rank[chosen], tuple(result.top))
+    return summary(result.ap[chosen], result.rank[chosen], tuple(result.top))
 
 
 def cmc(result: Retrieval, depth: int) -> np.ndarray:
@@ -182,31 +158,33 @@ def bootstrap_means(
     return means
 
 
-def _result(ap: np.ndarray, rank: np.ndarray, ks: tuple[int, ...]) -> Retrieval:
+def summary(ap: np.ndarray, rank: np.ndarray, ks: tuple[int, ...]) -> Retrieval:
+    """The means of queries' figures. Raises BctError if none has a positive."""
     found = rank > 0
     queries = int(found.sum())
     if not queries:
-        raise BctError(
-            "no query has an item of its class in the gallery", "check the labels of both sets"
-        )
+        raise BctError("no query has a positive in the gallery", "check the labels of both sides")
     top = {k: float((rank[found] <= k).mean()) for k in ks}
     return Retrieval(top, float(ap[found].mean()), ap, rank, queries, len(ap) - queries)
 
 
-def _check(query, query_labels, gallery, gallery_labels, metric, ks) -> None:
+def check_searched(
+    query: np.ndarray, gallery: np.ndarray, relevance: Relevance, metric: str, ks: tuple[int, ...]
+) -> None:
+    """Raises BctError for what retrieve does not take."""
     if metric not in METRICS:
         raise BctError(f"the metric is {metric!r}", f"choose from {', '.join(METRICS)}")
     if not ks or min(ks) < 1:
         raise BctError(f"top-k is asked for k of {ks}", "name at least one k, from 1")
-    sides = (("query", query, query_labels), ("gallery", gallery, gallery_labels))
-    for name, features, labels in sides:
-        if features.ndim != 2 or np.shape(labels) != (len(features),) or not len(features):
+    for name, features in (("query", query), ("gallery", gallery)):
+        if features.ndim != 2 or not len(features):
             raise BctError(
-                f"the {name} embeddings are {features.shape}, their labels {np.shape(labels)}",
-                "give one row and one label per item, and at least one item",
+                f"the {name} embeddings are {features.shape}",
+                "give one row per item, and at least one item",
             )
     if query.shape[1] != gallery.shape[1]:
         raise BctError(
             f"the queries have {query.shape[1]} dimensions, the gallery {gallery.shape[1]}",
             "cut or map one side to the width of the other",
         )
+    check(relevance, len(query), len(gallery))

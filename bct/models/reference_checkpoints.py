@@ -11,7 +11,6 @@ parametrisation has them (base B, trained X), whose sizes to_add_dim and C it do
 import warnings
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -19,36 +18,11 @@ from torch import nn
 
 from bct.errors import BctError
 from bct.files import read_json
-from bct.safe.tensors import read_tensors
+from bct.safe.tensors import read_tensors, unwrapped
 
 TORCHSCRIPT = "torchscript"  # in the place of a network's name
-_WRAPPERS = ("state_dict_backbone", "state_dict", "model_state_dict", "model", "backbone")
-_PREFIXES = ("module.", "backbone.")
 _CLASSIFIERS = ("cls_fc", "fc_out", "fc", "classifier.6", "heads.head")
 _OF_IRESNET = "features.running_mean"  # beside it, fc belongs to the network
-
-
-def read_state(path: str | Path) -> dict[str, torch.Tensor]:
-    """The state_dict in a file or in a checkpoint of whatever system, without wrappers' prefixes.
-
-    Raises BctError when there is none, or the file can't be read.
-    """
-    return _unwrapped(path, read_tensors(path))
-
-
-def _unwrapped(path: str | Path, saved: Any) -> dict[str, torch.Tensor]:
-    for key in _WRAPPERS:
-        if isinstance(saved, dict) and isinstance(saved.get(key), dict):
-            saved = saved[key]
-    tensors = isinstance(saved, dict) and saved and all(map(torch.is_tensor, saved.values()))
-    if not tensors or not all(isinstance(key, str) for key in saved):
-        raise BctError(f"{path} holds no state_dict", "give the network's own weights, model.pt")
-    state = {}
-    for key, value in saved.items():
-        for prefix in _PREFIXES:
-            key = key.removeprefix(prefix)
-        state[key] = value
-    return state
 
 
 def arch_in(path: str | Path) -> str | None:
@@ -88,7 +62,7 @@ def reference_classifier(
     saved = read_tensors(path)
     if torch.is_tensor(saved):
         return _checked(path, saved, None)
-    return _classifier(path, _unwrapped(path, saved))
+    return _classifier(path, unwrapped(path, saved))
 
 
 def _classifier(

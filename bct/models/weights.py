@@ -19,9 +19,9 @@ from bct.models.reference_checkpoints import (
     baked,
     is_torchscript,
     load_torchscript,
-    read_state,
     untrusted,
 )
+from bct.safe.tensors import read_state
 
 _HEADS = ("cls_fc.", "BCT_FC.", "NormFace.", "discriminator.", "eboundary.")  # not the network's
 _BASIS = "+basis"

@@ -1,6 +1,6 @@
 """The figures of a retrieval test as plain values: searches, compatibility, chain, backfill."""
 
-import functools
+import itertools
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -8,14 +8,15 @@ import numpy as np
 
 from bct.metrics import backfill, chain, compatibility
 from bct.metrics.bootstrap import interval
+from bct.metrics.mixed import retrieve_mixed
+from bct.metrics.relevance import ByClass, Relevance, positives
 from bct.metrics.retrieval import (
     Retrieval,
     bootstrap_means,
     by_class,
     cmc,
-    leave_one_out,
     of_queries,
-    retrieval,
+    retrieve,
 )
 from bct.models.widths import same_width
 from bct.protocols.items import Items, Sides
@@ -37,15 +38,16 @@ class How(NamedTuple):
         return [*(f"top{k}" for k in self.ks), "map"]
 
 
+def relevance_of(items: Items) -> Relevance:
+    """Items of the query's class; where there is one set, all but the query itself."""
+    return ByClass(items.query_labels, items.gallery_labels, items.leave_one_out)
+
+
 def search(items: Items, query: np.ndarray, gallery: np.ndarray, how: How) -> Retrieval:
     """Queries (Q, D) against a gallery (G, D'), which may be another model's."""
     same = query is gallery  # before they are cut: half of the products are enough
     query, gallery = same_width(how.dimensions, query, gallery)
-    if items.leave_one_out:
-        other = None if same else gallery
-        return leave_one_out(query, items.query_labels, other, how.metric, how.ks)
-    labels = items.query_labels, items.gallery_labels
-    return retrieval(query, labels[0], gallery, labels[1], how.metric, how.ks)
+    return retrieve(query, query if same else gallery, relevance_of(items), how.metric, how.ks)
 
 
 def parts_of(items: Items, old: np.ndarray | None) -> dict[str, np.ndarray]:
@@ -57,8 +59,7 @@ def parts_of(items: Items, old: np.ndarray | None) -> dict[str, np.ndarray]:
     """
     parts = {EVERY: np.ones(len(items.query_labels), bool)}
     if old is not None:
-        number = np.bincount(items.gallery_labels, minlength=items.query_labels.max() + 1)
-        findable = number[items.query_labels] > items.leave_one_out
+        findable = positives(relevance_of(items)) > 0
         of_old = old[items.query_labels]
         parts |= {OLD: of_old, NEW: ~of_old}
         parts = {part: chosen for part, chosen in parts.items() if (chosen & findable).any()}
@@ -146,42 +147,50 @@ def chain_figures(versions: list[str], tests: dict, how: How) -> dict:
 
 
 def backfilling(
-    items: Items, new: Sides, old: np.ndarray, order: Sequence[np.ndarray], goals: dict, how: How
+    items: Items,
+    new: Sides,
+    old: np.ndarray,
+    orders: dict[str, Sequence[np.ndarray]],
+    goals: dict,
+    how: How,
 ) -> dict:
-    """Quality -> its curve while an old gallery (G, D') is refreshed with the new model's rows.
+    """Name of an order -> quality -> its curve while an old gallery (G, D') is refreshed with the
+    new model's rows.
 
     All rows of the mixed gallery have one width, as in an index. With "leading" the end of the
     curve is therefore new/new in the old width.
 
     Args:
-        order: permutations of the gallery; the curve is the mean over them.
+        orders: name -> permutations of the gallery; the curve is the mean over them.
         goals: quality -> what the old system reaches.
     """
-    query, before, after = same_width(how.dimensions, new.query, old, new.gallery)
-
-    @functools.cache
-    def mixed(refreshed: bytes) -> Retrieval:
-        rows = np.where(np.frombuffer(refreshed, bool)[:, None], after, before)
-        return search(items, query, rows, how)
-
+    query, *galleries = same_width(how.dimensions, new.query, old, new.gallery)
+    ways = [backfill.refreshed(way, SHARES) for each in orders.values() for way in each]
+    relevance = relevance_of(items)
+    found = iter(retrieve_mixed(query, galleries, ways, relevance, how.metric, how.ks))
     out = {}
-    for quality in how.qualities:
-
-        def value(refreshed: np.ndarray, quality: str = quality) -> float:
-            result = mixed(refreshed.tobytes())
-            return result.mean_ap if quality == "map" else result.top[_k(quality)]
-
-        curves = [backfill.curve(permutation, SHARES, value).values for permutation in order]
-        curve = backfill.Curve(SHARES, np.mean(curves, axis=0))
-        out[quality] = {
-            "shares": SHARES.tolist(),
-            "values": curve.values.tolist(),
-            "area": backfill.area(curve),
-            "published_mean": backfill.published_mean(curve),
-            "violations": backfill.violations(curve)._asdict(),
-            "enough_for_old": backfill.smallest_fraction(curve, goals[quality]),
-        }
+    for name, each in orders.items():
+        results = list(itertools.islice(found, len(each)))
+        out[name] = {q: _backfill_figures(results, q, goals[q]) for q in how.qualities}
     return out
+
+
+def _backfill_figures(results: list[list[Retrieval]], quality: str, goal: float) -> dict:
+    """One quality's curve, the mean over several orders' points."""
+    curves = [[_mean(point, quality) for point in points] for points in results]
+    curve = backfill.Curve(SHARES, np.mean(curves, axis=0))
+    return {
+        "shares": SHARES.tolist(),
+        "values": curve.values.tolist(),
+        "area": backfill.area(curve),
+        "published_mean": backfill.published_mean(curve),
+        "violations": backfill.violations(curve)._asdict(),
+        "enough_for_old": backfill.smallest_fraction(curve, goal),
+    }
+
+
+def _mean(result: Retrieval, quality: str) -> float:
+    return result.mean_ap if quality == "map" else result.top[_k(quality)]
 
 
 def _or_none(value: float) -> float | None:

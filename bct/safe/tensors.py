@@ -8,6 +8,9 @@ import torch
 
 from bct.errors import BctError
 
+_WRAPPERS = ("state_dict_backbone", "state_dict", "model_state_dict", "model", "backbone")
+_PREFIXES = ("module.", "backbone.")
+
 
 def read_tensors(path: str | Path, verify: bool = True) -> Any:
     """torch.load on the CPU, of tensors and plain values only.
@@ -36,3 +39,27 @@ def read_tensors(path: str | Path, verify: bool = True) -> Any:
         raise BctError(
             f"{path} can't be read as weights ({type(error).__name__}: {reason})", do
         ) from None
+
+
+def read_state(path: str | Path) -> dict[str, torch.Tensor]:
+    """The state_dict in a file or in a checkpoint of whatever system, without wrappers' prefixes.
+
+    Raises BctError when there is none, or the file can't be read.
+    """
+    return unwrapped(path, read_tensors(path))
+
+
+def unwrapped(path: str | Path, saved: Any) -> dict[str, torch.Tensor]:
+    """The same of what read_tensors gave; path: for the message."""
+    for key in _WRAPPERS:
+        if isinstance(saved, dict) and isinstance(saved.get(key), dict):
+            saved = saved[key]
+    tensors = isinstance(saved, dict) and saved and all(map(torch.is_tensor, saved.values()))
+    if not tensors or not all(isinstance(key, str) for key in saved):
+        raise BctError(f"{path} holds no state_dict", "give the network's own weights, model.pt")
+    state = {}
+    for key, value in saved.items():
+        for prefix in _PREFIXES:
+            key = key.removeprefix(prefix)
+        state[key] = value
+    return state

@@ -8,7 +8,8 @@ import numpy as np
 
 from bct.errors import BctError
 from bct.files import sha256_file
-from bct.stored.artefacts import manifest_path, open_artefact
+from bct.stored.artefacts import open_artefact
+from bct.stored.vector_files import open_vectors
 
 
 class Vectors:
@@ -71,47 +72,16 @@ class Vectors:
         return f"{self.path}, row {index}"
 
 
-def open_vectors(path: str | Path) -> tuple[np.ndarray, dict[str, Any]]:
-    """Memory-maps stored embeddings (n, W), floats, with or without a manifest, which is then {}.
-
-    Raises BctError when there are none, or they are damaged or of another kind.
-    """
-    path, manifest = Path(path), {}
-    if manifest_path(path).is_file():
-        array, manifest = open_artefact(path)
-    elif not path.is_file():
-        raise BctError(f"embeddings {path} do not exist", "check the path")
-    else:
-        try:
-            array = np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
-        except (ValueError, EOFError, OverflowError) as error:
-            reason = " ".join(str(error).split())[:120]
-            raise BctError(
-                f"{path} can't be read as embeddings ({reason})",
-                "write it with np.save(path, array)",
-            ) from None
-    if array.dtype.kind != "f" or array.ndim != 2 or not array.shape[1]:
-        raise BctError(
-            f"{path} holds {array.dtype} {array.shape}, not floats (n, D)",
-            "store one embedding per row, as floats",
-        )
-    return array, manifest
-
-
 def open_side(path: str | Path, features: Path, rows: int, manifest: dict[str, Any]) -> np.ndarray:
     """Memory-maps the side information (n, d_z) that belongs to these embeddings.
 
     Args:
         features, rows, manifest: the embeddings' file, their number and what their manifest says.
 
-    Raises BctError like open_vectors, and for another number of rows or other images.
+    Raises BctError like open_vectors, and for side information of other images. Whether a row is
+    finite is for the caller to see.
     """
-    side, of_side = open_vectors(path)
-    if len(side) != rows:
-        raise BctError(
-            f"side information {path} has {len(side)} rows, {features} has {rows}",
-            "store one row for each image, in the order of the embeddings",
-        )
+    side, of_side = open_vectors(path, rows, finite=False)
     if "data" in of_side and of_side["data"] != manifest.get("data", of_side["data"]):
         raise BctError(
             f"side information {path} was made from other images than {features}",
