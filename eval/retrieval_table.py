@@ -11,8 +11,8 @@ import statistics
 from pathlib import Path
 
 import numpy as np
-from bct.command import run_cli
 
+from bct.command import run_cli
 from bct.errors import BctError
 from bct.files import read_json, write_json, write_text
 from bct.metrics.compatibility import compatible, update_gain

@@ -6,9 +6,8 @@ import math
 import numpy as np
 import pytest
 import torch
-from bct.old_model import OldModel
 from easydict import EasyDict
-from support.methods import OldArrays, method_class
+from support.methods import OldArrays
 from support.ranks import run_on_ranks
 from test_l2 import numeric_gradient
 from test_partial_fc import dense_loss, head_with, problem
@@ -18,9 +17,11 @@ from bct.data.loader import Batch
 from bct.data.sets import SyntheticSet
 from bct.errors import BctError
 from bct.files import sha256_file, write_json
+from bct.method import load_method
+from bct.old_model import OldModel
 from bct.stored.artefacts import write_artefact
 
-BCT = method_class("BCT")
+BCT = load_method("BCT")
 CLASSES, DIM, SEEN = 11, 6, 5  # SEEN: the old model's classes in EXclass, the first ones
 NEW, CENTRES, LABELS = problem(CLASSES, DIM, batch=12)  # embeddings near their class
 NEW, LABELS = NEW.float().double().numpy(), LABELS.numpy()

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 from easydict import EasyDict
-from support.methods import OldArrays, method_class
+from support.methods import OldArrays
 from support.ranks import run_on_ranks
 from test_l2 import numeric_gradient
 
@@ -16,12 +16,13 @@ from bct.config import load_config
 from bct.data.loader import Batch
 from bct.errors import BctError
 from bct.files import sha256_file, write_json
+from bct.method import load_method
 from bct.models.weights import load_backbone
 from bct.stored.artefacts import artefact_path, write_artefact
 from bct.stored.vector_set import Vectors
 from bct.train import train
 
-FCT = method_class("FCT")
+FCT = load_method("FCT")
 CPU = torch.device("cpu")
 IMAGES, CLASSES, D_OLD, D_NEW, D_SIDE = 64, 8, 6, 5, 4
 FASTFILL = ("uncertainty=True", "classification=1.0", "label_smoothing=0.1")

@@ -9,14 +9,15 @@ import torch
 from easydict import EasyDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from support.methods import OldArrays, method_class
+from support.methods import OldArrays
 from support.ranks import run_on_ranks
 from test_partial_fc import dense_loss, head_with
 
 from bct import distributed
 from bct.data.loader import Batch
+from bct.method import load_method
 
-L2 = method_class("L2")
+L2 = load_method("L2")
 
 
 def make(old_embedding, **changes):

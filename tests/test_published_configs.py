@@ -5,10 +5,10 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from support.methods import method_class
 
 from bct.config import load_config
 from bct.files import ROOT
+from bct.method import load_method
 from bct.scenarios import artefact_name
 
 CLASS70, DATA70, WHOLE = "train_part_70_class.rec", "train_part_70_data.rec", "train.rec"
@@ -68,7 +68,7 @@ REC = "rec=ms1m/train.rec"  # so that the record file's name does not depend on 
 
 @cache
 def defaults(directory):
-    return method_class(directory).defaults
+    return load_method(directory).defaults
 
 
 def new_file(method, row):

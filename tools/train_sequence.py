@@ -27,9 +27,9 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from bct.command import run_cli
 from easydict import EasyDict
 
+from bct.command import run_cli
 from bct.config import execute, find_config
 from bct.errors import BctError
 from bct.files import ROOT, write_text

@@ -13,11 +13,11 @@ from collections.abc import Iterable
 import numpy as np
 import torch
 import torch.nn.functional as F
-from bct.old_model import OldModel
-from bct.rows import BLOCK
 from easydict import EasyDict
 
 from bct.errors import BctError
+from bct.old_model import OldModel
+from bct.rows import BLOCK
 from bct.stored.class_statistics import class_sums
 
 Classifier = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]

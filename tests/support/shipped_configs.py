@@ -20,10 +20,9 @@ from easydict import EasyDict
 from bct.config import base_config, execute, load_config
 from bct.errors import BctError
 from bct.files import ROOT
-from bct.method import Method
+from bct.method import Method, load_method
 from bct.stored.artefacts import artefact_path
 from bct.train import train
-from support.methods import method_class
 from support.old_models import CPU, tool
 from support.pictures import jpeg, picture, write_faces
 from tools.train_sequence import check, commands
@@ -57,7 +56,7 @@ def name_of(path: Path) -> str:
 @cache
 def method_of(path: Path) -> type[Method]:
     parts = path.relative_to(ROOT).parts
-    return method_class(parts[1]) if parts[0] == "methods" else Method
+    return load_method(parts[1]) if parts[0] == "methods" else Method
 
 
 def written(overrides: dict[str, Any]) -> list[str]:
@@ -220,7 +219,7 @@ class Shipped:
         for _, script, *words in commands(sequence, path.stem, output, written(SMALL), ["python"]):
             if Path(script).name in ("train.py", "train_old.py"):
                 folder = Path(script).parent.name
-                method = method_class(folder) if folder else Method
+                method = load_method(folder) if folder else Method
                 small = written(METHOD_SMALL.get(folder, {}))
                 cfg = load_config(words[0], [*words[1:], *small], method.defaults)
                 results.append(self.two_steps(cfg, method))
