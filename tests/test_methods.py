@@ -193,5 +193,5 @@ def test_outside_a_clone_two_lines_say_where_methods_are(tmp_path, other):
     assert done.returncode == 1
     lines = done.stderr.splitlines()
     assert len(lines) == 2 and "can't load the method BCT" in lines[0]
-    assert ("another package `methods`" in lines[0]) == other
+    assert not other or "another package `methods`" in lines[0]
     assert "clone of the repository" in lines[1]
