@@ -157,3 +157,8 @@ def load_method(name: str) -> type[Method]:
 def method_names() -> list[str]:
     """All methods of this clone, sorted."""
     return sorted(file.parent.name for file in (ROOT / "methods").glob("*/train.py"))
+
+
+def method_of(config: Path) -> type[Method]:
+    """The method whose directory a config file lies in, methods/<name>/configs/x.py."""
+    return load_method(config.resolve().parent.parent.name)

@@ -22,8 +22,7 @@ from bct.amp import allow_fast_matmul, amp_dtype, make_scaler
 from bct.config import load_config
 from bct.data.loader import Loader
 from bct.data.sets import SyntheticSet
-from bct.files import ROOT
-from bct.method import Method, load_method
+from bct.method import Method, load_method, method_names
 from bct.old_model import OldModel
 from bct.stored.artefacts import artefact_path, write_artefact
 from bct.stored.class_statistics import class_means, class_statistics, credible_mask
@@ -35,8 +34,8 @@ from methods.UniBCT.loss import refined_prototypes
 from tools import scaling
 
 ROUND, RANKS, LIMIT = 3, 2, 1.15  # a method's step may take so many times a plain one
-# those of runs/benchmark.sh; the others change the network or train on stored vectors
-NAMES = sorted({file.parts[-3] for file in (ROOT / "methods").glob("*/configs/bench_*.py")})
+# the others change the network or train on stored vectors
+NAMES = [n for n in method_names() if load_method(n).backbone.__func__ is Method.backbone.__func__]
 NCCL = load_method("NCCL")
 
 

@@ -23,6 +23,7 @@ PARTS = {
     "new classes": "queries of new classes",
 }
 QUALITIES = {"map": "mAP", "top1": "top-1"}
+RENAMED = {"free": "alone"}  # what searches of before call it
 
 
 def main() -> None:
@@ -54,20 +55,21 @@ def main() -> None:
 
 
 def read_seed(folder: Path) -> dict[str, dict[str, dict]]:
-    """Name of a model -> {"cross", "self"} -> figures by part; "old" has only "self"."""
+    """Name of a model -> {"cross", "self"} -> figures by part; "old" has only "self", and "alone" is
+    the new network trained alone."""
     found: dict[str, dict[str, dict]] = {}
     for file in sorted((folder / "retrieval").glob("*.json")):
         if "tests" not in (said := read_json(file)):
             continue  # the manifest of an array
         for test, figures in said["tests"].items():
-            query, gallery = test.split(" / ")
+            query, gallery = (RENAMED.get(name, name) for name in test.split(" / "))
             if gallery == "transformed":  # the new model alone, in the mapped gallery
                 found[file.stem] = {"cross": figures, "self": said["tests"][f"{query} / {query}"]}
             elif query == gallery and not any("transformed" in name for name in said["tests"]):
                 found.setdefault(query, {})["self"] = figures
             elif gallery == "old" and query != "old":
                 found.setdefault(query, {})["cross"] = figures
-    if "old" not in found or "free" not in found:
+    if "old" not in found or "alone" not in found:
         raise BctError(
             f"{folder} holds no tests of an old model and a new one alone",
             "let runs/images.sh finish this seed",
@@ -82,16 +84,16 @@ def row(seed: dict, name: str, quality: str) -> dict[str, dict[str, float]]:
     for part, key in PARTS.items():
         if key not in seed["old"]["self"]:
             continue
-        old, cross, own, free = (
+        old, cross, own, alone = (
             tests[key][quality]
             for tests in (
                 seed["old"]["self"],
                 seed[name]["cross"],
                 seed[name]["self"],
-                seed["free"]["self"],
+                seed["alone"]["self"],
             )
         )
-        gain = update_gain(cross, old, free)
+        gain = update_gain(cross, old, alone)
         out[part] = {"old": old, "cross": cross, "own": own, "gain": gain if gain == gain else None}
     return out
 
@@ -109,8 +111,7 @@ def markdown(table: dict, quality: str, seeds: int) -> str:
             parts = [row[part] for row in rows]
             cells = [spread([p[key] for p in parts]) for key in ("old", "cross", "own", "gain")]
             yes = sum(compatible(p["cross"], p["old"]) for p in parts)
-            label = "alone" if name == "free" else name
-            lines.append(f"| {label} | {part} | {' | '.join(cells)} | {yes} of {seeds} |")
+            lines.append(f"| {name} | {part} | {' | '.join(cells)} | {yes} of {seeds} |")
     return "\n".join(lines)
 
 

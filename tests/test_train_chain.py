@@ -138,9 +138,8 @@ def test_advbct_and_bt2_as_published_in_one_chain(tmp_path):
     write_faces(tmp_path / "test" / "train.rec", [4] * 4)
     small = {"num_epoch": 1, "num_workers": 0, "batch_size": 8, "amp": "off", "head": "softmax"}
     versions = [{}, {"method": "AdvBCT"}, second("BT2", {"parity": "published"})]
-    given = chain(*versions, **small) | {
-        "data": str(tmp_path / "train.rec"), "test": str(tmp_path / "test" / "train.rec")
-    }  # fmt: skip
+    given = chain(*versions, **small)
+    given.data, given.test = (str(tmp_path / name) for name in ("train.rec", "test/train.rec"))
     config = tmp_path / "three_chain.py"
     lines = [f"config.{key} = {plain(value)!r}" for key, value in given.items()]
     head = "from easydict import EasyDict\nconfig = EasyDict()\n"

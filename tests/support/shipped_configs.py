@@ -35,6 +35,7 @@ SMALL |= {"num_classes": None, "num_image": None}
 METHOD_SMALL = {"UniBCT": {"refresh_epochs": [0]}}  # there have to be prototypes within one epoch
 # runs/benchmark.sh gives these to the configs that name no old model
 UPGRADE = {"scenario": "OPclass", "old_config": "bench_old_class30"}
+UPGRADE |= {"new_config": "bench_alone_class100"}
 ALONE = dict.fromkeys(("shard", "scenario", "old_config", "new_config"))
 
 
