@@ -1,7 +1,6 @@
 """The training loop, shared by train_old.py and every method."""
 
 import contextlib
-import inspect
 import logging
 import os
 import signal
@@ -34,8 +33,9 @@ from bct.signals import StopRequest
 from bct.streams import generator, seed_of
 from bct.training.checkpoint import load_checkpoint, save_checkpoint
 from bct.training.finite import FiniteCheck, Outcome
-from bct.training.heads import NoHead, PartialFC, SoftmaxHead
+from bct.training.heads import make_head
 from bct.training.optimizer import group_named, learning_rate, make_optimizer
+from bct.training.replicas import replicate, share_statistics
 from bct.training.run_folder import describe, finish, prepare_output, run_identity, save_model
 
 
@@ -351,49 +351,6 @@ def read_counts(cfg: EasyDict, dataset: ImageSet) -> None:
 def rec_val_folder(cfg: EasyDict, dataset: ImageSet) -> Path:
     """Where the verification sets are: cfg.rec_val, or the folder of the data."""
     return Path(cfg.rec_val or (dataset.path if dataset.path.is_dir() else dataset.path.parent))
-
-
-def make_head(cfg: EasyDict) -> nn.Module:
-    if cfg.head == "none":
-        return NoHead()
-    if cfg.head == "softmax":
-        options = cfg.head_bias, cfg.label_smoothing, cfg.head_unit
-        return SoftmaxHead(cfg.embedding_size, cfg.num_classes, *options)
-    return PartialFC(
-        cfg.embedding_size,
-        cfg.num_classes,
-        margin=cfg.margin_list,
-        scale=cfg.scale,
-        sample_rate=cfg.sample_rate,
-        filter_above=cfg.interclass_filtering_threshold,
-        seed=cfg.seed,
-    )
-
-
-def replicate(module: nn.Module, device: torch.device) -> nn.Module:
-    """DDP around a module that every rank holds whole; itself if there is nothing to keep equal."""
-    trainable = any(p.requires_grad for p in module.parameters())
-    if distributed.world_size() == 1 or not trainable or isinstance(module, PartialFC):
-        return module
-    # batch statistics are each rank's own, see share_statistics; torch 2.15 renamed the switch
-    options = inspect.signature(DistributedDataParallel).parameters
-    new_name = "forward_sync_buffers" in options
-    keep_buffers = {"forward_sync_buffers" if new_name else "broadcast_buffers": False}
-    return DistributedDataParallel(
-        module,
-        device_ids=[device.index] if device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-        # otherwise it lays the gradients out anew after the first step, and where one lies decides
-        # in which order gloo adds it up: a resumed run of 3 ranks or more would round differently
-        find_unused_parameters=device.type == "cpu" and distributed.world_size() > 2,
-        **keep_buffers,
-    )
-
-
-def share_statistics(cfg: EasyDict, backbone: nn.Module) -> None:
-    """Averages batch-norm statistics over ranks; the published code keeps those of rank 0."""
-    if cfg.parity == "corrected":
-        distributed.average_buffers(backbone)
 
 
 def evaluate(job: Job, step: int, best: float, log: RunLog) -> float:
