@@ -3,12 +3,8 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from bct.markdown import table as markdown
 from bct.protocols.image_search import EVERY, SHARES
-
-
-def markdown(titles: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [titles, [":--", *["--:"] * (len(titles) - 1)], *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def title(quality: str) -> str:
