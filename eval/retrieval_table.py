@@ -54,7 +54,7 @@ def main() -> None:
 
 def read_seed(folder: Path) -> dict[str, dict[str, dict]]:
     """Name of a model -> {"cross", "self"} -> figures by part; "old" has "self" alone. "alone" is
-    new network trained alone."""
+    the new network trained alone."""
     found: dict[str, dict[str, dict]] = {}
     for file in sorted((folder / "retrieval").glob("*.json")):
         if "tests" not in (said := read_json(file)):

@@ -15,15 +15,13 @@ import bct
 from bct.files import ROOT
 
 # until the report takes any protocol
-NOT_YET = ("bct.report.analysis", "bct.report.image_protocol", "bct.report.page")
-
-EVERY_MODULE = f"""
+EVERY_MODULE = """
 import importlib, pkgutil
 import backbones, bct
 
 for package in (backbones, bct):
-    for module in pkgutil.walk_packages(package.__path__, f"{{package.__name__}}."):
-        if module.name not in {NOT_YET} and not module.name.startswith("bct.configs"):
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if not module.name.startswith("bct.configs"):
             importlib.import_module(module.name)
             print(module.name)
 """
