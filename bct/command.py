@@ -87,17 +87,6 @@ def networks_for(networks: list[str], models: list[str]) -> list[str | None]:
     return networks or [None] * len(models)
 
 
-def one_of_the_fars(far: float) -> None:
-    """Raises BctError for a FAR that the tables do not have."""
-    from bct.metrics.scores import FARS, rate_name
-
-    if far not in FARS:
-        raise BctError(
-            f"--far {far:g} is not a FAR of the tables",
-            f"choose from {', '.join(map(rate_name, FARS))}",
-        )
-
-
 def refuse_to_replace(target: Path, made_from: dict) -> None:
     """Raises BctError if <target>.json holds results that were made from something else.
 

@@ -24,8 +24,8 @@ from bct.stored.artefacts import (
     PER_CLASS,
     artefact_path,
     entries,
+    making,
     open_artefact,
-    with_folder,
 )
 
 
@@ -207,8 +207,7 @@ class OldModel:
             return Path(cfg[kind]), ""
         T = cfg.get("T", 0.9)
         sd = artefact_name(cfg[key], cfg.shard)
-        how = KINDS[kind][1].format(old_config=f"configs/{cfg[key]}.py", sd=sd, T=T)
-        how = with_folder(how, cfg.feature_save)
+        how = making(kind, f"configs/{cfg[key]}.py", sd, T, cfg.feature_save)
         if cfg.get(kind):
             return Path(cfg[kind]), how
         return artefact_path(kind, cfg.feature_save, cfg.scenario, sd, T), how
@@ -234,3 +233,39 @@ class OldModel:
             raise BctError(
                 f"{path} is stale: {weights} has been trained anew since", f"make it again: {how}"
             )
+
+
+def artefact_commands(
+    cfg: EasyDict, kinds: tuple[str, ...], folder: str | Path = "configs"
+) -> list[str]:
+    """The commands that make what a method needs, in order, each once.
+
+    Args:
+        cfg: the method's resolved config; kinds whose path it gives are left out.
+        kinds: what the method needs, keys of KINDS.
+        folder: where the files of old_config and new_config are.
+
+    Raises BctError for a kind that no tool makes, and without an old_config or new_config.
+    """
+    kinds = [kind for kind in kinds if not cfg.get(kind)]
+    if any(kind != "new_embedding" for kind in kinds):
+        kinds = ["old_embedding", *kinds]  # the other tools read them
+    commands = []
+    for kind in kinds:
+        if kind not in KINDS:
+            raise BctError(
+                f"no tool makes artefacts of the kind {kind!r}",
+                f"those there are tools for: {', '.join(KINDS)}",
+            )
+        name = cfg["new_config" if kind == "new_embedding" else "old_config"]
+        if name is None:
+            raise BctError(
+                f"{kind} is of a model that the config {cfg.name} does not name",
+                "set old_config, or new_config for what is of a new model trained alone",
+            )
+        sd = artefact_name(name, cfg.shard)
+        T = cfg.get("T", 0.9)
+        command = making(kind, Path(folder) / f"{name}.py", sd, T, cfg.feature_save)
+        if command not in commands:
+            commands.append(command)
+    return commands

@@ -26,11 +26,11 @@ from bct.amp import amp_dtype
 from bct.command import (
     evaluation_options,
     networks_for,
-    one_of_the_fars,
     refuse_to_replace,
     run_cli,
 )
 from bct.files import atomic, model_name
+from bct.metrics.scores import check_far
 from bct.models.model import described, open_models
 from tools.ijbc import report
 from tools.ijbc.evaluation import curves, image_embeddings, notes, pairings, run_tests
@@ -69,7 +69,7 @@ def arguments() -> argparse.Namespace:
         parser.error("give models to test, -m, or saved scores to draw, -P")
     if args.model_file and not args.data_path:
         parser.error("give the folder that contains IJBC/, -d")
-    one_of_the_fars(args.far)
+    check_far(args.far)
     return args
 
 

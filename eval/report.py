@@ -21,11 +21,11 @@ import torch
 
 from bct import distributed
 from bct.amp import amp_dtype
-from bct.command import evaluation_options, one_of_the_fars, refuse_to_replace, run_cli
+from bct.command import evaluation_options, refuse_to_replace, run_cli
 from bct.data.sets import open_images
 from bct.errors import BctError
 from bct.files import model_name
-from bct.metrics.scores import rate_name
+from bct.metrics.scores import check_far, rate_name
 from bct.models.embed import embed_models
 from bct.models.model import Model, described, open_models
 from bct.models.speed import images_per_second
@@ -67,7 +67,7 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if not args.images and args.dimensions != "equal":
         parser.error("--dimensions is for --images")
-    one_of_the_fars(args.far)
+    check_far(args.far)
     for name in ("images_per_second", "gallery_size", "price_per_hour", "resamples"):
         value = getattr(args, name)
         if value is not None and value <= 0:

@@ -9,7 +9,7 @@ import torch
 from easydict import EasyDict
 from support.gradients import assert_influence, influence_of, mean_cross_entropy
 from support.heads import dense_loss, head_with, problem
-from support.methods import OldArrays, method_class
+from support.methods import OldArrays
 from support.ranks import run_on_ranks
 
 from bct import distributed
@@ -17,10 +17,11 @@ from bct.data.loader import Batch
 from bct.data.sets import SyntheticSet
 from bct.errors import BctError
 from bct.files import sha256_file, write_json
+from bct.method import load_method
 from bct.old_model import OldModel
 from bct.stored.artefacts import write_artefact
 
-BCT = method_class("BCT")
+BCT = load_method("BCT")
 CLASSES, DIM, SEEN = 11, 6, 5  # SEEN: the old model's classes in EXclass, the first ones
 NEW, CENTRES, LABELS = problem(CLASSES, DIM, batch=12)  # embeddings near their class
 NEW, LABELS = NEW.float().double().numpy(), LABELS.numpy()

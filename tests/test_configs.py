@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from support.shipped_configs import CONFIGS, LIGHT, ROOT, SEQUENCES, Shipped, all_settings, name_of
+from support.shipped_configs import CHAINS, CONFIGS, LIGHT, ROOT, Shipped, all_settings, name_of
 
 from backbones import get_model
 from bct.files import read_json
@@ -45,7 +45,7 @@ def assert_trained(trained):
 
 def test_no_file_is_left_out():
     files = {*ROOT.glob("configs/**/*.py"), *ROOT.glob("methods/*/*/**/*.py")}
-    assert files - {ROOT / "configs" / "base.py"} == {*CONFIGS, *SEQUENCES}
+    assert files - {ROOT / "configs" / "base.py"} == {*CONFIGS, *CHAINS}
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=name_of)
@@ -56,9 +56,9 @@ def test_trains_two_steps(shipped, path):
         shutil.rmtree(trained.cfg.output)
 
 
-@pytest.mark.parametrize("path", SEQUENCES, ids=name_of)
-def test_every_version_of_a_sequence_trains_two_steps(shipped, path):
-    for trained in shipped.train_sequence(path):
+@pytest.mark.parametrize("path", CHAINS, ids=name_of)
+def test_every_version_of_a_chain_trains_two_steps(shipped, path):
+    for trained in shipped.train_chain(path):
         assert_trained(trained)
 
 

@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.gradients import numeric_gradient
 from support.heads import dense_loss, head_with
-from support.methods import OldArrays, method_class
+from support.methods import OldArrays
 from support.ranks import run_on_ranks
 
 from bct import distributed
 from bct.data.loader import Batch
+from bct.method import load_method
 
-L2 = method_class("L2")
+L2 = load_method("L2")
 
 
 def make(old_embedding, **changes):

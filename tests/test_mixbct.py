@@ -9,14 +9,15 @@ import torch
 import torch.nn.functional as F
 from easydict import EasyDict
 from support.heads import dense_loss, head_with
-from support.methods import OldArrays, method_class
+from support.methods import OldArrays
 from support.ranks import run_on_ranks
 
 from bct import distributed
 from bct.data.loader import Batch
+from bct.method import load_method
 from bct.streams import generator
 
-MixBCT = method_class("MixBCT")
+MixBCT = load_method("MixBCT")
 
 
 def make(images=40, dim=8, credible=None, mix_ratio=0.3):

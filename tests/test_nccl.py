@@ -27,9 +27,9 @@ def terms(parts, w, scale=8.0, exact=True, options=None):
     """[{term: (value, gradient by f after DDP's mean, gradient by w)}] of batch after batch, and
     the bytes of the stored opinions. exact: they are kept in float32."""
     method, head, out = make(**(options or {})), head_with(w, scale=scale), []
-    stored = method.opinions.nbytes
+    stored = method.loss.opinions.nbytes
     if exact:
-        method.opinions = method.opinions.float()
+        method.loss.opinions = method.loss.opinions.float()
     for part in parts:
         losses, f = step(method, head, *part)
         out.append({})
@@ -159,12 +159,12 @@ def test_queue_is_first_in_first_out(size, data):
         old = F.normalize(torch.from_numpy(OLD[index.numpy()]))
         opinions = (64 * old @ F.normalize(w).T).softmax(1)
         want.extend(zip(old, opinions, y.tolist(), strict=True))
-        shift, empty = -int(method.position), size - len(want)
+        shift, empty = -int(method.loss.position), size - len(want)
         labels = [label for _, _, label in want]
-        assert method.queue_labels.roll(shift).tolist() == [-1] * empty + labels
+        assert method.loss.queue_labels.roll(shift).tolist() == [-1] * empty + labels
         features, stored = (torch.stack([row[k] for row in want]) for k in (0, 1))
-        assert torch.equal(method.queue.roll(shift, 0)[empty:], features)
-        got = method.opinions.roll(shift, 1)[:, empty:].t().float()
+        assert torch.equal(method.loss.queue.roll(shift, 0)[empty:], features)
+        got = method.loss.opinions.roll(shift, 1)[:, empty:].t().float()
         torch.testing.assert_close(got, stored, rtol=1e-2, atol=1e-6)
 
 
@@ -187,12 +187,12 @@ def checkpoint_on_ranks(path, save):
 def test_a_checkpoint_keeps_the_queue_on_any_number_of_ranks(tmp_path):
     args = checkpoint_on_ranks, tmp_path
     saved = run_on_ranks(2, *args, True)
-    opinions = torch.cat([state["opinions"] for state, _ in saved])
+    opinions = torch.cat([state["loss.opinions"] for state, _ in saved])
     assert opinions.shape == (CLASSES, SLOTS) and (opinions[:, :32].sum(0) > 0.9).all()
     for world_size in (1, 4):
         loaded = run_on_ranks(world_size, *args, False)
-        assert torch.equal(torch.cat([state["opinions"] for state, _ in loaded]), opinions)
-        for name in ("queue", "queue_labels", "position"):
+        assert torch.equal(torch.cat([state["loss.opinions"] for state, _ in loaded]), opinions)
+        for name in ("loss.queue", "loss.queue_labels", "loss.position"):
             assert all(torch.equal(state[name], saved[0][0][name]) for state, _ in loaded)
         a, b = (np.mean([losses for _, losses in r], 0) for r in (saved, loaded))
         np.testing.assert_allclose(a, b, rtol=1e-4)

@@ -9,7 +9,7 @@ import torch
 from easydict import EasyDict
 from support.gradients import numeric_gradient
 from support.heads import dense_loss, head_with
-from support.methods import OldArrays, method_class
+from support.methods import OldArrays
 from support.ranks import run_on_ranks
 
 from backbones import get_model
@@ -19,14 +19,12 @@ from bct.data.loader import Batch
 from bct.data.sets import SyntheticSet
 from bct.errors import BctError
 from bct.files import sha256_file, write_json
+from bct.method import load_method
 from bct.old_model import OldModel
 from bct.stored.artefacts import write_artefact
+from methods.OpenBCT import contrastive, pseudo_classifier, triplet
 
-OpenBCT = method_class("OpenBCT")
-import contrastive  # noqa: E402, from the method's directory
-import triplet  # noqa: E402
-from pseudo_classifier import old_classifier  # noqa: E402
-
+OpenBCT = load_method("OpenBCT")
 BATCH, CLASSES, KNOWN, DIM = 10, 5, 3, 6  # KNOWN: classes of the old model
 NUMBERS = np.random.default_rng(7)
 NEW = NUMBERS.standard_normal((BATCH, 9))
@@ -375,7 +373,7 @@ def mean_of_unit(c):
 @pytest.mark.parametrize("fill", ["all", "missing"])
 def test_made_rows(fill, normalise, monkeypatch):
     """In pieces of 3 images. Missing: the own rows and biases as they are, then classes 1 and 4."""
-    monkeypatch.setitem(old_classifier.__globals__, "BLOCK", 3)
+    monkeypatch.setattr(pseudo_classifier, "BLOCK", 3)
     method = make("influence", fill=fill, normalise=normalise)
     made = [mean_of_unit(c) for c in (range(CLASSES) if fill == "all" else [1, 4])]
     made = [unit(row) if normalise else row for row in made]

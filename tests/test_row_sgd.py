@@ -141,8 +141,8 @@ def trained(world_batch, steps, *, lazy=True, accumulate=1, fp16=False, path=Non
     optimizer = make_optimizer(cfg, backbone, method, head, fused=not fp16)
     assert isinstance(optimizer, RowSGD)
     if not lazy:
-        groups, head.row_sgd = [backbone.parameters(), head.parameters()], None
-        groups = [{"params": list(group)} for group in groups]
+        groups, head.row_sgd = (("body", backbone), ("head", head)), None
+        groups = [{"name": name, "params": list(m.parameters())} for name, m in groups]
         optimizer = torch.optim.SGD(groups, 0.1, momentum=0.9, weight_decay=0.01)
     scaler = make_scaler(torch.float16 if fp16 else None, CPU)
     whole = backbone, method, head, optimizer, scaler

@@ -12,7 +12,7 @@ import inspect
 import json
 import zipfile
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class Adapter:
     side_width: int = 0
     made_from: dict[str, Any]
 
-    def fit(self, source: np.ndarray, target: np.ndarray) -> Self:
+    def fit(self, source: np.ndarray, target: np.ndarray) -> "Adapter":
         """Learns from the same items' rows.
 
         Args:
@@ -63,7 +63,7 @@ class Adapter:
     def predicts_variance(self) -> bool:
         return False
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> "Adapter":
         """Where it computes; NumPy's adapters stay on the CPU."""
         return self
 
@@ -80,7 +80,7 @@ class Adapter:
         names = inspect.signature(type(self)).parameters
         return {name: getattr(self, name) for name in names}
 
-    def set_params(self, **params: Any) -> Self:
+    def set_params(self, **params: Any) -> "Adapter":
         """Changes settings. BctError for one that does not exist."""
         for name, value in params.items():
             if name not in self.get_params():
@@ -104,7 +104,7 @@ class Adapter:
             np.savez(file, adapter=np.array(json.dumps(about)), **self.arrays())
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "Adapter":
         """Reads what `save` wrote. BctError for anything else."""
         arrays = read_arrays(path)
         about = _about(path, arrays)

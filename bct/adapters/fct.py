@@ -5,7 +5,7 @@ Its file is the model.pt that methods/FCT/train.py writes, or one with the publi
 
 from copy import deepcopy
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,7 +26,7 @@ class FCT(Adapter):
 
     network: torch.nn.Module
 
-    def fit(self, source: np.ndarray, target: np.ndarray) -> Self:
+    def fit(self, source: np.ndarray, target: np.ndarray) -> "FCT":
         """Refuses: it has a training of its own. Raises BctError."""
         raise BctError(
             "FCT's transformation is not fitted here, it is trained",
@@ -34,7 +34,7 @@ class FCT(Adapter):
         )
 
     @classmethod
-    def load(cls, path: str | Path) -> Self:
+    def load(cls, path: str | Path) -> "FCT":
         adapter = cls()
         adapter._take(read_state(path))
         adapter.made_from = {"weights": sha256_file(path)}
@@ -65,7 +65,7 @@ class FCT(Adapter):
     def predicts_variance(self) -> bool:
         return hasattr(self.network, "uncertainty")
 
-    def to(self, device: torch.device) -> Self:
+    def to(self, device: torch.device) -> "FCT":
         self.device = torch.device(device)
         self._folded.to(self.device)
         return self

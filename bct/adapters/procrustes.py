@@ -11,8 +11,6 @@ Source: Schoenemann, A generalized solution of the orthogonal Procrustes problem
 31(1), 1966; of matrices that are not square: Gower and Dijksterhuis, Procrustes Problems, 2004.
 """
 
-from typing import Self
-
 import numpy as np
 
 from bct.adapters.base import Adapter
@@ -35,7 +33,7 @@ class Procrustes(Adapter):
     def __init__(self, unit: bool = True):
         self.unit = unit
 
-    def fit(self, source: np.ndarray, target: np.ndarray) -> Self:
+    def fit(self, source: np.ndarray, target: np.ndarray) -> "Procrustes":
         if np.ndim(source) != 2 or np.ndim(target) != 2 or not 0 < len(source) == len(target):
             raise BctError(
                 f"the rows to fit are {np.shape(source)} and {np.shape(target)}",

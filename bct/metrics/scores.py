@@ -18,6 +18,15 @@ def rate_name(rate: float) -> str:
     return f"{rate:.0e}".replace("e-0", "e-")
 
 
+def check_far(far: float) -> None:
+    """Raises BctError for a FAR that is not one of FARS, which the tables have."""
+    if far not in FARS:
+        raise BctError(
+            f"--far {far:g} is not a FAR of the tables",
+            f"choose from {', '.join(map(rate_name, FARS))}",
+        )
+
+
 class OperatingPoint(NamedTuple):
     """TAR at a target FAR: the FAR that is really reached, and the threshold (accept >= it)."""
 

@@ -4,13 +4,13 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from bct import markdown
 from bct.errors import BctError
 from bct.metrics.accuracy import accuracy
 from bct.metrics.bootstrap import bootstrap_tar
 from bct.metrics.flips import threshold_drift, verification_flips
 from bct.metrics.scores import auc, rate_name, tar_at_far
 from bct.protocols.protocol import Protocol
-from bct.protocols.tables import markdown
 from bct.protocols.verdict import judged
 
 
@@ -66,7 +66,7 @@ def table(protocol: Protocol, tests: dict[str, dict], far: float) -> str:
         rest = [f"{figures[k]:.4f}" if k in figures else "-" for k in ("auc", "tar", "threshold")]
         cells = [f"{figures['accuracy']:.5f}+-{figures['std']:.5f}", *rest]
         rows.append([test, *cells, f"{figures['xnorm']:.2f}"])
-    return markdown(titles, rows)
+    return markdown.table(titles, rows)
 
 
 def notes(

@@ -5,12 +5,12 @@ from pathlib import Path
 
 import numpy as np
 
+from bct.markdown import table as markdown
 from bct.models.model import Model
 from bct.protocols.image_search import sets_of
 from bct.protocols.protocol import Protocol
 from bct.protocols.search_backfill import SHARES
 from bct.protocols.search_tests import EVERY, OVER, How, Roles
-from bct.protocols.tables import markdown
 from bct.protocols.verdict import interval_title
 
 

@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple
 
 import numpy as np
 
@@ -39,7 +39,9 @@ class Gallery(NamedTuple):
     fingerprints: tuple[Fingerprint, ...]
 
     @classmethod
-    def of(cls, ids: Sequence | np.ndarray, vectors: np.ndarray, fingerprint: Fingerprint) -> Self:
+    def of(
+        cls, ids: Sequence | np.ndarray, vectors: np.ndarray, fingerprint: Fingerprint
+    ) -> "Gallery":
         """A gallery of one version.
 
         Args:
@@ -123,7 +125,7 @@ class Gallery(NamedTuple):
                 path.unlink()
 
     @classmethod
-    def load(cls, folder: str | Path) -> Self:
+    def load(cls, folder: str | Path) -> "Gallery":
         """Opens what save wrote. BctError for anything else, or a format that is too new."""
         path = Path(folder) / "gallery.json"
         said = read_json(path)

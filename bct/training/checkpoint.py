@@ -118,6 +118,8 @@ def load_checkpoint(
     _restore_buffers(saved["buffers"], backbone, method)
     head.load_state_dict({key: head.to_local(value) for key, value in saved["head"].items()})
     state = saved["optimizer"]
+    for group, ours in zip(state["param_groups"], optimizer.param_groups, strict=True):
+        group.setdefault("name", ours["name"])  # of a checkpoint from before groups had names
     state["state"] = _map_head_state(state, lambda rows: head.to_local(rows).clone())
     optimizer.load_state_dict(state)
     scaler.load_state_dict(saved["scaler"])
@@ -163,9 +165,9 @@ def _restore_buffers(saved: list[list[dict[str, torch.Tensor]]], *modules: nn.Mo
 
 
 def _map_head_state(state: dict[str, Any], convert: Callable) -> dict[int, dict[str, Any]]:
-    """The optimiser's per-parameter state, with the head's tensors converted. The head is the last
-    parameter group; scalars such as a step count stay as they are."""
-    head_parameters = set(state["param_groups"][-1]["params"])
+    """The optimiser's per-parameter state, with the head's tensors converted; scalars such as a
+    step count stay as they are."""
+    head_parameters = {p for g in state["param_groups"] if g["name"] == "head" for p in g["params"]}
 
     def converted(parameter: int, value: Any) -> Any:
         rows = parameter in head_parameters and torch.is_tensor(value) and value.dim() > 0

@@ -6,6 +6,7 @@ batch. Both keep working with one process and without a process group.
 
 import torch
 import torch.nn.functional as F
+from easydict import EasyDict
 from torch import nn
 
 from bct.distributed import all_gather, gather_rows, rank
@@ -181,3 +182,21 @@ class NoHead(nn.Module):
             'this method has a classification term, and the config says head="none"',
             'set head="softmax" or head="margin"',
         )
+
+
+def make_head(cfg: EasyDict) -> nn.Module:
+    """The head that a config asks for."""
+    if cfg.head == "none":
+        return NoHead()
+    if cfg.head == "softmax":
+        options = cfg.head_bias, cfg.label_smoothing, cfg.head_unit
+        return SoftmaxHead(cfg.embedding_size, cfg.num_classes, *options)
+    return PartialFC(
+        cfg.embedding_size,
+        cfg.num_classes,
+        margin=cfg.margin_list,
+        scale=cfg.scale,
+        sample_rate=cfg.sample_rate,
+        filter_above=cfg.interclass_filtering_threshold,
+        seed=cfg.seed,
+    )

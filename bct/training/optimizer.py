@@ -6,16 +6,16 @@ import torch
 from easydict import EasyDict
 from torch import nn
 
-from bct.method import Method
 from bct.training.heads import PartialFC
 from bct.training.row_sgd import RowSGD
 
 
 def make_optimizer(
-    cfg: EasyDict, backbone: nn.Module, method: Method, head: nn.Module, fused: bool = True
+    cfg: EasyDict, backbone: nn.Module, method: nn.Module, head: nn.Module, fused: bool = True
 ) -> torch.optim.Optimizer:
-    """SGD, Adam or AdamW. The first parameter group is what gradient clipping acts on, backbone and
-    method; the second what method and backbone keep from weight decay; the last the head's.
+    """SGD, Adam or AdamW. The parameter groups are named: "body" is what gradient clipping acts on,
+    backbone and method; "undecayed" what these keep from weight decay; "head" the head's. Of
+    the first two those without parameters are left out.
 
     Of sampled centres SGD moves those of the step and lets the others follow later, see RowSGD;
     Adam's steps on a row without a gradient are no linear map, so they sweep all of them.
@@ -26,8 +26,12 @@ def make_optimizer(
     free = [*method.undecayed(), *(backbone.undecayed() if hasattr(backbone, "undecayed") else [])]
     body = [*backbone.parameters(), *method.parameters()]
     body = [p for p in body if p.requires_grad and not any(p is q for q in free)]
-    groups = [{"params": body}, {"params": free, "weight_decay": 0.0}]
-    groups = [group for group in groups if group["params"]] + [{"params": list(head.parameters())}]
+    groups = [
+        {"name": "body", "params": body},
+        {"name": "undecayed", "params": free, "weight_decay": 0.0},
+        {"name": "head", "params": list(head.parameters())},
+    ]
+    groups = [group for group in groups if group["params"] or group["name"] == "head"]
     if cfg.optimizer in ("adam", "adamw"):
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.optimizer]
         return kind(groups, cfg.lr, weight_decay=cfg.weight_decay, fused=fused)
@@ -39,6 +43,11 @@ def make_optimizer(
     if sampled:
         head.row_sgd = optimizer
     return optimizer
+
+
+def group_named(optimizer: torch.optim.Optimizer, name: str) -> list[nn.Parameter]:
+    """The parameters of the group called so; none if there is no such group."""
+    return [p for g in optimizer.param_groups if g["name"] == name for p in g["params"]]
 
 
 def learning_rate(cfg: EasyDict, step: int, steps_per_epoch: int) -> float:

@@ -1,15 +1,7 @@
-"""Imports a method's object from methods/<Name>/train.py, and a stand-in for its old artefacts."""
-
-import runpy
+"""A stand-in for the artefacts of an old model."""
 
 import numpy as np
 import torch
-
-from bct.files import ROOT
-
-
-def method_class(name: str):
-    return runpy.run_path(str(ROOT / "methods" / name / "train.py"))[name]
 
 
 class OldArrays:

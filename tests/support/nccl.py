@@ -6,9 +6,10 @@ from easydict import EasyDict
 
 from bct import distributed
 from bct.data.loader import Batch
-from support.methods import OldArrays, method_class
+from bct.method import load_method
+from support.methods import OldArrays
 
-NCCL = method_class("NCCL")
+NCCL = load_method("NCCL")
 IMAGES, CLASSES, DIM, SLOTS = 64, 11, 6, 40  # 11 classes do not divide by 2 or 4
 WEIGHTS = {"feature": 0.7, "class": 0.3}
 TAU = 0.5

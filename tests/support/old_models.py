@@ -8,9 +8,8 @@ import torch
 
 from bct.config import load_config
 from bct.files import ROOT
-from bct.method import Method
+from bct.method import Method, load_method
 from bct.train import train
-from support.methods import method_class
 from support.pictures import write_faces
 
 CPU = torch.device("cpu")
@@ -57,4 +56,4 @@ def build(folder: Path) -> Path:
 def config(house, name, output, *overrides, scenario="OPclass"):
     given = [f"scenario={scenario}", f"old_config=old_{scenario[2:]}30", f"output={output}"]
     arguments = [*given, *TRAINING, *SMALL.get(name, ()), *overrides]
-    return load_config(house / "new.py", arguments, method_class(name).defaults)
+    return load_config(house / "new.py", arguments, load_method(name).defaults)

@@ -20,13 +20,12 @@ from easydict import EasyDict
 from bct.config import base_config, execute, load_config
 from bct.errors import BctError
 from bct.files import ROOT
-from bct.method import Method
+from bct.method import Method, load_method
 from bct.stored.artefacts import artefact_path
 from bct.train import train
-from support.methods import method_class
 from support.old_models import CPU, tool
 from support.pictures import jpeg, picture, write_faces
-from tools.train_sequence import check, commands
+from tools.train_chain import check, commands
 
 LIGHT = ("demo_", "conv4_", "fct")  # networks that are trained as they are
 STAND_IN = {"network": "conv4_w32", "image_size": 64}  # for the others
@@ -36,6 +35,7 @@ SMALL |= {"num_classes": None, "num_image": None}
 METHOD_SMALL = {"UniBCT": {"refresh_epochs": [0]}}  # there have to be prototypes within one epoch
 # runs/benchmark.sh gives these to the configs that name no old model
 UPGRADE = {"scenario": "OPclass", "old_config": "bench_old_class30"}
+UPGRADE |= {"new_config": "bench_alone_class100"}
 ALONE = dict.fromkeys(("shard", "scenario", "old_config", "new_config"))
 
 
@@ -46,8 +46,8 @@ def all_configs() -> list[Path]:
     return [file for file in found if file != ROOT / "configs" / "base.py"]
 
 
-SEQUENCES = [path for path in all_configs() if "versions" in execute(path)]
-CONFIGS = [path for path in all_configs() if path not in SEQUENCES]
+CHAINS = [path for path in all_configs() if "versions" in execute(path)]
+CONFIGS = [path for path in all_configs() if path not in CHAINS]
 
 
 def name_of(path: Path) -> str:
@@ -57,7 +57,7 @@ def name_of(path: Path) -> str:
 @cache
 def method_of(path: Path) -> type[Method]:
     parts = path.relative_to(ROOT).parts
-    return method_class(parts[1]) if parts[0] == "methods" else Method
+    return load_method(parts[1]) if parts[0] == "methods" else Method
 
 
 def written(overrides: dict[str, Any]) -> list[str]:
@@ -70,11 +70,11 @@ def settings(path: Path, **overrides: Any) -> EasyDict:
 
 
 def all_settings() -> list[EasyDict]:
-    """Of every config, and of every version of every sequence."""
+    """Of every config, and of every version of every chain."""
     found = [settings(path) for path in CONFIGS]
-    for sequence in map(execute, SEQUENCES):
-        shared = base_config() | {"rec": sequence.data} | sequence.get("common", {})
-        found += [EasyDict(shared | version) for version in sequence.versions]
+    for chain in map(execute, CHAINS):
+        shared = base_config() | {"rec": chain.data} | chain.get("common", {})
+        found += [EasyDict(shared | version) for version in chain.versions]
     return found
 
 
@@ -205,22 +205,22 @@ class Shipped:
         own = {"name": cfg.network, "rec": str(data), "output": str(output)}
         return self.two_steps(EasyDict(cfg | SMALL | ALONE | own), Method)
 
-    def train_sequence(self, path: Path) -> list[Trained]:
-        """Two steps of every version, by the commands of tools/train_sequence.py, and the rest of
+    def train_chain(self, path: Path) -> list[Trained]:
+        """Two steps of every version, by the commands of tools/train_chain.py, and the rest of
         these."""
-        sequence, results = check(execute(path), path), []
-        shared = base_config() | {"rec": sequence.data} | sequence.get("common", {})
+        chain, results = check(execute(path), path), []
+        shared = base_config() | {"rec": chain.data} | chain.get("common", {})
         kind = kind_of(EasyDict(shared))
-        sequence.data = sequence.test = str(self.data(kind))
-        for version in sequence.versions:
+        chain.data = chain.test = str(self.data(kind))
+        for version in chain.versions:
             self.split(kind, version.get("shard"))
             if not version.network.startswith(LIGHT):
                 version.update(stand_in(kind))
         output = self.folder / "runs" / name_of(path)
-        for _, script, *words in commands(sequence, path.stem, output, written(SMALL), ["python"]):
+        for _, script, *words in commands(chain, output, written(SMALL), ["python"]):
             if Path(script).name in ("train.py", "train_old.py"):
                 folder = Path(script).parent.name
-                method = method_class(folder) if folder else Method
+                method = load_method(folder) if folder else Method
                 small = written(METHOD_SMALL.get(folder, {}))
                 cfg = load_config(words[0], [*words[1:], *small], method.defaults)
                 results.append(self.two_steps(cfg, method))

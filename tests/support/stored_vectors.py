@@ -7,12 +7,12 @@ import torch
 
 from bct.config import load_config
 from bct.files import sha256_file, write_json
+from bct.method import load_method
 from bct.stored.artefacts import artefact_path, write_artefact
 from bct.train import train
-from support.methods import method_class
 from support.old_models import CPU
 
-FCT = method_class("FCT")
+FCT = load_method("FCT")
 IMAGES, CLASSES, D_OLD, D_NEW, D_SIDE = 64, 8, 6, 5, 4
 
 

@@ -8,6 +8,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from bct import markdown
 from bct.errors import BctError
 from bct.files import atomic, write_json, write_text
 from bct.metrics.scores import rate_name, roc_points
@@ -24,14 +25,8 @@ def table(tests: dict[str, dict]) -> str:
     """
     rows = {name: cells(test) for name, test in tests.items()}
     titles = ["query / gallery", *next(iter(rows.values()))]
-    widths = [max(map(len, [titles[0], *rows])), *(max(len(t), 6) for t in titles[1:])]
-    lines = [[title.ljust(width) for title, width in zip(titles, widths, strict=True)]]
-    lines.append([":".ljust(widths[0], "-"), *("-" * (width - 1) + ":" for width in widths[1:])])
-    for name, row in rows.items():
-        figures = [f"{value:.4f}" for value in row.values()]
-        cells_ = zip(figures, widths[1:], strict=True)
-        lines.append([name.ljust(widths[0]), *(figure.rjust(width) for figure, width in cells_)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = [[name, *(f"{value:.4f}" for value in row.values())] for name, row in rows.items()]
+    return markdown.table(titles, lines, padded=True)
 
 
 def cells(test: dict) -> dict[str, float]:

@@ -1,9 +1,9 @@
-"""ImageNet: AlexNet -> VGG-13 -> ResNet-50 -> ViT-B/16 by BT², the published sequence.
+"""ImageNet: AlexNet -> VGG-13 -> ResNet-50 -> ViT-B/16 by BT², the published chain.
 
-See runs/imagenet_sequence.sh. All versions see all classes; only the network changes. Widths are
+See runs/imagenet_chain.sh. All versions see all classes; only the network changes. Widths are
 128, 160, 192 and 224: each step adds 32 coordinates, and an embedding begins with the one before.
 Published, the ViT starts from weights trained on ImageNet-21k, and BT² smooths no labels; the
-published code can't run this sequence.
+published code can't run this chain.
 """
 
 from easydict import EasyDict as edict

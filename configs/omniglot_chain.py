@@ -1,6 +1,6 @@
 """Omniglot: three versions, of half of the characters, three quarters and all, by BT².
 
-python tools/train_sequence.py configs/omniglot_sequence.py, after runs/omniglot.sh has made the
+python tools/train_chain.py configs/omniglot_chain.py, after runs/omniglot.sh has made the
 lists. Each version adds 16 coordinates to the one before: 64, 80, 96.
 """
 
