@@ -56,7 +56,7 @@ evaluate() {  # seed
     for config in $METHODS; do
         maps_gallery "$config" || new+=("$here/$(name_of "$config")/model.pt")
     done
-    $RUN eval/retrieval.py -m "${new[@]}" -m_free "$here/alone/model.pt" "${alone[@]}" \
+    $RUN eval/retrieval.py -m "${new[@]}" -m_alone "$here/alone/model.pt" "${alone[@]}" \
         --dimensions leading --name methods --save_embeddings
     for config in $METHODS; do
         maps_gallery "$config" || continue

@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy.linalg import orthogonal_procrustes
 from sklearn.base import clone
+from support.networks import randomly
 from support.old_models import tool
-from test_fct import randomly
 
 import bct.adapters
 from backbones.fct import Transformation

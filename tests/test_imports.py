@@ -52,7 +52,7 @@ def test_the_table_names_every_room_and_has_no_circle(arrows):
         ("bct.metrics.scores", "bct.files"),
         ("bct.metrics.scores", "bct.data.images"),
         ("bct.training.heads", "bct.search.orders"),
-        ("bct.train", "bct.protocols.items"),
+        ("bct.train", "bct.protocols.search_tests"),
         ("bct.models.embed", "bct"),
         ("bct.report.page", "tools.ijbc.protocol"),
         ("bct.method", "methods.L2.train"),

@@ -1,198 +1,105 @@
-"""The figures of a retrieval test as plain values: searches, compatibility, chain, backfill."""
+"""An image set searched by class: queries in a gallery, or each image among all the others."""
 
-import itertools
-from collections.abc import Sequence
-from typing import NamedTuple
+from pathlib import Path
 
 import numpy as np
 
-from bct.metrics import backfill, chain, compatibility
-from bct.metrics.bootstrap import interval
-from bct.metrics.mixed import retrieve_mixed
-from bct.metrics.relevance import ByClass, Relevance, positives
-from bct.metrics.retrieval import (
-    Retrieval,
-    bootstrap_means,
-    by_class,
-    cmc,
-    of_queries,
-    retrieve,
-)
-from bct.models.widths import same_width
-from bct.protocols.items import Items, Sides
-
-EVERY, OLD, NEW = "all queries", "queries of old classes", "queries of new classes"
-SHARES = np.linspace(0, 1, 11)  # of the gallery, refreshed
-DEPTH = 20  # of the CMC
+from bct.data.image_set import ImageSet, Joined
+from bct.data.sets import open_images
+from bct.errors import BctError
+from bct.files import read_json
+from bct.metrics.relevance import ByClass
+from bct.protocols.protocol import Protocol, Search
 
 
-class How(NamedTuple):
-    """metric: of bct.metrics.retrieval. dimensions: of bct.models.widths. ks: which top-k."""
+def open_search(queries: str | Path, gallery: str | Path | None = None) -> Protocol:
+    """Opens the sets. If both name their classes, equal names are equal classes, whatever their
+    labels; if neither does, equal labels are.
 
-    metric: str = "cosine"
-    dimensions: str = "equal"
-    ks: tuple[int, ...] = (1, 5)
+    Returns:
+        A Protocol with a search by class; its subjects are the classes, its images have their
+        names. Without a gallery each image is searched among all the others.
 
-    @property
-    def qualities(self) -> list[str]:
-        return [*(f"top{k}" for k in self.ks), "map"]
+    Raises BctError: no such set; one with and one without names.
+    """
+    sets = [open_images(path) for path in (queries, gallery) if path]
+    name = "_in_".join(Path(images.path).resolve().stem for images in sets)
+    if len(sets) == 1:
+        labels, rows = sets[0].labels, np.arange(len(sets[0]))
+        search = Search(rows, rows, ByClass(labels, labels, leave_one_out=True))
+        return Protocol(name, sets[0], search=search, subjects=labels)
+    images = Joined(sets)
+    images.labels, images.class_names = _common_labels(*sets)
+    first, second = np.split(np.arange(len(images)), [len(sets[0])])
+    relevance = ByClass(images.labels[first], images.labels[second])
+    search = Search(first, second, relevance)
+    return Protocol(name, images, search=search, subjects=images.labels)
 
 
-def relevance_of(items: Items) -> Relevance:
-    """Items of the query's class; where there is one set, all but the query itself."""
-    return ByClass(items.query_labels, items.gallery_labels, items.leave_one_out)
+def _common_labels(*sets: ImageSet) -> tuple[np.ndarray, list[str] | None]:
+    """The labels of all sets' images, one set behind the other, and the classes' names."""
+    names = [images.class_names for images in sets]
+    labels = [images.labels for images in sets]
+    if len({known is None for known in names}) > 1:
+        first, second = (images.path for images in sets)
+        raise BctError(
+            f"of {first} and {second} one names its classes, the other one does not",
+            "give two sets with class names, or two without whose labels mean the same",
+        )
+    if names[0] is None:
+        return np.concatenate(labels), None
+    every = {name: k for k, name in enumerate(dict.fromkeys([*names[0], *names[1]]))}
+    labels = [
+        np.array([every[name] for name in known], np.int64)[own]
+        for known, own in zip(names, labels, strict=True)
+    ]
+    return np.concatenate(labels), list(every)
 
 
-def search(items: Items, query: np.ndarray, gallery: np.ndarray, how: How) -> Retrieval:
-    """Queries (Q, D) against a gallery (G, D'), which may be another model's."""
-    same = query is gallery  # before they are cut: half of the products are enough
-    query, gallery = same_width(how.dimensions, query, gallery)
-    return retrieve(query, query if same else gallery, relevance_of(items), how.metric, how.ks)
+def sets_of(protocol: Protocol) -> list[ImageSet]:
+    """The queries' set and the gallery's; a single one where each image is both."""
+    images = protocol.images
+    return images.sets if isinstance(images, Joined) else [images]
 
 
-def parts_of(items: Items, old: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Part -> which queries, bool (Q,): all, and those of old and of new classes, unless there are
-    none that could be found.
+def class_names(path: str | Path) -> list[str] | None:
+    """Names in a model.json, or a JSON list of them; None if it has none or does not exist.
+
+    Raises BctError for anything else.
+    """
+    if not Path(path).is_file():
+        return None
+    said = read_json(path)
+    names = said.get("class_names") if isinstance(said, dict) else said
+    if names is not None and not (
+        isinstance(names, list) and all(isinstance(name, str) for name in names)
+    ):
+        raise BctError(f"{path} has no list of class names", "give a model.json or a JSON list")
+    return names
+
+
+def old_classes(
+    protocol: Protocol, said: str | None, oldest: str | None
+) -> tuple[np.ndarray | None, list[str]]:
+    """Which classes the old model was trained on, bool (C,); or None, and why that is not known.
 
     Args:
-        old: bool (C,), which labels are old classes; None if that is not known.
+        said: the user's word: a number of labels, or a file of class names; None: what stands
+            beside the old model.
+        oldest: file of the old model, if there is one.
+
+    Raises BctError: a file that names no classes, or names for data that has none.
     """
-    parts = {EVERY: np.ones(len(items.query_labels), bool)}
-    if old is not None:
-        findable = positives(relevance_of(items)) > 0
-        of_old = old[items.query_labels]
-        parts |= {OLD: of_old, NEW: ~of_old}
-        parts = {part: chosen for part, chosen in parts.items() if (chosen & findable).any()}
-    return parts
-
-
-def figures(
-    items: Items, parts: dict[str, np.ndarray], result: Retrieval, per_class: bool = False
-) -> dict:
-    """One test: top1, ..., map and the numbers of queries of each part; the CMC of all."""
-    out = {}
-    for part, chosen in parts.items():
-        found = of_queries(result, chosen)
-        top = {f"top{k}": share for k, share in found.top.items()}
-        counts = {"queries": found.queries, "without": found.without}
-        out[part] = {**top, "map": found.mean_ap, **counts}
-    out["cmc"] = cmc(result, DEPTH).tolist()
-    if per_class:
-        each = by_class(result, items.query_labels)
-        columns = {"queries": each.queries}
-        columns |= {f"top{k}": shares for k, shares in each.top.items()} | {"map": each.mean_ap}
-        out["classes"] = {
-            items.names[label] if items.names else str(label): {
-                key: values[row].item() for key, values in columns.items()
-            }
-            for row, label in enumerate(each.labels.tolist())
-        }
-    return out
-
-
-def per_query(result: Retrieval, quality: str) -> np.ndarray:
-    """What the quality is the mean of, float64 (Q,)."""
-    if quality == "map":
-        return result.ap
-    return (result.rank <= _k(quality)).astype(np.float64)
-
-
-def _k(quality: str) -> int:
-    return int(quality.removeprefix("top"))
-
-
-def compatible(
-    tests: Sequence[Retrieval], labels: np.ndarray, chosen: np.ndarray, how: How, resamples: int
-) -> dict:
-    """Quality -> criterion, difference with its interval, and what a paragon allows to say.
-
-    Args:
-        tests: of the same queries: old/old, new/old, new/new and, if there is one, the paragon's.
-        labels: (Q,), the units of the bootstrap. chosen: bool (Q,), which queries.
-    """
-    found = chosen & (tests[0].rank > 0)
-    out = {}
-    for quality in how.qualities:
-        values = np.stack([per_query(test, quality)[found] for test in tests])
-        old, cross, own, *paragon = values.mean(1).tolist()
-        means = bootstrap_means(values[:2], labels[found], resamples)
-        out[quality] = {
-            "compatible": compatibility.compatible(cross, old),
-            "difference": interval(means[:, 1] - means[:, 0], cross - old)._asdict(),
-        }
-        for free in paragon:
-            out[quality] |= {
-                "update_gain": _or_none(compatibility.update_gain(cross, old, free)),
-                "price": compatibility.price(own, free),
-                "p_up": _or_none(compatibility.p_up(own, free)),
-                "p_comp": _or_none(compatibility.p_comp(cross, old, free)),
-                "p_1": _or_none(compatibility.p_1(own, cross, old, free)),
-            }
-    return out
-
-
-def chain_figures(versions: list[str], tests: dict, how: How) -> dict:
-    """Quality -> matrix of all queries, [query version][gallery version], and what chain says."""
-    out = {}
-    for quality in how.qualities:
-        matrix = [[tests[f"{q} / {g}"][EVERY][quality] for g in versions] for q in versions]
-        out[quality] = {
-            "matrix": matrix,
-            "average_compatibility": chain.average_compatibility(np.array(matrix)),
-            "average_quality": chain.average_quality(np.array(matrix)),
-            "backward_transfer": chain.backward_transfer(np.array(matrix)),
-            "forward_transfer": chain.forward_transfer(np.array(matrix)),
-        }
-    return out
-
-
-def backfilling(
-    items: Items,
-    new: Sides,
-    old: np.ndarray,
-    orders: dict[str, Sequence[np.ndarray]],
-    goals: dict,
-    how: How,
-) -> dict:
-    """Name of an order -> quality -> its curve while an old gallery (G, D') is refreshed with the
-    new model's rows.
-
-    All rows of the mixed gallery have one width, as in an index. With "leading" the end of the
-    curve is therefore new/new in the old width.
-
-    Args:
-        orders: name -> permutations of the gallery; the curve is the mean over them.
-        goals: quality -> what the old system reaches.
-    """
-    query, *galleries = same_width(how.dimensions, new.query, old, new.gallery)
-    ways = [backfill.refreshed(way, SHARES) for each in orders.values() for way in each]
-    relevance = relevance_of(items)
-    found = iter(retrieve_mixed(query, galleries, ways, relevance, how.metric, how.ks))
-    out = {}
-    for name, each in orders.items():
-        results = list(itertools.islice(found, len(each)))
-        out[name] = {q: _backfill_figures(results, q, goals[q]) for q in how.qualities}
-    return out
-
-
-def _backfill_figures(results: list[list[Retrieval]], quality: str, goal: float) -> dict:
-    """One quality's curve, the mean over several orders' points."""
-    curves = [[_mean(point, quality) for point in points] for points in results]
-    curve = backfill.Curve(SHARES, np.mean(curves, axis=0))
-    return {
-        "shares": SHARES.tolist(),
-        "values": curve.values.tolist(),
-        "area": backfill.area(curve),
-        "published_mean": backfill.published_mean(curve),
-        "violations": backfill.violations(curve)._asdict(),
-        "enough_for_old": backfill.smallest_fraction(curve, goal),
-    }
-
-
-def _mean(result: Retrieval, quality: str) -> float:
-    return result.mean_ap if quality == "map" else result.top[_k(quality)]
-
-
-def _or_none(value: float) -> float | None:
-    """JSON has no NaN: an undefined figure is null."""
-    return None if np.isnan(value) else float(value)
+    if not said and not oldest:
+        return None, []
+    if said and said.isdecimal():
+        return np.arange(protocol.subjects.max() + 1) < int(said), []
+    names = protocol.images.class_names
+    source = said or Path(oldest).with_suffix(".json")
+    known = class_names(source)
+    if known is not None and names is not None:
+        return np.isin(names, known), []
+    lacking = source if known is None else sets_of(protocol)[0].path
+    if said:
+        raise BctError(f"--old-classes: {lacking} has no class names", "give a number of labels")
+    return None, [f"Old and new classes are not told apart: {lacking} has no class names."]

@@ -1,10 +1,48 @@
-"""The figures of a retrieval test as Markdown tables."""
+"""The figures of searches on image sets as Markdown."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from bct.markdown import table as markdown
-from bct.protocols.image_search import EVERY, SHARES
+from bct.models.model import Model
+from bct.protocols.image_search import sets_of
+from bct.protocols.protocol import Protocol
+from bct.protocols.search_backfill import SHARES
+from bct.protocols.search_tests import EVERY, OVER, How, Roles
+from bct.protocols.verdict import interval_title
+
+
+def tables(found: dict, roles: Roles, how: How, parts: dict[str, np.ndarray]) -> list[str]:
+    """All tables. Args: found: what search_tests.measured gave, and "backfill"."""
+    text = [tests(found["tests"], part, how.qualities) for part in parts]
+    if "chain" in found:
+        text.append(chain(roles.new, found["chain"]))
+    if "compatibility" in found:
+        text.append(compatibility(found["compatibility"]))
+    if "backfill" in found:
+        text.append(backfill(found["backfill"]))
+    return text
+
+
+def heading(
+    protocol: Protocol, how: How, models: Mapping[str, Model], widths: Mapping[str, int]
+) -> str:
+    """What is tested. Args: models and widths: by label."""
+    query, *gallery = (images.path for images in sets_of(protocol))
+    where = f"in {gallery[0]}" if gallery else "each among all the others"
+    search = protocol.search
+    lines = [
+        f"{query}: {len(search.queries):,} queries, {where} "
+        f"({len(search.gallery):,} images); {how.metric}, dimensions: {how.dimensions}\n"
+    ]
+    for label, model in models.items():
+        view, seen = model.view, "stored embeddings"
+        if view:
+            seen = f"{view.size} pixels, crop {view.crop}, {view.pixels}"
+        lines.append(f"- {label}: {model.file}, {widths[label]} dimensions, {seen}")
+    return "\n".join(lines)
 
 
 def title(quality: str) -> str:
@@ -12,7 +50,7 @@ def title(quality: str) -> str:
 
 
 def tests(found: dict[str, dict], part: str, qualities: Sequence[str]) -> str:
-    """All tests on one part of the queries. Args: found: name -> figures.figures()."""
+    """All tests on one part of the queries. Args: found: name -> search_tests.figures()."""
     rows = []
     for name, test in found.items():
         shown = [f"{test[part][quality]:.4f}" for quality in qualities]
@@ -38,7 +76,7 @@ def chain(versions: list[str], found: dict) -> str:
 
 
 def compatibility(found: dict) -> str:
-    """Label -> part -> figures.compatible(), of all queries."""
+    """Label -> part -> search_tests.compatible(), of all queries."""
     keys = ("update_gain", "price", "p_up", "p_comp", "p_1")
     rows = []
     for label, parts in found.items():
@@ -54,12 +92,12 @@ def compatibility(found: dict) -> str:
                     *("-" if value is None else f"{value:.4f}" for value in values),
                 ]
             )
-    titles = [EVERY, "compatible", "cross - old self", "95 % interval over classes"]
+    titles = [EVERY, "compatible", "cross - old self", interval_title(OVER)]
     return markdown([*titles, "update gain", "price", "P_up", "P_comp", "P_1"], rows)
 
 
 def backfill(found: dict) -> str:
-    """Label -> order -> figures.backfilling()."""
+    """Label -> order -> search_backfill.backfilling()."""
     shown = range(0, len(SHARES), 2)
     rows = []
     for label, orders in found.items():
