@@ -15,7 +15,7 @@ from bct.method import load_method, method_names
 from methods.AdvBCT.loss import AdvBCTLoss
 from methods.BCT.loss import classifier_influence, prototype_influence
 from methods.BT2.loss import bt2
-from methods.FCT.loss import classification, fct
+from methods.FCT.loss import fct
 from methods.L2.loss import l2
 from methods.MixBCT.loss import draw_rows, mixbct
 from methods.NCCL.loss import NCCLLoss
@@ -166,9 +166,9 @@ def test_fct(old, uncertain):
     variance = nn.Linear(DIM, 1)
 
     def loss(mapped):
-        ce = classification(mapped, LABELS, old.weight, old.bias, label_smoothing=0.1)
         s = variance(mapped).squeeze(1) if uncertain else None
-        return fct(mapped, target, s, classification=ce)
+        judge = old.weight, old.bias
+        return fct(mapped, target, s, labels=LABELS, classifier=judge, label_smoothing=0.1)
 
     trained = [variance] if uncertain else []
     falls(linear(), loss, *trained, old=[target, old.weight, old.bias], lr=0.01)

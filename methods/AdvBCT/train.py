@@ -46,8 +46,8 @@ class AdvBCT(Method):
 
     def forward(self, embeddings, batch, head, rng):
         old, progress = batch.old["features"], (batch.epoch, self.cfg.num_epoch)
-        classification = head(embeddings, batch.labels, rng)
-        return {"cls": classification, **self.loss(embeddings, batch.labels, old, *progress)}
+        terms = self.loss(embeddings, batch.labels, old, *progress)
+        return {"cls": head(embeddings, batch.labels, rng), **terms}
 
 
 if __name__ == "__main__":

@@ -98,9 +98,10 @@ class BT2(Method):
     def forward(self, embeddings, batch, head, rng):
         cfg, new, compatible = self.cfg, embeddings.new, embeddings.compatible
         given = *self.teachers(batch), self.prototypes, self.scale
+        classification = head(new, batch.labels, rng)
         terms = bt2(new, compatible, batch.labels, *given)
         return {
-            "cls": head(new, batch.labels, rng),
+            "cls": classification,
             "new": cfg.lambda_1 * terms["new"],
             "old": cfg.lambda_3 * terms["old"],
             "influence": cfg.lambda_2 * terms["influence"],

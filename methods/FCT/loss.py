@@ -24,36 +24,30 @@ def fct(
     new: torch.Tensor,
     log_variance: torch.Tensor | None = None,
     unit: bool = False,
-    classification: torch.Tensor | None = None,
+    labels: torch.Tensor | None = None,
+    classifier: tuple[torch.Tensor, torch.Tensor | None] | None = None,
+    weight: float = 1.0,
+    label_smoothing: float = 0.0,
 ) -> dict[str, torch.Tensor]:
-    """The terms, whose sum is the loss: error, cls if given, variance with a log_variance.
+    """The terms, whose sum is the loss: error, with a classifier cls, with a log_variance variance.
 
     Args:
         mapped: h, float32 (B, d_n); new: f, (B, d_n), of the same images.
         log_variance: s (B,); None: FCT.
         unit: compare directions.
-        classification: w ce (B,), see the function below.
+        labels: int64 (B,), for the classifier: the new model's V (C, d_n) and b (C,) or None.
+        weight: w.
     """
     if unit:
         error = (F.normalize(new) - F.normalize(mapped)).square().sum(1)  # (B,)
     else:
         error = (new - mapped).square().mean(1)
     terms = {"error": error}
-    if classification is not None:
-        terms["cls"] = classification
+    if classifier is not None:
+        logits, smoothing = F.linear(mapped, *classifier), label_smoothing
+        ce = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
+        terms["cls"] = weight * ce
     if log_variance is not None:
         terms = {name: torch.exp(-log_variance) * each / 2 for name, each in terms.items()}
         terms["variance"] = log_variance / 2
     return {name: each.mean() for name, each in terms.items()}
-
-
-def classification(
-    mapped: torch.Tensor,
-    labels: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    label_smoothing: float = 0.0,
-) -> torch.Tensor:
-    """ce (B,) of mapped (B, d_n) and labels (B,) by the new model's classifier (C, d_n), (C,)."""
-    logits = F.linear(mapped, weight, bias)
-    return F.cross_entropy(logits, labels, reduction="none", label_smoothing=label_smoothing)

@@ -17,7 +17,7 @@ from bct.models.reference_checkpoints import reference_classifier
 from bct.old_model import OldModel
 from bct.stored.vector_set import Vectors
 from bct.train import main
-from methods.FCT.loss import classification, fct
+from methods.FCT.loss import fct
 
 
 class FCT(Method):
@@ -100,14 +100,17 @@ class FCT(Method):
         return {"new": self.old.rows("new_embedding", index)}
 
     def forward(self, embeddings, batch, head, rng):
-        mapped, log_variance = embeddings
-        judged = None
-        if self.cfg.classification:
-            classifier = self.weight, self.bias, self.cfg.label_smoothing
-            each = classification(mapped, batch.labels, *classifier)
-            judged = self.cfg.classification * each
-        unit = self.cfg.target == "unit"
-        return fct(mapped, batch.old["new"], log_variance, unit=unit, classification=judged)
+        cfg = self.cfg
+        return fct(
+            embeddings.embedding,
+            batch.old["new"],
+            embeddings.log_variance,
+            cfg.target == "unit",
+            batch.labels,
+            (self.weight, self.bias) if cfg.classification else None,
+            cfg.classification,
+            cfg.label_smoothing,
+        )
 
 
 def _vectors(cfg):

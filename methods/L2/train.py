@@ -24,10 +24,8 @@ class L2(Method):
 
     def forward(self, embeddings, batch, head, rng):
         classify, stay = self.cfg.loss_weight
-        return {
-            "cls": classify * head(embeddings, batch.labels, rng),
-            "l2": stay * l2(embeddings, batch.old["features"], self.cfg.threshold),
-        }
+        distance = l2(embeddings, batch.old["features"], self.cfg.threshold)
+        return {"cls": classify * head(embeddings, batch.labels, rng), "l2": stay * distance}
 
 
 if __name__ == "__main__":
