@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def read_seed(folder: Path) -> dict[str, dict[str, dict]]:
-    """Name of a model -> {"cross", "self"} -> figures by part; "old" has only "self", and "alone" is
+    """Name of a model -> {"cross", "self"} -> figures by part; "old" has only "self"; "alone" is
     the new network trained alone."""
     found: dict[str, dict[str, dict]] = {}
     for file in sorted((folder / "retrieval").glob("*.json")):
