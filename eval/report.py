@@ -102,8 +102,8 @@ def report(args: argparse.Namespace, device: torch.device) -> None:
         made_from = {"models": about, "data": protocol.fingerprint}
         refuse_to_replace(args.output / "report", made_from)
     embeddings = embed_models(
-        models, protocol.images, args.cache, device=device, mirror=protocol.mirror,
-        view=protocol.view, batch_size=args.batch_size, num_workers=args.num_workers,
+        models, protocol.images, args.cache, device=device,
+        batch_size=args.batch_size, num_workers=args.num_workers,
     )  # fmt: skip
     if not distributed.is_main():
         return
@@ -136,9 +136,11 @@ def images_per_second_of(
     """How fast the new model embeds, and whether that was measured here; None if it can't be."""
     if args.images_per_second is not None or model.view is None:
         return args.images_per_second, False
-    size = (protocol.view or model.view).size
+    size = (protocol.images.view or model.view).size
     batch = args.batch_size
-    return images_per_second(model.backbone.to(device), batch, device, size, protocol.mirror), True
+    return images_per_second(
+        model.backbone.to(device), batch, device, size, protocol.images.mirror
+    ), True
 
 
 def cost(args: argparse.Namespace, speed: tuple[float | None, bool]) -> dict:

@@ -62,8 +62,8 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> None:
     for path in args.set:
         protocol = open_bin(path)
         embeddings = embed_models(
-            models, protocol.images, args.cache, device=device, mirror=protocol.mirror,
-            view=protocol.view, batch_size=args.batch_size, num_workers=0,
+            models, protocol.images, args.cache, device=device,
+            batch_size=args.batch_size, num_workers=0,
         )  # fmt: skip
         tests, scores = pair_tests(protocol, embeddings, old, args.far)
         results[protocol.name] = tests

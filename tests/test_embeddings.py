@@ -8,24 +8,24 @@ import torch
 
 from bct.errors import BctError
 from bct.stored.artefacts import write_artefact
-from bct.stored.vector_files import open_vectors, read_arrays, stored_embeddings
+from bct.stored.vector_files import open_vectors, read_arrays
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_stored_embeddings(dtype, tmp_path):
+def test_stored_rows(dtype, tmp_path):
     want = np.random.default_rng(0).normal(size=(70_000, 3)).astype(dtype)
     np.save(tmp_path / "a.npy", want)
     np.savez(tmp_path / "one.npz", anything=want)
     np.savez_compressed(tmp_path / "named.npz", names=np.arange(3), embeddings=want)
     for name in ("a.npy", "one.npz", "named.npz"):
-        got = stored_embeddings(tmp_path / name, len(want))
+        got = open_vectors(tmp_path / name, len(want))[0]
         assert got.dtype == want.dtype
         np.testing.assert_array_equal(got, want)
-    mapped = stored_embeddings(tmp_path / "a.npy", len(want))
+    mapped = open_vectors(tmp_path / "a.npy", len(want))[0]
     assert isinstance(mapped, np.memmap) and not mapped.flags.writeable
 
 
-def test_stored_embeddings_that_are_refused(tmp_path):
+def test_stored_rows_that_are_refused(tmp_path):
     good = np.ones((5, 4), np.float32)
     late = np.ones((70_000, 4), np.float32)
     late[69_999, 2] = np.inf
@@ -44,26 +44,26 @@ def test_stored_embeddings_that_are_refused(tmp_path):
         np.savez(tmp_path / "a.npz", array)
         for name in ("a.npy", "a.npz"):
             with pytest.raises(BctError) as info:
-                stored_embeddings(tmp_path / name, rows)
+                open_vectors(tmp_path / name, rows)[0]
             assert words in str(info.value), str(info.value)
 
 
-def test_files_that_are_no_stored_embeddings(tmp_path):
+def test_files_that_are_no_open_vectors(tmp_path)[0]:
     path = tmp_path / "a.npz"
     with pytest.raises(BctError, match="do not exist"):
-        stored_embeddings(path, 5)
+        open_vectors(path, 5)[0]
     np.savez(path, new=np.ones((5, 4)), old=np.ones((5, 4)))
     with pytest.raises(BctError, match=r"holds 2 arrays \(new, old\)"):
-        stored_embeddings(path, 5)
+        open_vectors(path, 5)[0]
     np.savez(path, np.ones((500, 4)))
     whole = path.read_bytes()
     for content in (b"", b"hello", whole[: len(whole) // 2], b"\x93NUMPY\x01\x00"):
         path.write_bytes(content)
         with pytest.raises(BctError, match="can't be read as embeddings"):
-            stored_embeddings(path, 5)
+            open_vectors(path, 5)[0]
     torch.save({"a": torch.zeros(2)}, path)  # a zip file, too
     with pytest.raises(BctError, match="arrays"):
-        stored_embeddings(path, 5)
+        open_vectors(path, 5)[0]
 
 
 def test_a_number_per_row(tmp_path):

@@ -7,8 +7,8 @@ import pytest
 
 from bct.errors import BctError
 from bct.search import gallery as module
-from bct.search.fingerprint import Fingerprint
 from bct.search.gallery import Gallery
+from bct.stored.fingerprint import Fingerprint
 
 VIEW = {"size": 112, "crop": "none", "mirror": True, "pixels": "face"}
 OLD, NEW, NEWER = (

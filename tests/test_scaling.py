@@ -74,7 +74,7 @@ def on_a_rank():
     with counted() as out["calls"]["queue"]:
         sum(step(method, queue_head, *parts[0])[0].values()).backward()
     out["queue"] = method.cfg.queue_size, method.cfg.num_classes
-    kept = (method.opinions, method.queue, method.queue_labels)
+    kept = (method.loss.opinions, method.loss.queue, method.loss.queue_labels)
     out["queue bytes"] = sum(tensor.nbytes for tensor in kept)
 
     if ranks > 1:

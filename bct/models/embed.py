@@ -5,6 +5,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -18,8 +19,21 @@ from bct.data.loader import Batch, Loader
 from bct.data.views import View
 from bct.files import sha256
 from bct.log import progress
-from bct.models.model import Model
 from bct.stored.artefacts import open_valid, shared_artefact
+
+
+class Embedder(Protocol):
+    """What the loop asks of a model: bct.models.model.Model has it."""
+
+    file: str
+    network: str | None
+    sha256: str
+    view: View | None  # None: stored embeddings
+    dtype: torch.dtype | None
+    backbone: nn.Module
+    width: int
+
+    def rows(self, images: ImageSet) -> np.ndarray: ...
 
 
 def embedding_of(output: torch.Tensor | tuple) -> torch.Tensor:
@@ -61,13 +75,12 @@ def embed_set(
 
 
 def embed_models(
-    models: Mapping[str, Model],
+    models: Mapping[str, "Embedder"],
     images: ImageSet,
     cache: str | Path | None = None,
     *,
     device: torch.device | str = "cpu",
-    mirror: bool = False,
-    view: View | None = None,
+    mirror: bool | None = None,
     batch_size: int = 128,
     num_workers: int = 2,
     reload: bool = False,
@@ -82,14 +95,15 @@ def embed_models(
         models: networks, or stored embeddings, which are opened.
         cache: folder of embeddings computed before, keyed by weights, images, view and precision;
             None: they last as long as the process.
-        mirror: the embedding is that of the image plus that of its mirror image.
-        view: how all networks see the images; None: each as its training did.
+        mirror: the embedding is that of the image plus that of its mirror image; default: as the
+            images have it, which say, too, how all networks see them, if not as in training.
         reload: compute anew what is cached.
 
     Raises BctError: weights that do not load; an image that can't be read; stored embeddings of
     other images.
     """
     device, found, missing = torch.device(device), {}, {}
+    mirror = images.mirror if mirror is None else mirror
     with ExitStack() as stack:
         folder = Path(cache) if cache else stack.enter_context(_passing_folder())
         for label, model in models.items():
@@ -97,14 +111,14 @@ def embed_models(
                 found[label] = model.rows(images)
                 continue
             model.backbone  # noqa: B018 - a wrong network is refused even if a cache would do
-            made_from = _made_from(model, images, mirror, view)
+            made_from = _made_from(model, images, mirror)
             path = folder / f"{images.name}_{sha256(json.dumps(made_from))[:20]}.npy"
             there = None if reload else open_valid(path, **made_from)
             if all(distributed.all_gather_object(there is not None)):
                 distributed.say(f"{model.file}: embeddings are cached in {path.name}")
                 found[label] = there
             else:
-                missing.setdefault(view or model.view, {})[label] = path, made_from
+                missing.setdefault(images.view or model.view, {})[label] = path, made_from
         for seen, parts in missing.items():
             loader = Loader(
                 images, batch_size, device, num_workers=num_workers, train=False, view=seen
@@ -114,8 +128,8 @@ def embed_models(
     return {label: found[label] for label in models}
 
 
-def _made_from(model: Model, images: ImageSet, mirror: bool, view: View | None) -> dict:
-    seen = view or model.view
+def _made_from(model: "Embedder", images: ImageSet, mirror: bool) -> dict:
+    seen = images.view or model.view
     return {
         "model": model.sha256,
         "network": model.network,
@@ -128,7 +142,7 @@ def _made_from(model: Model, images: ImageSet, mirror: bool, view: View | None) 
 
 
 def _compute(
-    models: dict[str, Model],
+    models: dict[str, "Embedder"],
     parts: dict[str, tuple[Path, dict]],
     images: ImageSet,
     loader: Loader,

@@ -14,8 +14,10 @@ from bct.data.views import View
 from bct.errors import BctError
 from bct.files import read_json, sha256, sha256_file
 from bct.models.about import view_of_model
+from bct.models.embed import embed_models
 from bct.models.weights import load_backbone
-from bct.stored.vector_files import is_stored, stored_embeddings
+from bct.stored.fingerprint import Fingerprint
+from bct.stored.vector_files import is_stored, open_vectors
 
 
 @dataclass(frozen=True)
@@ -51,8 +53,18 @@ class Model:
     def width(self) -> int:
         """D, of its embeddings."""
         if self.view is None:
-            return stored_embeddings(self.file.split(",")[0]).shape[1]
+            return open_vectors(self.file.split(",")[0])[0].shape[1]
         return self.backbone.embedding_size
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Which space its embeddings live in."""
+        view = self.view and {k: getattr(self.view, k) for k in ("size", "crop", "pixels")}
+        return Fingerprint(self.sha256, view, self.width)
+
+    def embed(self, images: ImageSet, cache: str | Path | None = None) -> np.ndarray:
+        """float32 (N, D), not normalised, memory-mapped; see bct.models.embed.embed_models."""
+        return embed_models({"x": self}, images, cache)["x"]
 
     def rows(self, images: ImageSet) -> np.ndarray:
         """Stored embeddings of these images, float (N, D).
@@ -66,7 +78,7 @@ class Model:
                 f"{self.file} is {len(files)} file(s) of embeddings for {len(sets)} set(s)",
                 "for two sets give two with a comma, queries.npy,gallery.npy; for one set one",
             )
-        parts = [stored_embeddings(*pair) for pair in zip(files, map(len, sets), strict=True)]
+        parts = [open_vectors(*pair)[0] for pair in zip(files, map(len, sets), strict=True)]
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 

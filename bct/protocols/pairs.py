@@ -27,7 +27,7 @@ _LONGEST = 16  # an image's longer side, in shorter sides
 class VerificationSet(ImageSet):
     """images uint8 (2P, H, W, 3), decoded; issame bool (P,)."""
 
-    resizable = False
+    resizable, mirror, view = False, True, View()
     num_classes = 1
 
     def __init__(self, path: Path, images: np.ndarray, issame: np.ndarray, fingerprint: str):
@@ -60,8 +60,6 @@ def open_bin(path: str | Path) -> Protocol:
         name=images.name,
         images=images,
         pairs=Pairs(every[0::2], every[1::2], images.issame),
-        mirror=True,
-        view=View(),
         thumbnail=images.load,
     )
 

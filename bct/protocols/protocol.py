@@ -18,7 +18,6 @@ from typing import NamedTuple
 import numpy as np
 
 from bct.data.image_set import ImageSet
-from bct.data.views import View
 from bct.metrics.relevance import Relevance
 from bct.protocols.templates import Templates
 
@@ -59,8 +58,6 @@ class Protocol:
         probes, galleries: 1:N, open-set; a gallery holds one item of a subject.
         search: retrieval.
         subjects: int64 (T,), whose item it is, where that is known: what intervals are over.
-        mirror: an embedding is that of the image plus that of its mirror image.
-        view: how every network sees the images; None: each as its training did.
         thumbnail: (image, out uint8 (112, 112, 3)) fills in a small picture.
     """
 
@@ -72,8 +69,6 @@ class Protocol:
     galleries: list[Side] = field(default_factory=list)
     search: Search | None = None
     subjects: np.ndarray | None = None
-    mirror: bool = False
-    view: View | None = None
     thumbnail: Callable[[int, np.ndarray], None] | None = None
 
     @property

@@ -71,11 +71,6 @@ def first_not_finite(vectors: np.ndarray) -> int | None:
     return None
 
 
-def stored_embeddings(path: str | Path, rows: int) -> np.ndarray:
-    """The embeddings of `rows` images, in the images' order, see open_vectors."""
-    return open_vectors(path, rows)[0]
-
-
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """All arrays of a .npz. Raises BctError for any other file, and for pickled objects."""
     path = Path(path)

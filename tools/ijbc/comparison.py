@@ -57,13 +57,10 @@ class Judge:
     def items(self, side: Side, protocol: Protocol) -> np.ndarray:
         """Unit embeddings of a protocol's items, float32 (T, D)."""
         models = {"x": open_model(side.network / "model.pt", dtype=self.dtype)}
-        rows = embed_models(
-            models, protocol.images, self.cache, device=self.device, mirror=protocol.mirror,
-            view=protocol.view,
-        )["x"]  # fmt: skip
+        rows = embed_models(models, protocol.images, self.cache, device=self.device)["x"]
         if side.mapped_by:
             # a map is trained on embeddings of one image, as long as half of a sum with its mirror
-            share = 2 if protocol.mirror else 1
+            share = 2 if protocol.images.mirror else 1
             adapter = load_adapter(side.mapped_by / "model.pt").to(self.device)
             rows = adapter.transform(np.asarray(rows) / share)
         return protocol.item_features(rows)

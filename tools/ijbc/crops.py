@@ -8,6 +8,7 @@ import numpy as np
 
 from bct.data.image_set import ImageSet
 from bct.data.images import decode
+from bct.data.views import View
 from bct.errors import BctError
 from bct.files import sha256
 from tools.ijbc.align import align, similarity_to_template
@@ -22,7 +23,7 @@ class LooseCrops(ImageSet):
         names: N file names. landmarks: float32 (N, 5, 2).
     """
 
-    resizable = False
+    resizable, mirror, view = False, True, View()
     num_classes = 1
     recipe = "align5-112-v1"
 

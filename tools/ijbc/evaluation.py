@@ -40,8 +40,7 @@ def image_embeddings(
             )
     return {
         mirror: embed_models(
-            models, protocol.images, cache, device=device, mirror=mirror, view=protocol.view,
-            **loading,
+            models, protocol.images, cache, device=device, mirror=mirror, **loading
         )
         for mirror in mirrors
     }  # fmt: skip

@@ -18,7 +18,6 @@ from typing import BinaryIO
 
 import numpy as np
 
-from bct.data.views import View
 from bct.errors import BctError
 from bct.protocols.protocol import Pairs, Protocol, Side
 from bct.protocols.templates import Templates
@@ -65,8 +64,6 @@ def read_protocol(root: str | Path, subset: str = "IJBC", identification: bool =
         probes=probes,
         galleries=galleries,
         subjects=subjects,
-        mirror=True,
-        view=View(),
         thumbnail=crops.load,
     )
 
