@@ -44,26 +44,26 @@ def test_stored_rows_that_are_refused(tmp_path):
         np.savez(tmp_path / "a.npz", array)
         for name in ("a.npy", "a.npz"):
             with pytest.raises(BctError) as info:
-                open_vectors(tmp_path / name, rows)[0]
+                open_vectors(tmp_path / name, rows)
             assert words in str(info.value), str(info.value)
 
 
-def test_files_that_are_no_open_vectors(tmp_path)[0]:
+def test_files_that_are_no_stored_rows(tmp_path):
     path = tmp_path / "a.npz"
     with pytest.raises(BctError, match="do not exist"):
-        open_vectors(path, 5)[0]
+        open_vectors(path, 5)
     np.savez(path, new=np.ones((5, 4)), old=np.ones((5, 4)))
     with pytest.raises(BctError, match=r"holds 2 arrays \(new, old\)"):
-        open_vectors(path, 5)[0]
+        open_vectors(path, 5)
     np.savez(path, np.ones((500, 4)))
     whole = path.read_bytes()
     for content in (b"", b"hello", whole[: len(whole) // 2], b"\x93NUMPY\x01\x00"):
         path.write_bytes(content)
         with pytest.raises(BctError, match="can't be read as embeddings"):
-            open_vectors(path, 5)[0]
+            open_vectors(path, 5)
     torch.save({"a": torch.zeros(2)}, path)  # a zip file, too
     with pytest.raises(BctError, match="arrays"):
-        open_vectors(path, 5)[0]
+        open_vectors(path, 5)
 
 
 def test_a_number_per_row(tmp_path):
