@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 
 import numpy as np
 import pytest
@@ -50,18 +51,28 @@ def whole_and_stopped(job, folder, overrides, step):
     assert train(job(f"output={folder / 'stopped'}", *overrides, "resume=True"), Method, CPU) == 0
 
 
-@pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
+RUNS = {
+    "margin": (["num_epoch=5"], 3),
+    "softmax-adamw": (["head=softmax", "optimizer=adamw", "num_epoch=5"], 3),
+    "sampled-accumulated": (["sample_rate=0.4", "gradient_acc=2", "num_epoch=6"], 3),
+    "drop-path": (["network=vit_t_dp005_mask0", "num_epoch=3"], 2),
+}
+LONG = {
+    ("drop-path", 2): pytest.mark.slow,
+    ("sampled-accumulated", 4): pytest.mark.slow,
+    ("drop-path", 1): pytest.mark.faults,
+    ("drop-path", 4): pytest.mark.faults,
+    ("margin", 4): pytest.mark.faults,
+    ("softmax-adamw", 4): pytest.mark.faults,
+}
+
+
 @pytest.mark.parametrize(
-    ("overrides", "step"),
-    [
-        (["num_epoch=5"], 3),
-        (["head=softmax", "optimizer=adamw", "num_epoch=5"], 3),
-        (["sample_rate=0.4", "gradient_acc=2", "num_epoch=6"], 3),
-        pytest.param(["network=vit_t_dp005_mask0", "num_epoch=3"], 2, marks=pytest.mark.slow),
-    ],
-    ids=["margin", "softmax-adamw", "sampled-accumulated", "drop-path"],
+    ("name", "world_size"),
+    [pytest.param(*case, marks=LONG.get(case, ())) for case in product(RUNS, (1, 2, 4))],
 )
-def test_it_goes_on_bit_by_bit(job, tmp_path, world_size, overrides, step):
+def test_it_goes_on_bit_by_bit(job, tmp_path, name, world_size):
+    overrides, step = RUNS[name]
     batch = 2 if "gradient_acc=2" in overrides else 8 // max(world_size, 2)
     overrides = [*overrides, f"batch_size={batch}"]
     run_on_ranks(world_size, whole_and_stopped, job, tmp_path, overrides, step)
@@ -215,7 +226,11 @@ def wait_for(condition, seconds=300):
         time.sleep(0.02)
 
 
-@pytest.mark.parametrize("launcher", [[sys.executable], TORCHRUN], ids=["python", "torchrun"])
+@pytest.mark.parametrize(
+    "launcher",
+    [[sys.executable], pytest.param(TORCHRUN, marks=pytest.mark.slow)],
+    ids=["python", "torchrun"],
+)
 def test_sigterm_saves_and_ends(job, start, launcher):
     command_line = command(job, job.output, "num_epoch=300", "batch_size=4")
     process = start([*launcher, *command_line], stdout=subprocess.DEVNULL)
