@@ -6,7 +6,7 @@ BIN := $(abspath $(VENV))/bin
 PYTEST := $(BIN)/python -m pytest --durations=10
 # one thread each, also in the processes that tests start: idle threads spin and take the other's core
 TWO_WORKERS := -n 2 --dist worksteal
-test test-slow: export OMP_NUM_THREADS = 1
+test test-slow bench-small: export OMP_NUM_THREADS = 1
 BENCHMARKS := record_index loader training extraction partial_fc methods scaling artefacts ijbc \
 	bootstrap retrieval checkpoint
 
@@ -46,8 +46,9 @@ bench: install           ## all benchmarks into benchmarks/results/: about 15 mi
 	@for name in $(BENCHMARKS); do $(BIN)/python -m benchmarks.$$name --save || exit 1; done
 	@$(BIN)/python -m benchmarks.readme
 
-bench-small: install     ## the same in tiny sizes, nothing kept: to see that they run
-	@for name in $(BENCHMARKS) export; do $(BIN)/python -m benchmarks.$$name --small || exit 1; done
+bench-small: install     ## the same in tiny sizes, nothing kept, two at a time: to see that they run
+	@printf '%s\n' $(BENCHMARKS) export | \
+		xargs -P 2 -I NAME $(BIN)/python -m benchmarks.NAME --small
 
 install: $(VENV)/.complete
 

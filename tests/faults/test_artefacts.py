@@ -134,7 +134,7 @@ def test_killed_at_random_moments(job):
 
 @pytest.mark.slow
 def test_two_at_once(job):
-    for _ in range(4):
+    for _ in range(max(2, KILLS // 6)):
         both = [job.start(), job.start()]
         for process in both:
             process.join()
