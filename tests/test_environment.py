@@ -81,7 +81,11 @@ def house(ijb, tmp_path):
 
 # TensorBoard can't write into a folder whose name the locale has no letters for
 @pytest.mark.parametrize(
-    ("locale", "run"), [("C", "a run"), ("C.UTF-8", "un été")], ids=["C", "UTF"]
+    ("locale", "run"),
+    [
+        pytest.param("C", "a run", id="C"),
+        pytest.param("C.UTF-8", "un été", id="UTF", marks=pytest.mark.slow),
+    ],
 )
 def test_training_extraction_and_evaluation(house, tmp_path, locale, run):
     data, output, out = house / "the data", tmp_path / run, house / "out é"
@@ -118,6 +122,7 @@ def test_training_extraction_and_evaluation(house, tmp_path, locale, run):
     assert not list(elsewhere.iterdir())
 
 
+@pytest.mark.slow
 def test_two_launches_at_once(house, tmp_path):
     """Each finds a port, and two that write one artefact leave a whole one."""
     config = house / "old é_class30.py"

@@ -69,7 +69,7 @@ def test_trains_and_leaves_a_plain_network(house, alone, tmp_path, name, parity)
     assert old == {p: sha256_file(p) for p in (house / "features").rglob("*.npy")}
 
 
-@pytest.mark.parametrize("world_size", [1, 2])
+@pytest.mark.parametrize("world_size", [1, pytest.param(2, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", TERMS)
 def test_a_stopped_run_goes_on_as_if_nothing_had_been(house, tmp_path, name, world_size):
     """Stopped in the second of three epochs, between UniBCT's first and last prototypes."""
@@ -104,7 +104,7 @@ def train_here(house, name, output, parity):
     train(config(house, name, output, "batch_size=4", f"parity={parity}"), method_class(name), CPU)
 
 
-@pytest.mark.parametrize("parity", ["published"])  # corrected runs are stopped and resumed above
+@pytest.mark.parametrize("parity", ["corrected", "published"])
 @pytest.mark.parametrize("name", TERMS)
 def test_trains_on_two_ranks(house, tmp_path, name, parity):
     run_on_ranks(2, train_here, house, name, tmp_path, parity)
