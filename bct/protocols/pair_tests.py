@@ -6,10 +6,11 @@ import numpy as np
 
 from bct import markdown
 from bct.errors import BctError
-from bct.metrics.accuracy import accuracy
 from bct.metrics.bootstrap import bootstrap_tar
 from bct.metrics.flips import threshold_drift, verification_flips
+from bct.metrics.folds import accuracy
 from bct.metrics.scores import auc, rate_name, tar_at_far
+from bct.protocols.compare import pair_units
 from bct.protocols.protocol import Protocol
 from bct.protocols.verdict import judged
 
@@ -91,12 +92,12 @@ def notes(
         lines.append(f"{impostors} impostor pairs: {measure} allows no false accept at all")
     if old is not None:
         before, cross = scores[f"{old} / {old}"], scores[f"{new} / {old}"]
-        pair = np.arange(len(before))  # a set does not say who is in it: pairs are resampled
-        tars = bootstrap_tar([before, cross], pair, pair, genuine, (far,))[:, :, 0]
+        *units, over = pair_units(protocol)
+        tars = bootstrap_tar([before, cross], *units, genuine, (far,))[:, :, 0]
         tar = [
             tests[name]["tar"] for name in (f"{old} / {old}", f"{new} / {old}", f"{new} / {new}")
         ]
-        verdict = judged(measure, *tar, replicates=tars[:, 1] - tars[:, 0], over="pairs")
+        verdict = judged(measure, *tar, replicates=tars[:, 1] - tars[:, 0], over=over)
         drift = threshold_drift(before, cross, genuine, (far,))[0]
         flips = verification_flips(before, cross, genuine, far)
         lines += [
