@@ -88,12 +88,14 @@ def test_what_a_cache_depends_on(model, tmp_path):
     assert images.made == made
     torch.manual_seed(1)
     torch.save(get_model("demo_w16", 8).state_dict(), tmp_path / "b.pt")
+    seen = Drawn(6)
+    seen.view = View(pixels="imagenet")
     for count, (models, other, options) in enumerate(
         [
             ({"a": open_model(tmp_path / "b.pt", "demo_w16")}, images, {}),
             (one, Drawn(7), {}),
             (one, images, {"mirror": True}),
-            (one, images, {"view": View(pixels="imagenet")}),
+            (one, seen, {}),
         ],
         2,
     ):

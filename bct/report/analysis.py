@@ -4,8 +4,10 @@ from collections.abc import Mapping
 
 from bct.errors import BctError
 from bct.metrics.bootstrap import Interval
+from bct.metrics.scores import check_far
+from bct.protocols.compare import check_resolved
 from bct.protocols.protocol import Protocol
-from bct.report.pairs import analyse_pairs, check_resolved
+from bct.report.pairs import analyse_pairs
 from bct.report.searches import analyse_searches
 from bct.report.study import Drawings, Measure, Study
 
@@ -15,6 +17,7 @@ MUCH_DRIFT = 1.5  # times the agreed false accepts
 def check_protocol(protocol: Protocol, far: float) -> None:
     """Raises BctError for a protocol that no report can be made of, or not at this FAR."""
     if protocol.pairs is not None:
+        check_far(far)
         check_resolved(protocol, far)
     elif protocol.search is None:
         raise BctError(

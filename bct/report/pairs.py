@@ -5,12 +5,11 @@ q/g is a query by model q against a gallery by model g; the gallery is the first
 
 import numpy as np
 
-from bct.errors import BctError
 from bct.metrics import backfill, label_free
 from bct.metrics.bootstrap import bootstrap_tar
 from bct.metrics.flips import flipped, right_at_far, threshold_drift, verification_flips
-from bct.metrics.scores import FARS, check_far, rate_name, roc_points
-from bct.protocols.protocol import Protocol
+from bct.metrics.scores import FARS, rate_name, roc_points
+from bct.protocols.compare import pair_units
 from bct.protocols.scoring import open_set, verification
 from bct.protocols.templates import pair_scores
 from bct.protocols.verdict import or_none
@@ -37,23 +36,6 @@ from bct.search.orders import (
 def measure_at(far: float) -> Measure:
     """TAR at this FAR."""
     return Measure("tar", "TAR", f"FAR {rate_name(far)}")
-
-
-def check_resolved(protocol: Protocol, far: float) -> None:
-    """Raises BctError for a FAR that is not in the tables or that these pairs do not resolve."""
-    check_far(far)
-    genuine = protocol.pairs.genuine
-    impostors = int((~genuine).sum())
-    if far * impostors < 1:
-        raise BctError(
-            f"FAR {rate_name(far)} allows no false accept among {impostors} impostor pairs",
-            "give a larger one, or a larger protocol",
-        )
-    if impostors == len(genuine):
-        raise BctError(
-            f"{protocol.name} has impostor pairs only: TAR is undefined",
-            "give a protocol with pairs of both kinds",
-        )
 
 
 def analyse_pairs(study: Study, far: float, resamples: int) -> tuple[dict, Drawings]:
@@ -97,16 +79,10 @@ def analyse_pairs(study: Study, far: float, resamples: int) -> tuple[dict, Drawi
 def compatibility(
     study: Study, scores: dict, tar: dict[str, float], far: float, resamples: int
 ) -> dict:
-    """See study.gains; intervals over subjects, or over pairs where the protocol does not say
-    whose an item is."""
-    first, second, genuine = study.protocol.pairs
-    subjects, over = study.protocol.subjects, "subjects"
-    units = np.arange(len(first)), np.arange(len(first))
-    if subjects is None:
-        over = "pairs"
-    else:
-        units = subjects[first], subjects[second]
+    """See study.gains; the intervals' units are compare.pair_units."""
+    *units, over = pair_units(study.protocol)
     systems = np.stack([scores[name] for name in study.selves])
+    genuine = study.protocol.pairs.genuine
     replicates = bootstrap_tar(systems, *units, genuine, (far,), resamples)[:, :, 0]
     return gains(measure_at(far), tar, replicates, over)
 

@@ -11,8 +11,8 @@ from bct.metrics.flips import flips as count_flips
 from bct.metrics.mixed import retrieve_mixed
 from bct.metrics.relevance import ByClass, Relevance
 from bct.metrics.retrieval import Retrieval, bootstrap_means
-from bct.protocols import search_tests
-from bct.protocols.search_tests import How, Sides, sides_of
+from bct.protocols.compare import query_units
+from bct.protocols.search_tests import How, Sides, search, sides_of
 from bct.report.study import (
     EXAMPLES,
     NEIGHBOURS,
@@ -42,9 +42,7 @@ def analyse_searches(study: Study, resamples: int) -> dict:
     queries, gallery, relevance = protocol.search
     sides = {role: sides_of(protocol.search, items) for role, items in study.items.items()}
     results = {
-        f"{query} / {other}": search_tests.search(
-            relevance, sides[query].query, sides[other].gallery, HOW
-        )
+        f"{query} / {other}": search(relevance, sides[query].query, sides[other].gallery, HOW)
         for query, other in study.tests
     }
     by_class = isinstance(relevance, ByClass)
@@ -60,7 +58,7 @@ def analyse_searches(study: Study, resamples: int) -> dict:
             "leave_one_out": by_class and relevance.leave_one_out,
         },
         "tests": {name: {"retrieval": figures(result)} for name, result in results.items()},
-        "compatibility": compatibility(study, results, relevance, resamples),
+        "compatibility": compatibility(study, results, resamples),
         "flips": flips(study, results["old / old"], results["new / old"]),
         "backfill": backfilling(sides, results, relevance),
         "label_free": signals(study, sides, relevance),
@@ -73,15 +71,11 @@ def figures(result: Retrieval) -> dict:
     return {"map": result.mean_ap, **top, "queries": result.queries}
 
 
-def compatibility(
-    study: Study, results: dict[str, Retrieval], relevance: Relevance, resamples: int
-) -> dict:
-    """See study.gains; intervals over classes, or over queries where relevance is by item."""
+def compatibility(study: Study, results: dict[str, Retrieval], resamples: int) -> dict:
+    """See study.gains; the intervals' units are compare.query_units."""
     tests = [results[name] for name in study.selves]
-    found = tests[0].rank > 0
-    units, over = np.arange(len(found)), "queries"
-    if isinstance(relevance, ByClass):
-        units, over = relevance.query, search_tests.OVER
+    found = tests[0].rank > 0  # queries that have a positive
+    units, over = query_units(study.protocol)
     precision = np.stack([test.ap[found] for test in tests])
     replicates = bootstrap_means(precision, units[found], resamples)
     values = {name: results[name].mean_ap for name in study.selves}
