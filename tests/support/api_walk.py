@@ -12,11 +12,12 @@ from backbones import get_model
 from support.pictures import jpeg, write_faces
 
 MODELS = ("demo_w16_softmax_class30", "demo_w16_MixBCT", "demo_w16_arc_class70")
+_SEEDS = (0, 1, 5)  # the last network does better than the first: a gain is defined
 
 
 def demo_folder(folder: Path) -> None:
     """Models and data under the names that `make demo` uses, as few as the walk can do with."""
-    for seed, name in enumerate(MODELS):
+    for seed, name in zip(_SEEDS, MODELS, strict=True):
         torch.manual_seed(seed)
         (folder / name).mkdir(parents=True)
         torch.save(get_model("demo_w16", 64).state_dict(), folder / name / "model.pt")
