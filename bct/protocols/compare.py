@@ -4,10 +4,11 @@ import numpy as np
 
 from bct.errors import BctError
 from bct.metrics.bootstrap import bootstrap_tar
+from bct.metrics.relevance import ByClass
 from bct.metrics.retrieval import bootstrap_means
 from bct.metrics.scores import rate_name, tar_at_far
 from bct.protocols.protocol import Protocol
-from bct.protocols.search_tests import How, search, sides_of
+from bct.protocols.search_tests import OVER, How, search, sides_of
 from bct.protocols.templates import pair_scores
 from bct.protocols.verdict import Verdict, judged
 
@@ -25,8 +26,8 @@ def compare(
 
     Quality is TAR at a FAR where the protocol has pairs, else the mean average precision of its
     search. Compatible: new queries in the old gallery do better than old ones (Shen et al., CVPR
-    2020). The interval is a percentile bootstrap over subjects (or classes); over pairs (or
-    queries) where the protocol does not say whose they are.
+    2020). The interval is a percentile bootstrap over subjects, or over pairs where the protocol
+    does not say whose an item is; over classes, or over queries where relevance is by item.
 
     Args:
         protocol: of open_protocol. old, new: its images' embeddings by the two models, float
@@ -52,14 +53,9 @@ def compare(
 def _compare_pairs(protocol: Protocol, tests: list, far: float, resamples: int) -> Verdict:
     """tests: (queries' items, gallery's items) of old/old, new/old, new/new, alone/alone."""
     first, second, genuine = protocol.pairs
-    impostors = int(np.count_nonzero(~genuine))
-    if far * impostors < 1:
-        raise BctError(
-            f"FAR {rate_name(far)} allows no false accept among {impostors} impostor pairs",
-            "give a larger far, or a larger protocol",
-        )
+    check_resolved(protocol, far)
     scores = np.stack([pair_scores(gallery, query, first, second) for query, gallery in tests])
-    tars = [tar_at_far(row, genuine, (far,))[0].tar for row in scores]
+    tars = [float(tar_at_far(row, genuine, (far,))[0].tar) for row in scores]
     *units, over = pair_units(protocol)
     found = bootstrap_tar(scores[:2], *units, genuine, (far,), resamples)[:, :, 0]
     gaps = found[:, 1] - found[:, 0]
@@ -68,19 +64,32 @@ def _compare_pairs(protocol: Protocol, tests: list, far: float, resamples: int) 
 
 def _compare_searches(protocol: Protocol, tests: list, resamples: int) -> Verdict:
     """tests: as of _compare_pairs."""
-    queries, _, relevance = protocol.search
-    results = []
+    relevance, results = protocol.search.relevance, []
     for query, gallery in tests:
         sides = sides_of(protocol.search, query)
         other = sides if query is gallery else sides_of(protocol.search, gallery)
         results.append(search(relevance, sides.query, other.gallery, How()))
     found = results[0].rank > 0  # queries that have a positive
     values = np.stack([result.ap[found] for result in results])
-    known = protocol.subjects is not None
-    units = protocol.subjects[queries] if known else np.arange(len(queries))
+    units, over = query_units(protocol)
     means = bootstrap_means(values[:2], units[found], resamples)
-    over = "classes" if known else "queries"
     return judged("mAP", *values.mean(1).tolist(), replicates=means[:, 1] - means[:, 0], over=over)
+
+
+def check_resolved(protocol: Protocol, far: float) -> None:
+    """Raises BctError for a FAR that these pairs do not resolve, or if no pair is genuine."""
+    genuine = protocol.pairs.genuine
+    impostors = int(np.count_nonzero(~genuine))
+    if far * impostors < 1:
+        raise BctError(
+            f"FAR {rate_name(far)} allows no false accept among {impostors} impostor pairs",
+            "give a larger far, or a larger protocol",
+        )
+    if impostors == len(genuine):
+        raise BctError(
+            f"{protocol.name} has impostor pairs only: TAR is undefined",
+            "give a protocol with pairs of both kinds",
+        )
 
 
 def pair_units(protocol: Protocol) -> tuple[np.ndarray, np.ndarray, str]:
@@ -91,3 +100,12 @@ def pair_units(protocol: Protocol) -> tuple[np.ndarray, np.ndarray, str]:
         pair = np.arange(len(first))
         return pair, pair, "pairs"
     return protocol.subjects[first], protocol.subjects[second], "subjects"
+
+
+def query_units(protocol: Protocol) -> tuple[np.ndarray, str]:
+    """What an interval of a search's figures is over: the unit of each query, (Q,), and its name.
+    Classes where relevance is by class, else the queries themselves."""
+    relevance = protocol.search.relevance
+    if isinstance(relevance, ByClass):
+        return relevance.query, OVER
+    return np.arange(len(protocol.search.queries)), "queries"
