@@ -11,7 +11,7 @@ import sys
 import zipfile
 
 import pytest
-from support.api_walk import demo_folder
+from support.demo_folder import demo_folder
 
 import bct
 from bct.files import ROOT
