@@ -88,7 +88,7 @@ def notes(
         *units, over = pair_units(protocol)
         tars = bootstrap_tar([before, cross], *units, genuine, (far,))[:, :, 0]
         tar = [tests[name]["tar"] for name in compared]
-        verdict = judged(measure, *tar, replicates=tars[:, 1] - tars[:, 0], over=over)
+        verdict = judged(f"TAR at {measure}", *tar, replicates=tars[:, 1] - tars[:, 0], over=over)
         drift = threshold_drift(before, cross, genuine, (far,))[0]
         flips = verification_flips(before, cross, genuine, far)
         lines += [

@@ -108,7 +108,7 @@ def notes(
         return tests[test_name(test) + suffix]["pairs"]["tar"][rate_name(far)]
 
     for label in roles.new if roles.old is not None else []:
-        verdict = judged(measure, *map(tar, roles.compared(label)))
+        verdict = judged(f"TAR at {measure}", *map(tar, roles.compared(label)))
         lines.append(f"{label}: {verdict.sentence()}")
     versions = roles.versions
     if roles.chain and len(versions) > 1:
