@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from bct.errors import BctError
-from bct.files import ROOT, read_json
+from bct.files import ROOT, model_name, read_json, write_json, write_text
 
 CACHE = ROOT / "work_dirs" / "cache"  # of embeddings
 
@@ -53,6 +53,41 @@ def run_cli(main: Callable[[], None]) -> None:
 
 def _lines(what: str, do: str) -> str:
     return f"error: {what}\n  -> {do}"
+
+
+def artefact_parser(about: str) -> argparse.ArgumentParser:
+    """The options of every tool that makes an artefact from an old model's embeddings."""
+    parser = argparse.ArgumentParser(description=about)
+    add = parser.add_argument
+    add("--SD", required=True, help="name of the artefact, e.g. f128_r18_..._class70")
+    add("--feature-save", type=Path, default=ROOT / "feature_save")
+    return parser
+
+
+def model_parser(
+    about: str, *, several: bool = True, alone: bool = False
+) -> argparse.ArgumentParser:
+    """A parser of models and their networks, for bct.protocols.roles.roles_and_files.
+
+    Args:
+        several: new models may be given; else one has to be. alone: there may be one trained alone.
+    """
+    parser = argparse.ArgumentParser(
+        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    many, new = ("+", "new model(s)") if several else (1, "new model")
+    add("-m", "--model_file", nargs=many, default=[], required=not several, metavar="NEW", help=new)
+    add("-net", "--network", nargs="*", default=[], help="the networks of -m, e.g. r50")
+    add("-m_old", "--model_file_old", metavar="OLD", help="old model: adds the cross tests")
+    add("-old_net", "--network_old", help="its network")
+    if alone:
+        names = ("-m_alone", "--model_file_alone", "-m_free", "--model_file_free", "-m_independent")
+        add(*names, metavar="ALONE", help="the new network trained without compatibility")
+        names = ("-alone_net", "--network_alone", "-free_net", "--network_free", "-independent_net")
+        add(*names, help="its network")
+    parser.set_defaults(model_file_alone=None, network_alone=None, old_gallery=None, matrix=False)
+    return parser
 
 
 def evaluation_options(parser: argparse.ArgumentParser, output: str, batch_size: int = 128) -> None:
@@ -112,3 +147,21 @@ def _what(key: str, value: Any) -> Any:
         label: {k: v for k, v in about.items() if k not in ("file", "name")}
         for label, about in value.items()
     }
+
+
+def results_name(args: argparse.Namespace, *rest: str) -> str:
+    """The models and the test, so that no test replaces another one's results.
+
+    Args:
+        args: what model_parser has read. rest: the data, and what differs from the defaults.
+    """
+    new = "+".join(map(model_name, args.model_file))
+    old = args.old_gallery or args.model_file_old
+    return "_".join(["_vs_".join([new, *([model_name(old)] if old else [])]), *rest])
+
+
+def write_results(target: Path, said: dict, page: str) -> None:
+    """<target>.json and <target>.md, and the page on the screen."""
+    write_json(target.with_name(f"{target.name}.json"), said)
+    write_text(target.with_name(f"{target.name}.md"), page + "\n")
+    print(f"\n{page}\n\nwritten to {target}.md, .json")

@@ -96,13 +96,8 @@ def row(
     """The cells of a line: `cross` and `own` name the tests shown in the columns cross and self."""
     tar, top1 = ([markdown.spread(figures.get(f"{test}_{key}")) for test in (cross, own)]
                  for key in ("tar", "top1"))  # fmt: skip
-    return [
-        name,
-        *tar,
-        *middle,
-        *top1,
-        *[markdown.spread(figures.get(f"{cross or own}_set"))] * has_set,
-    ]
+    in_set = [markdown.spread(figures.get(f"{cross or own}_set"))] * has_set
+    return [name, *tar, *middle, *top1, *in_set]
 
 
 def verdict(figures: dict) -> list[str]:

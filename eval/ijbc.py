@@ -18,37 +18,29 @@ Embeddings are cached by weights and images. Results are named after the models 
 import argparse
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from bct import distributed
 from bct.amp import amp_dtype
 from bct.command import (
     evaluation_options,
-    networks_for,
+    model_parser,
     refuse_to_replace,
+    results_name,
     run_cli,
 )
-from bct.files import atomic, model_name
 from bct.metrics.scores import check_far
 from bct.models.model import described, open_models
+from bct.protocols.roles import roles_and_files
 from tools.ijbc import report
-from tools.ijbc.evaluation import curves, image_embeddings, notes, pairings, run_tests
+from tools.ijbc.evaluation import curves, image_embeddings, notes, run_tests, save_embeddings
 from tools.ijbc.modes import MODES, PUBLISHED
 from tools.ijbc.protocol import read_protocol
 
-OLD = "old"  # what the table calls the old model
-
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = model_parser(__doc__)
     add = parser.add_argument
-    add("-m", "--model_file", nargs="+", default=[], metavar="NEW", help="new model(s)")
-    add("-net", "--network", nargs="*", default=[], help="their networks, e.g. r50")
-    add("-m_old", "--model_file_old", metavar="OLD", help="old model: adds the cross tests")
-    add("-old_net", "--network_old", help="its network")
     add("-d", "--data_path", help="the folder that contains IJBC/ (or IJBB/)")
     add("-s", "--subset", default="IJBC", choices=("IJBC", "IJBB"))
     add("-N", "--is_one_2_N", action="store_true", help="also identification, 1:N")
@@ -76,20 +68,24 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     if args.plot_only:
-        return report.draw_saved(
-            args.plot_only, labels_of(args), args.roc, args.output / "curves.png", args.far
-        )
+        known = None
+        if args.data_path:
+            known = read_protocol(args.data_path, args.subset, identification=False).pairs.genuine
+        target = args.output / "curves.png"
+        return report.draw_saved(args.plot_only, known, args.roc, target, args.far)
     device = distributed.setup()
     evaluate(args, device)
     distributed.shutdown()
 
 
 def evaluate(args: argparse.Namespace, device: torch.device) -> None:
-    old = OLD if args.model_file_old else None
-    models = open_models(files(args), amp_dtype(args.amp, device))
+    roles, files = roles_and_files(args)
+    models = open_models(files, amp_dtype(args.amp, device))
     protocol = read_protocol(args.data_path, args.subset, identification=args.is_one_2_N)
     modes = MODES if args.is_bunch else (PUBLISHED,)
-    target = args.output / result_name(args)
+    rest = ["1N" if args.is_one_2_N else "11", *["8modes"] * args.is_bunch]
+    rest += ["matrix"] * args.matrix + [args.roc] * (args.roc != "strict")
+    target = args.output / results_name(args, args.subset, *rest)
     summary = {"subset": args.subset, "data": protocol.fingerprint, "roc": args.roc}
     summary |= {"models": described(models)}
     if not args.overwrite:
@@ -101,49 +97,15 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> None:
     if not distributed.is_main():
         return
     if args.save_embeddings:
-        for label, model in models.items():
-            path = args.output / f"{model_name(model.file)}_{args.subset}.npy"
-            with atomic(path) as temporary, open(temporary, "wb") as file:
-                np.save(file, embeddings[True][label])
-    pairs = pairings(list(models), old, args.matrix)
-    tests, scores = run_tests(protocol, embeddings, pairs, modes, args.roc)
-    remarks = notes(
-        protocol, tests, list(models), old, args.far,
-        matrix=args.matrix, eight_modes=args.is_bunch, rule=args.roc,
-    )  # fmt: skip
+        save_embeddings(args.output, args.subset, models, embeddings)
+    tests, scores = run_tests(protocol, embeddings, roles, modes, args.roc)
+    remarks = notes(protocol, tests, roles, args.far, args.roc, len(modes))
     text = "\n\n".join([report.table(tests), *remarks])
     genuine = protocol.pairs.genuine
     report.write(target, {**summary, "tests": tests}, text, curves(scores, genuine), args.far)
     saved = args.save_result or target.with_name(f"{target.name}.npz")
     report.save_scores(saved, scores, genuine if args.save_label else None)
     print(f"\n{text}\n\nwritten to {target}.md, .json, .png; scores to {saved}")
-
-
-def files(args: argparse.Namespace) -> list[tuple[str, str, str | None]]:
-    """(label, file, network) of the models, the old one first."""
-    networks = networks_for(args.network, args.model_file)
-    single = len(args.model_file) == 1
-    labels = ["new" if single else model_name(file) for file in args.model_file]
-    new = list(zip(labels, args.model_file, networks, strict=True))
-    old = [(OLD, args.model_file_old, args.network_old)] if args.model_file_old else []
-    return [*old, *new]
-
-
-def labels_of(args: argparse.Namespace) -> np.ndarray | None:
-    """Which pairs are genuine, if the protocol is given."""
-    if not args.data_path:
-        return None
-    return read_protocol(args.data_path, args.subset, identification=False).pairs.genuine
-
-
-def result_name(args: argparse.Namespace) -> str:
-    """The models and the test, so that no test replaces another one's results."""
-    new = "+".join(map(model_name, args.model_file))
-    old = [model_name(args.model_file_old)] if args.model_file_old else []
-    parts = ["_vs_".join([new, *old]), args.subset, "1N" if args.is_one_2_N else "11"]
-    parts += ["8modes"] * args.is_bunch + ["matrix"] * args.matrix
-    parts += [args.roc] * (args.roc != "strict")
-    return "_".join(parts)
 
 
 if __name__ == "__main__":

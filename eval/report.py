@@ -24,7 +24,7 @@ import torch
 
 from bct import distributed
 from bct.amp import amp_dtype
-from bct.command import evaluation_options, refuse_to_replace, run_cli
+from bct.command import evaluation_options, model_parser, refuse_to_replace, run_cli
 from bct.data.sets import open_images
 from bct.errors import BctError
 from bct.models.model import described, open_models
@@ -32,23 +32,15 @@ from bct.protocols.class_templates import class_templates
 from bct.protocols.image_search import open_search
 from bct.protocols.pairs import open_bin
 from bct.protocols.protocol import Protocol
+from bct.protocols.roles import roles_and_files
 from bct.report.cost import Cost
 from bct.report.write import write_report
 from tools.ijbc.protocol import read_protocol
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = model_parser(__doc__, several=False, alone=True)
     add = parser.add_argument
-    add("-m", "--model_file", required=True, metavar="NEW", help="new model")
-    add("-net", "--network", help="its network, e.g. r50")
-    add("-m_old", "--model_file_old", required=True, metavar="OLD", help="old model")
-    add("-old_net", "--network_old", help="its network")
-    alone = "the new network trained without compatibility: what the price is measured by"
-    add("-m_alone", "-m_independent", "--model_file_alone", metavar="ALONE", help=alone)
-    add("-alone_net", "-independent_net", "--network_alone", help="its network")
     data = parser.add_mutually_exclusive_group(required=True)
     data.add_argument("-d", "--data_path", help="the folder that contains IJBC/ (or IJBB/)")
     data.add_argument("--images", metavar="SET", help="an image set: a folder, a list, ...")
@@ -59,12 +51,7 @@ def arguments() -> argparse.Namespace:
     widths = "with --images or --search: leading cuts all embeddings to the narrowest ones' width"
     add("--dimensions", choices=("equal", "leading"), default="equal", help=widths)
     add("-s", "--subset", default="IJBC", choices=("IJBC", "IJBB"))
-    add(
-        "--far",
-        type=float,
-        default=1e-4,
-        help="of pairs: FAR that the deployed threshold was set for",
-    )
+    add("--far", type=float, default=1e-4, help="of pairs: what the threshold was set for")
     add("--resamples", type=int, default=1000, help="of the bootstrap")
     add("--thumbnails", action="store_true", help="show pictures of what changed")
     add("--images-per-second", type=float, help="of re-extraction; default: measured here")
@@ -72,6 +59,8 @@ def arguments() -> argparse.Namespace:
     add("--price-per-hour", type=float, help="of the machine that re-extracts")
     evaluation_options(parser, output="report")
     args = parser.parse_args()
+    if not args.model_file_old:
+        parser.error("a report compares two models: give the old one, -m_old")
     if args.dimensions != "equal" and not (args.images or args.search):
         parser.error("--dimensions is for --images and --search")
     if args.gallery and not args.search:
@@ -91,10 +80,7 @@ def main() -> None:
 
 
 def report(args: argparse.Namespace, device: torch.device) -> None:
-    files = [("old", args.model_file_old, args.network_old), ("new", args.model_file, args.network)]
-    if args.model_file_alone:
-        files.append(("alone", args.model_file_alone, args.network_alone))
-    models = open_models(files, amp_dtype(args.amp, device))
+    models = open_models(roles_and_files(args)[1], amp_dtype(args.amp, device))
     protocol = open_protocol(args)
     if not args.overwrite:
         made_from = {"models": described(models), "data": protocol.fingerprint}

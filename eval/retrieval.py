@@ -25,34 +25,28 @@ import torch
 
 from bct import distributed
 from bct.amp import amp_dtype
-from bct.command import evaluation_options, networks_for, refuse_to_replace, run_cli
-from bct.data import views
+from bct.command import (
+    evaluation_options,
+    model_parser,
+    refuse_to_replace,
+    results_name,
+    run_cli,
+    write_results,
+)
 from bct.errors import BctError
-from bct.files import model_name, write_json, write_text
-from bct.metrics.retrieval import METRICS
 from bct.models.embed import embed_models
 from bct.models.model import open_models
-from bct.models.widths import POLICIES
-from bct.protocols.image_search import old_classes, open_search, sets_of
+from bct.protocols.image_search import old_classes, open_search
+from bct.protocols.roles import roles_and_files
 from bct.protocols.search_backfill import read_orders
-from bct.protocols.search_study import Wanted, save_embeddings, study
-from bct.protocols.search_tests import How, Roles
+from bct.protocols.search_study import Wanted, made_from, save_embeddings, search_options, study
+from bct.protocols.search_tests import How
 from bct.stored.vector_files import is_stored
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = model_parser(__doc__, alone=True)
     add = parser.add_argument
-    add("-m", "--model_file", nargs="+", default=[], metavar="NEW", help="new model(s)")
-    add("-net", "--network", nargs="*", default=[], help="their networks, e.g. resnet50")
-    add("-m_old", "--model_file_old", metavar="OLD", help="old model: adds the cross tests")
-    add("-old_net", "--network_old", help="its network")
-    alone = "the new network trained without compatibility"
-    names = ("-m_alone", "--model_file_alone", "-m_free", "--model_file_free")
-    add(*names, metavar="ALONE", help=alone)
-    add("-alone_net", "--network_alone", "-free_net", "--network_free", help="its network")
     versions = "instead of -m: versions of a model, oldest first, each against every one's gallery"
     add("--matrix", nargs="+", default=[], metavar="V1", help=versions)
     add("--data", required=True, metavar="SET", help="the queries: a folder, list, file, ...")
@@ -62,20 +56,7 @@ def arguments() -> argparse.Namespace:
     where.add_argument("--leave-one-out", action="store_true", help=own)
     instead = "embeddings (.npy) to search in place of the old model's gallery, e.g. FCT's"
     add("--old-gallery", "--old_gallery", metavar="FILE", help=instead)
-    known = "the first N labels, or a .json with class names; default: the old model.json"
-    add("--old-classes", metavar="N", help=known)
-    add("--metric", choices=METRICS, default="cosine")
-    widths = "how two widths meet: leading dimensions of the wider, or the narrower with zeros"
-    add("--dimensions", choices=POLICIES, default="equal", help=widths)
-    add("--ks", type=int, nargs="+", default=[1, 5], help="which top-k")
-    orders = "quality by share of the gallery refreshed: random, distance (from the class's centre)"
-    orders += ", or an .npy of uncertainties, the highest of which come first"
-    add("--backfill", nargs="+", default=[], metavar="ORDER", help=orders)
-    add("--per-class", action="store_true", help="figures of each class, too, in the .json")
-    add("--resamples", type=int, default=1000, help="of the bootstrap over classes")
-    add("--size", type=int, help="pixels of the input, where no model.json says; default: 112")
-    add("--crop", choices=views.CROPS, help="likewise; resized: the centre of 256/224 of it")
-    add("--pixels", choices=tuple(views.PIXELS), help="their normalisation, likewise")
+    search_options(parser)
     add("-E", "--save_embeddings", action="store_true", help="write them as .npy, too")
     add("--name", help="of the results; default: models and sets")
     evaluation_options(parser, output="work_dirs/retrieval")
@@ -88,6 +69,11 @@ def arguments() -> argparse.Namespace:
         parser.error("--old-gallery and --backfill need the old model, -m_old")
     if min(args.resamples, *args.ks) < 1:
         raise BctError("--resamples or one of --ks is below 1", "give numbers above 0")
+    if args.old_gallery and not is_stored(args.old_gallery):
+        raise BctError(
+            f"--old-gallery {args.old_gallery} is no .npy", "make one: tools/transform_gallery.py"
+        )
+    args.model_file = args.model_file or args.matrix
     return args
 
 
@@ -100,23 +86,17 @@ def main() -> None:
 
 def evaluate(args: argparse.Namespace, device: torch.device) -> None:
     roles, files = roles_and_files(args)
-    view = {"size": args.size, "crop": args.crop, "pixels": args.pixels}
-    models = open_models(files, amp_dtype(args.amp, device), **view)
+    dtype = amp_dtype(args.amp, device)
+    models = open_models(files, dtype, size=args.size, crop=args.crop, pixels=args.pixels)
     protocol = open_search(args.data, args.gallery)
     how = How(args.metric, args.dimensions, tuple(sorted(set(args.ks))))
     oldest = args.model_file_old or (args.matrix or [None])[0]
     old, why_not = old_classes(protocol, args.old_classes, oldest)
     orders = read_orders(args.backfill, len(protocol.search.gallery))
-    target = args.output / (args.name or result_name(args, protocol.name))
-    summary = {
-        "models": {
-            label: {"sha256": m.sha256, "view": m.view and m.view._asdict()}
-            for label, m in models.items()
-        },
-        "data": [images.fingerprint for images in sets_of(protocol)],
-        "metric": how.metric,
-        "dimensions": how.dimensions,
-    }
+    rest = ["matrix"] * roles.chain + [how.metric] * (how.metric != "cosine")
+    rest += [how.dimensions] * (how.dimensions != "equal") + ["backfill"] * bool(args.backfill)
+    target = args.output / (args.name or results_name(args, protocol.name, *rest))
+    summary = made_from(protocol, models, how)
     if not args.overwrite:
         refuse_to_replace(target, summary)
     embeddings = embed_models(
@@ -130,47 +110,8 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> None:
         save_embeddings(target, protocol, models, embeddings)
     wanted = Wanted(old, orders, args.resamples, args.per_class)
     found, text, remarks = study(protocol, models, embeddings, roles, how, wanted)
-    page = "\n\n".join([*text, *why_not, *remarks])
     said = {**summary, **found, "roles": roles._asdict()}
-    write_json(target.with_name(f"{target.name}.json"), said)
-    write_text(target.with_name(f"{target.name}.md"), page + "\n")
-    print(f"\n{page}\n\nwritten to {target}.md, .json")
-
-
-def roles_and_files(args: argparse.Namespace) -> tuple[Roles, list[tuple[str, str, str | None]]]:
-    """Who is who, and (label, file, network) of each model, in the tables' order."""
-    new = args.model_file or args.matrix
-    labels = ["new"] if len(new) == 1 else [model_name(file) for file in new]
-    old, mapped, alone = (
-        label if file else None
-        for label, file in (
-            ("old", args.model_file_old),
-            ("transformed", args.old_gallery),
-            ("alone", args.model_file_alone),
-        )
-    )
-    if mapped and not is_stored(args.old_gallery):
-        raise BctError(
-            f"--old-gallery {args.old_gallery} is no .npy", "make one: tools/transform_gallery.py"
-        )
-    files = [
-        (old, args.model_file_old, args.network_old),
-        (mapped, args.old_gallery, None),
-        *zip(labels, new, networks_for(args.network, new), strict=True),
-        (alone, args.model_file_alone, args.network_alone),
-    ]
-    roles = Roles(labels, old, mapped, alone, chain=bool(args.matrix))
-    return roles, [file for file in files if file[0]]
-
-
-def result_name(args: argparse.Namespace, data: str) -> str:
-    """The models and the test, so that no test replaces another one's results."""
-    new = "+".join(model_name(file) for file in args.model_file or args.matrix)
-    old = [model_name(file) for file in (args.old_gallery or args.model_file_old,) if file]
-    parts = ["_vs_".join([new, *old]), data, *["matrix"] * bool(args.matrix)]
-    parts += [args.metric] * (args.metric != "cosine")
-    parts += [args.dimensions] * (args.dimensions != "equal")
-    return "_".join(parts + ["backfill"] * bool(args.backfill))
+    write_results(target, said, "\n\n".join([*text, *why_not, *remarks]))
 
 
 if __name__ == "__main__":

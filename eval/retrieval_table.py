@@ -13,7 +13,7 @@ from bct import markdown
 from bct.command import run_cli
 from bct.errors import BctError
 from bct.files import read_json, write_json, write_text
-from bct.metrics.compatibility import compatible, update_gain
+from bct.protocols.verdict import judged
 
 PARTS = {
     "all": "all queries",
@@ -91,8 +91,8 @@ def row(seed: dict, name: str, quality: str) -> dict[str, dict[str, float]]:
                 seed["alone"]["self"],
             )
         )
-        gain = update_gain(cross, old, alone)
-        out[part] = {"old": old, "cross": cross, "own": own, "gain": gain if gain == gain else None}
+        gain = judged(quality, old, cross, own, alone).gain
+        out[part] = {"old": old, "cross": cross, "own": own, "gain": gain}
     return out
 
 
@@ -106,7 +106,7 @@ def shown(table: dict, quality: str, seeds: int) -> str:
             cells = [
                 markdown.spread([p[key] for p in parts]) for key in ("old", "cross", "own", "gain")
             ]
-            yes = sum(compatible(p["cross"], p["old"]) for p in parts)
+            yes = sum(judged(quality, p["old"], p["cross"], p["own"]).compatible for p in parts)
             lines.append([name, part, *cells, f"{yes} of {seeds}"])
     head = f"{QUALITIES[quality]}, {seeds} seed{'s' * (seeds > 1)}"
     return f"{head}\n\n{markdown.table(titles, lines)}"

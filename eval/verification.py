@@ -16,24 +16,18 @@ import torch
 
 from bct import distributed
 from bct.amp import amp_dtype
-from bct.command import evaluation_options, run_cli
+from bct.command import evaluation_options, model_parser, results_name, run_cli, write_results
 from bct.errors import BctError
-from bct.files import model_name, write_json, write_text
 from bct.models.embed import embed_models
 from bct.models.model import described, open_models
 from bct.protocols.pair_tests import notes, pair_tests, table
 from bct.protocols.pairs import open_bin
+from bct.protocols.roles import roles_and_files
 
 
 def arguments() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = model_parser(__doc__, several=False)
     add = parser.add_argument
-    add("-m", "--model_file", required=True, metavar="NEW", help="new model")
-    add("-net", "--network", help="its network, e.g. r50")
-    add("-m_old", "--model_file_old", metavar="OLD", help="old model: adds the cross test")
-    add("-old_net", "--network_old", help="its network")
     add("--set", nargs="+", type=Path, required=True, metavar="LFW.bin", help="sets")
     add("--far", type=float, default=1e-3, help="FAR of the TAR, the threshold and the verdict")
     evaluation_options(parser, output="work_dirs/verification", batch_size=256)
@@ -53,10 +47,7 @@ def main() -> None:
 
 
 def evaluate(args: argparse.Namespace, device: torch.device) -> None:
-    files, old = [("new", args.model_file, args.network)], None
-    if args.model_file_old:
-        old = "old"
-        files.insert(0, (old, args.model_file_old, args.network_old))
+    roles, files = roles_and_files(args)
     models = open_models(files, amp_dtype(args.amp, device))
     results, text = {}, []
     for path in args.set:
@@ -65,20 +56,14 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> None:
             models, protocol.images, args.cache, device=device,
             batch_size=args.batch_size, num_workers=0,
         )  # fmt: skip
-        tests, scores = pair_tests(protocol, embeddings, old, args.far)
+        tests, scores = pair_tests(protocol, embeddings, roles, args.far)
         results[protocol.name] = tests
         text += [table(protocol, tests, args.far)]
-        text += notes(protocol, tests, scores, "new", old, args.far)
+        text += notes(protocol, tests, scores, roles, args.far)
     if not distributed.is_main():
         return
-    stem = "_vs_".join(model_name(file) for file in (args.model_file, args.model_file_old) if file)
-    target = args.output / f"{stem}_{'+'.join(results)}"
-    write_json(
-        target.with_name(f"{target.name}.json"), {"models": described(models), "sets": results}
-    )
-    page = "\n\n".join(text)
-    write_text(target.with_name(f"{target.name}.md"), page + "\n")
-    print(f"\n{page}\n\nwritten to {target}.md, .json")
+    target = args.output / results_name(args, "+".join(results))
+    write_results(target, {"models": described(models), "sets": results}, "\n\n".join(text))
 
 
 if __name__ == "__main__":

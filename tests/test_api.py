@@ -9,7 +9,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from support.api_walk import demo_folder, failures
+from support.api_walk import failures
+from support.demo_folder import demo_folder
 from support.pictures import write_faces
 
 import bct

@@ -199,7 +199,7 @@ def test_widths_that_differ(run, tmp_path):
     found, _ = run("-m", new, *common, "--dimensions", "zero_pad", "--metric", "l2")
     padded = np.pad(o, ((0, 0), (0, 8)))
     expect(found["tests"]["new / old"]["all queries"], *plain(x, labels, padded, labels, "l2"))
-    # the paragon need not meet the old model
+    # the model alone need not meet the old model
     found, page = run("-m", old, *common, "-m_free", alone)
     assert "alone / old is left out: 32 and 16 dimensions" in page
     assert "update_gain" in found["compatibility"]["new"]["all queries"]["top1"]

@@ -2,9 +2,9 @@
 
 Any function of the TARs of several systems has its interval from the same replicates:
 
-    tars = bootstrap_tar([old, cross, paragon], subject_a, subject_b, genuine, (1e-4,))[:, :, 0]
-    o, c, p = tars.T
-    interval((c - o) / (p - o), update_gain(cross_tar, old_tar, paragon_tar))
+    tars = bootstrap_tar([old, cross, alone], subject_a, subject_b, genuine, (1e-4,))[:, :, 0]
+    o, c, a = tars.T
+    interval((c - o) / (a - o), update_gain(cross_tar, old_tar, alone_tar))
 """
 
 from collections.abc import Iterator, Sequence
@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import embedding_bag
 
 from bct.errors import BctError
-from bct.metrics.scores import split_scores, tar_at_far
+from bct.metrics.scores import split_scores
 from bct.streams import generator
 
 _CELLS = 1 << 25  # units times resamples held at once: about 1 GiB
@@ -106,47 +106,6 @@ def bootstrap_tar(
         allowed = np.floor(impostors[:, None] * np.array(fars) * (1 + 1e-12)).astype(np.int64)
         tars.append(np.stack([_tars(*s, *pairs, sample, allowed) for s in split], axis=1))
     return np.concatenate(tars)
-
-
-def bootstrap_tar_difference(
-    cross: np.ndarray,
-    old: np.ndarray,
-    first: np.ndarray,
-    second: np.ndarray,
-    genuine: np.ndarray,
-    far: float,
-    resamples: int = 1000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Percentile interval of mean(TAR(cross)) - mean(TAR(old)) at `far`, means over S seeds.
-
-    All systems are judged on the same resamples: what is common to them cancels. The seeds are
-    averaged, not resampled: the interval is about other units, not about other trainings.
-
-    Args:
-        cross, old: float (S, P), scores of the same P pairs by S seeds.
-        first, second, genuine, resamples, seed: as in bootstrap_tar.
-        far: false-accept rate, 0..1.
-
-    Returns:
-        The difference on the data, as metrics.tar_at_far has it, and its bounds; in -1..1.
-
-    Raises:
-        BctError: as bootstrap_tar; cross and old of different shapes.
-    """
-    if np.shape(cross) != np.shape(old):
-        raise BctError(
-            f"scores are {np.shape(cross)} and {np.shape(old)}",
-            "give scores (seeds, pairs) of both systems by the same number of seeds",
-        )
-    systems = (*cross, *old)
-    tars = bootstrap_tar(systems, first, second, genuine, (far,), resamples, seed)[:, :, 0]
-    on_data = np.array([[tar_at_far(s, genuine, (far,))[0].tar for s in systems]])
-    difference, estimate = (
-        t[:, : len(cross)].mean(1) - t[:, len(cross) :].mean(1) for t in (tars, on_data)
-    )
-    return interval(difference, estimate[0], confidence)
 
 
 def _check(

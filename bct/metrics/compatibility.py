@@ -3,7 +3,8 @@
 M is any quality in one unit (TAR, mAP, ...), larger is better:
 
     old     M(o,o)  old queries, old gallery          cross     M(n,o)  new queries, old gallery
-    self_   M(n,n)  new queries, new gallery          paragon   M(*,*)  a new model trained freely
+    self_   M(n,n)  new queries, new gallery          alone     M(*,*)  the new network trained
+                                                                        without compatibility
 """
 
 import math
@@ -22,54 +23,54 @@ def compatible(cross: float, old: float) -> bool:
     return bool(cross > old)
 
 
-def update_gain(cross: float, old: float, paragon: float) -> float:
-    """(M(n,o) - M(o,o)) / (M(*,*) - M(o,o)): 0 is the old model, 1 the paragon (BCT, CVPR 2020).
+def update_gain(cross: float, old: float, alone: float) -> float:
+    """(M(n,o) - M(o,o)) / (M(*,*) - M(o,o)): 0 is the old model, 1 the one alone (BCT, CVPR 2020).
 
     NaN unless M(*,*) > M(o,o): there is then nothing to gain.
     """
-    return (cross - old) / (paragon - old) if paragon > old else math.nan
+    return (cross - old) / (alone - old) if alone > old else math.nan
 
 
-def price(self_: float, paragon: float) -> float:
+def price(self_: float, alone: float) -> float:
     """M(*,*) - M(n,n), in the unit of M: what the new model gives up to be compatible."""
-    return paragon - self_
+    return alone - self_
 
 
-def p_up(self_: PerDataSet, paragon: PerDataSet) -> float:
+def p_up(self_: PerDataSet, alone: PerDataSet) -> float:
     """mean over data sets of sigmoid((M(n,n) - M(*,*)) / M(*,*)); 0.5 is no loss.
 
     AdvBCT (Pan et al., CVPR 2023), which defines P_up, P_comp and P_1 in no code; these formulas
     were fitted to its main table and give it back. Each argument is a number or one per data set.
     NaN if some M(*,*) is not positive. Raises BctError for numbers of data sets that differ.
     """
-    return fmean(_up(*row) for row in _data_sets(self_, paragon))
+    return fmean(_up(*row) for row in _data_sets(self_, alone))
 
 
-def p_comp(cross: PerDataSet, old: PerDataSet, paragon: PerDataSet) -> float:
+def p_comp(cross: PerDataSet, old: PerDataSet, alone: PerDataSet) -> float:
     """mean over data sets of sigmoid(update gain); above 0.5 is compatible.
 
     NaN if some update gain is. Source, arguments and errors as p_up.
     """
-    return fmean(_comp(*row) for row in _data_sets(cross, old, paragon))
+    return fmean(_comp(*row) for row in _data_sets(cross, old, alone))
 
 
-def p_1(self_: PerDataSet, cross: PerDataSet, old: PerDataSet, paragon: PerDataSet) -> float:
+def p_1(self_: PerDataSet, cross: PerDataSet, old: PerDataSet, alone: PerDataSet) -> float:
     """mean over data sets of 2ab / (a + b), a and b being P_up and P_comp of that data set alone.
 
     It is not the harmonic mean of the averages. Source, arguments and errors as p_up.
     """
     return fmean(
         harmonic_mean([_up(s, p), _comp(c, o, p)])
-        for s, c, o, p in _data_sets(self_, cross, old, paragon)
+        for s, c, o, p in _data_sets(self_, cross, old, alone)
     )
 
 
-def _up(self_: float, paragon: float) -> float:
-    return _sigmoid((self_ - paragon) / paragon) if paragon > 0 else math.nan
+def _up(self_: float, alone: float) -> float:
+    return _sigmoid((self_ - alone) / alone) if alone > 0 else math.nan
 
 
-def _comp(cross: float, old: float, paragon: float) -> float:
-    return _sigmoid(update_gain(cross, old, paragon))
+def _comp(cross: float, old: float, alone: float) -> float:
+    return _sigmoid(update_gain(cross, old, alone))
 
 
 def _sigmoid(x: float) -> float:

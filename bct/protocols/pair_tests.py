@@ -12,30 +12,23 @@ from bct.metrics.folds import accuracy
 from bct.metrics.scores import auc, rate_name, tar_at_far
 from bct.protocols.compare import pair_units
 from bct.protocols.protocol import Protocol
+from bct.protocols.roles import Roles, test_name
 from bct.protocols.verdict import judged
 
 
-def self_and_cross(labels: list[str], old: str | None) -> list[tuple[str, str]]:
-    """(query model, gallery model): each with itself, and new ones against the old one."""
-    if old is None:
-        return [(label, label) for label in labels]
-    new = [label for label in labels if label != old]
-    return [(old, old)] + [pair for label in new for pair in ((label, old), (label, label))]
-
-
 def pair_tests(
-    protocol: Protocol, embeddings: Mapping[str, np.ndarray], old: str | None, far: float
+    protocol: Protocol, embeddings: Mapping[str, np.ndarray], roles: Roles, far: float
 ) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
     """Test "query / gallery" -> its figures, and -> the cosine of every pair, float32 (P,).
 
     A pair's first image is the gallery's, its second the query's. Accuracy is insightface's.
 
     Args:
-        embeddings: label -> (N, D), not normalised. old: the old model's label, if there is one.
+        embeddings: label -> (N, D), not normalised.
     """
     tests, scores = {}, {}
     first, second, genuine = protocol.pairs
-    for query, gallery in self_and_cross(list(embeddings), old):
+    for query, gallery in roles.tests():
         sides = embeddings[gallery][first], embeddings[query][second]
         if sides[0].shape != sides[1].shape:
             raise BctError(
@@ -43,7 +36,7 @@ def pair_tests(
                 "dimensions, so they can't be compared",
                 "give models of equal embedding size",
             )
-        name = f"{query} / {gallery}"
+        name = test_name((query, gallery))
         mean, std, xnorm = accuracy(*sides, genuine)
         units = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in sides]
         scores[name] = (units[0] * units[1]).sum(1)
@@ -74,8 +67,7 @@ def notes(
     protocol: Protocol,
     tests: dict[str, dict],
     scores: Mapping[str, np.ndarray],
-    new: str,
-    old: str | None,
+    roles: Roles,
     far: float,
 ) -> list[str]:
     """What the table does not say: compatibility, drift and flips, or why there is no TAR."""
@@ -90,20 +82,19 @@ def notes(
     lines, measure = [], f"FAR {rate_name(far)}"
     if far * impostors < 1:
         lines.append(f"{impostors} impostor pairs: {measure} allows no false accept at all")
-    if old is not None:
-        before, cross = scores[f"{old} / {old}"], scores[f"{new} / {old}"]
+    if roles.old is not None:
+        compared = [test_name(test) for test in roles.compared(*roles.new)]
+        before, cross = scores[compared[0]], scores[compared[1]]
         *units, over = pair_units(protocol)
         tars = bootstrap_tar([before, cross], *units, genuine, (far,))[:, :, 0]
-        tar = [
-            tests[name]["tar"] for name in (f"{old} / {old}", f"{new} / {old}", f"{new} / {new}")
-        ]
-        verdict = judged(measure, *tar, replicates=tars[:, 1] - tars[:, 0], over=over)
+        tar = [tests[name]["tar"] for name in compared]
+        verdict = judged(f"TAR at {measure}", *tar, replicates=tars[:, 1] - tars[:, 0], over=over)
         drift = threshold_drift(before, cross, genuine, (far,))[0]
         flips = verification_flips(before, cross, genuine, far)
         lines += [
             verdict.sentence(),
-            f"at the old threshold {drift.old.threshold:.4f} {new}/{old} has FAR "
-            f"{drift.new.far:.2e} ({old}/{old} {drift.old.far:.2e}) and TAR {drift.new.tar:.4f}",
+            f"at the old threshold {drift.old.threshold:.4f} new/old has FAR "
+            f"{drift.new.far:.2e} (old/old {drift.old.far:.2e}) and TAR {drift.new.tar:.4f}",
             f"flips at {measure}, each system at its own threshold: genuine pairs lost "
             f"{flips.genuine.negative}, won {flips.genuine.positive}; impostors newly accepted "
             f"{flips.impostor.negative}, newly rejected {flips.impostor.positive}",

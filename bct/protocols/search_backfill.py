@@ -11,7 +11,8 @@ from bct.metrics.mixed import retrieve_mixed
 from bct.metrics.relevance import ByClass, Relevance
 from bct.metrics.retrieval import Retrieval
 from bct.models.widths import same_width
-from bct.protocols.search_tests import How, Roles, Sides, Test, mean_of
+from bct.protocols.roles import Roles, Test
+from bct.protocols.search_tests import How, Sides, mean_of
 from bct.search.orders import distance_to_centre, order_by_distance, order_random
 from bct.stored.vector_files import open_vectors
 

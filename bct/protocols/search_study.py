@@ -1,28 +1,32 @@
 """A whole study of searches on an image set: every test, every figure, and the page about them."""
 
+import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from bct.files import atomic
+from bct.data import views
+from bct.metrics.retrieval import METRICS
 from bct.models.model import Model
+from bct.models.widths import POLICIES
 from bct.protocols.image_search import sets_of
 from bct.protocols.protocol import Protocol
+from bct.protocols.roles import Roles
 from bct.protocols.search_backfill import backfills
 from bct.protocols.search_tables import heading, tables
 from bct.protocols.search_tests import (
     NEW,
     OLD,
     How,
-    Roles,
     Sides,
     measured,
     parts_of,
     run_tests,
     sides_of,
 )
+from bct.stored.vector_files import save_rows
 
 
 class Wanted(NamedTuple):
@@ -37,6 +41,38 @@ class Wanted(NamedTuple):
     orders: Mapping[str, np.ndarray | None] = {}
     resamples: int = 1000
     per_class: bool = False
+
+
+def search_options(parser: argparse.ArgumentParser) -> None:
+    """Adds how images are seen, how searches are made and what is asked: see View, How, Wanted."""
+    add = parser.add_argument
+    known = "the first N labels, or a .json with class names; default: the old model.json"
+    add("--old-classes", metavar="N", help=known)
+    add("--metric", choices=METRICS, default="cosine")
+    widths = "how two widths meet: leading dimensions of the wider, or the narrower with zeros"
+    add("--dimensions", choices=POLICIES, default="equal", help=widths)
+    add("--ks", type=int, nargs="+", default=[1, 5], help="which top-k")
+    orders = "quality by share of the gallery refreshed: random, distance (from the class's centre)"
+    orders += ", or an .npy of uncertainties, the highest of which come first"
+    add("--backfill", nargs="+", default=[], metavar="ORDER", help=orders)
+    add("--per-class", action="store_true", help="figures of each class, too, in the .json")
+    add("--resamples", type=int, default=1000, help="of the bootstrap over classes")
+    add("--size", type=int, help="pixels of the input, where no model.json says; default: 112")
+    add("--crop", choices=views.CROPS, help="likewise; resized: the centre of 256/224 of it")
+    add("--pixels", choices=tuple(views.PIXELS), help="their normalisation, likewise")
+
+
+def made_from(protocol: Protocol, models: Mapping[str, Model], how: How) -> dict:
+    """What results depend on, as plain values: models, images and how they are compared."""
+    return {
+        "models": {
+            label: {"sha256": model.sha256, "view": model.view and model.view._asdict()}
+            for label, model in models.items()
+        },
+        "data": [images.fingerprint for images in sets_of(protocol)],
+        "metric": how.metric,
+        "dimensions": how.dimensions,
+    }
 
 
 def study(
@@ -90,6 +126,4 @@ def save_embeddings(
         if models[label].view is None:
             continue
         for end, array in zip(ends, sides_of(protocol.search, rows), strict=False):
-            path = target.with_name(f"{target.name}_{label}{end}.npy")
-            with atomic(path) as temporary, open(temporary, "wb") as file:
-                np.save(file, array)
+            save_rows(target.with_name(f"{target.name}_{label}{end}.npy"), array)

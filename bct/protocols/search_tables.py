@@ -9,8 +9,9 @@ from bct.markdown import table as markdown
 from bct.models.model import Model
 from bct.protocols.image_search import sets_of
 from bct.protocols.protocol import Protocol
+from bct.protocols.roles import Roles
 from bct.protocols.search_backfill import SHARES
-from bct.protocols.search_tests import EVERY, OVER, How, Roles
+from bct.protocols.search_tests import EVERY, OVER, How
 from bct.protocols.verdict import interval_title
 
 
@@ -18,7 +19,7 @@ def tables(found: dict, roles: Roles, how: How, parts: dict[str, np.ndarray]) ->
     """All tables. Args: found: what search_tests.measured gave, and "backfill"."""
     text = [tests(found["tests"], part, how.qualities) for part in parts]
     if "chain" in found:
-        text.append(chain(roles.new, found["chain"]))
+        text.append(chain(roles.versions, found["chain"]))
     if "compatibility" in found:
         text.append(compatibility(found["compatibility"]))
     if "backfill" in found:

@@ -1,6 +1,5 @@
 """Searches on image sets: which tests there are, and their figures as plain values."""
 
-import itertools
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -11,13 +10,12 @@ from bct.metrics.relevance import ByClass, Relevance, positives
 from bct.metrics.retrieval import Retrieval, bootstrap_means, by_class, cmc, of_queries, retrieve
 from bct.models.widths import same_width
 from bct.protocols.protocol import Search
+from bct.protocols.roles import Roles, Test, test_name
 from bct.protocols.verdict import judged
 
 EVERY, OLD, NEW = "all queries", "queries of old classes", "queries of new classes"
 OVER = "classes"  # what intervals are resampled over
 DEPTH = 20  # of the CMC
-
-Test = tuple[str, str]  # labels of the queries' and of the gallery's model
 
 
 class Sides(NamedTuple):
@@ -51,47 +49,6 @@ class How(NamedTuple):
     @property
     def qualities(self) -> list[str]:
         return [*(f"top{k}" for k in self.ks), "map"]
-
-
-class Roles(NamedTuple):
-    """Who is who among the models, by label; what a label says decides nothing.
-
-    new: the new models, or with `chain` all versions, oldest first. old: the old model. mapped: a
-    gallery that stands in place of the old model's. alone: the new network trained without
-    compatibility.
-    """
-
-    new: list[str]
-    old: str | None = None
-    mapped: str | None = None
-    alone: str | None = None
-    chain: bool = False
-
-    @property
-    def stale(self) -> str | None:
-        """Whose gallery new queries meet before a backfill."""
-        return self.mapped or self.old
-
-    def compared(self, label: str) -> list[Test]:
-        """The tests that tell whether a new model is compatible: old, cross, self, alone."""
-        tests = [(self.old, self.old), (label, self.stale), (label, label)]
-        return tests + [(self.alone, self.alone)] * (self.alone is not None)
-
-    def tests(self) -> list[Test]:
-        """All tests, in the order of the tables."""
-        if self.chain:
-            return list(itertools.product(self.new, repeat=2))
-        alone = [(self.alone, self.alone)] * (self.alone is not None)
-        if self.old is None:
-            return [*((label, label) for label in self.new), *alone]
-        each = [test for label in self.new for test in self.compared(label)[:3]]
-        # the last one is no part of the verdict: it only shows that alone's space is another one
-        return [*dict.fromkeys(each), *alone, *((label, self.old) for label, _ in alone)]
-
-
-def test_name(test: Test) -> str:
-    """As tables and JSON have it."""
-    return " / ".join(test)
 
 
 def run_tests(
@@ -235,7 +192,7 @@ def measured(
     tests = {test: figures(result, parts, of_class, names) for test, result in results.items()}
     out = {"tests": {test_name(test): found for test, found in tests.items()}}
     if roles.chain:
-        out["chain"] = chain_figures(roles.new, tests, how)
+        out["chain"] = chain_figures(roles.versions, tests, how)
     if roles.old is not None:
         out["compatibility"] = {
             label: {

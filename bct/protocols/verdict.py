@@ -62,14 +62,15 @@ class Verdict(NamedTuple):
 
     def sentence(self) -> str:
         """One line for people."""
+        rate = self.measure.removeprefix("TAR at ")
+        judgement = f"{WORDS[self.compatible]} {'by' if rate == self.measure else 'at'} {rate}"
         if self.interval is None:
             sign = ">" if self.compatible else "<="
-            reason = f"cross {self.cross:.4f} {sign} old self {self.old:.4f}"
-            return f"{WORDS[self.compatible]} at {self.measure} ({reason})"
+            return f"{judgement} (cross {self.cross:.4f} {sign} old self {self.old:.4f})"
         low, high = self.interval.low, self.interval.high
         return (
-            f"{WORDS[self.compatible]} at {self.measure}: cross - old self "
-            f"{self.cross - self.old:+.4f}, {interval_title(self.over)} {low:+.4f} to {high:+.4f}"
+            f"{judgement}: cross - old self {self.cross - self.old:+.4f}, "
+            f"{interval_title(self.over)} {low:+.4f} to {high:+.4f}"
         )
 
     def table(self) -> str:

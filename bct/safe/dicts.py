@@ -1,7 +1,7 @@
 """Reading pickles of one dict: CIFAR's files, and the label maps that np.save wrote as objects.
 
 The pickle is not handed to Python's unpickler: its operations are few, and carried out here. A dict
-makes the difference to safe_pickle, which does: hashing nested tuples takes time that a few bytes
+makes the difference to lists.py, which does: hashing nested tuples takes time that a few bytes
 can make endless, or a deep one the whole stack. So keys are numbers and strings, and a container
 is never taken from the memo: all that is built is a tree, no larger than the file.
 """

@@ -16,12 +16,13 @@ kill or several writers leave, an array is used only beside a manifest with its 
 import datetime
 import hashlib
 import shlex
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch.distributed as dist
 
 from bct import distributed
@@ -64,7 +65,7 @@ def manifest_path(path: Path) -> Path:
 
 @contextmanager
 def write_artefact(
-    path: Path, shape: tuple[int, ...], dtype: str, **manifest: Any
+    path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike, **manifest: Any
 ) -> Iterator[np.ndarray]:
     """Yields a memory-mapped array to fill. File and manifest appear when the block ends well.
 
@@ -92,7 +93,7 @@ def write_artefact(
 
 @contextmanager
 def shared_artefact(
-    path: Path, shape: tuple[int, ...], dtype: str, **manifest: Any
+    path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike, **manifest: Any
 ) -> Iterator[np.ndarray]:
     """write_artefact for all ranks: rank 0 creates the file, the others fill the same one."""
     name: list[str | None] = [None]
@@ -230,3 +231,36 @@ def open_features(
             f"embeddings and labels of {sd} come from different runs", f"make both: {how}"
         )
     return features, np.array(labels), made_from
+
+
+def make_artefact(
+    kind: str,
+    sd: str,
+    feature_save: str | Path,
+    compute: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    said: Callable[[np.ndarray], str],
+    **settings: float,
+) -> str:
+    """Makes an artefact from the embeddings of an old model, unless a valid one is there.
+
+    Args:
+        compute: embeddings (n, D), labels (n,) -> the array.
+        said: the array -> what is in it, for people.
+        settings: of the artefact, T; they are in its manifest.
+
+    Returns:
+        What was done, one line.
+
+    Raises BctError like open_features.
+    """
+    path = artefact_path(kind, feature_save, scenario_of(sd), sd, **settings)
+    features, labels, made_from = open_features(feature_save, sd)
+    made_from |= {"kind": kind, **settings}
+    if is_valid(path, **made_from):
+        return f"{path} is up to date: reusing it"
+    array = compute(features, labels)
+    if array.dtype.names:
+        made_from["dim"] = features.shape[1]
+    with write_artefact(path, array.shape, array.dtype, **made_from) as out:
+        out[:] = array
+    return f"{path}: {said(array)}"

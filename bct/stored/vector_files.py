@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from bct.errors import BctError
+from bct.files import atomic
 from bct.stored.artefacts import manifest_path, open_artefact
 
 _BLOCK = 1 << 16  # rows looked at together: a memory-mapped file is never whole in memory
@@ -170,3 +171,9 @@ def _name(path: Path, files: list[str]) -> str:
         f"{path} holds {len(names)} arrays ({', '.join(names[:5])})",
         'store one array, or call the right one "embeddings"',
     )
+
+
+def save_rows(path: Path, rows: np.ndarray) -> None:
+    """Writes rows (N, D) as an .npy that open_vectors reads; without a manifest."""
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, rows)

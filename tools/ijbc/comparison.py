@@ -126,7 +126,7 @@ class Judge:
             first, second, genuine, (self.far,), self.resamples,
         )[:, :, 0]  # fmt: skip
         gaps = tars[:, seeds:].mean(1) - tars[:, :seeds].mean(1)
-        verdict = judged(f"FAR {rate_name(self.far)}", *means, replicates=gaps, over=OVER)
+        verdict = judged(f"TAR at FAR {rate_name(self.far)}", *means, replicates=gaps, over=OVER)
         return {**figures, **verdict.figures()}
 
 

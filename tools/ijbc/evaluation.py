@@ -1,6 +1,5 @@
 """The tests of IJB: which models meet whose galleries, in which modes, and what that says."""
 
-import itertools
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -8,15 +7,17 @@ import numpy as np
 import torch
 
 from bct.errors import BctError
+from bct.files import model_name
 from bct.metrics import chain
 from bct.metrics.scores import rate_name, roc_points
 from bct.models.embed import embed_models
 from bct.models.model import Model
-from bct.protocols.pair_tests import self_and_cross
 from bct.protocols.protocol import Protocol
+from bct.protocols.roles import Roles, Test, test_name
 from bct.protocols.scoring import open_set, verification
 from bct.protocols.templates import pair_scores
 from bct.protocols.verdict import judged
+from bct.stored.vector_files import save_rows
 from tools.ijbc.modes import PUBLISHED, Mode
 
 Embeddings = dict[bool, dict[str, np.ndarray]]  # with mirror image? -> label -> (N, D)
@@ -46,24 +47,25 @@ def image_embeddings(
     }  # fmt: skip
 
 
-def pairings(labels: list[str], old: str | None, matrix: bool) -> list[tuple[str, str]]:
-    """(query model, gallery model) of every test, in the order of the table; old: the old one."""
-    if matrix:
-        return list(itertools.product(labels, labels))
-    return self_and_cross(labels, old)
+def save_embeddings(
+    folder: Path, subset: str, models: Mapping[str, Model], embeddings: Embeddings
+) -> None:
+    """<model>_<subset>.npy of each model, with the mirror images."""
+    for label, model in models.items():
+        save_rows(folder / f"{model_name(model.file)}_{subset}.npy", embeddings[True][label])
 
 
 def run_tests(
     protocol: Protocol,
     embeddings: Embeddings,
-    pairs: list[tuple[str, str]],
+    roles: Roles,
     modes: tuple[Mode, ...],
     rule: str,
 ) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
     """Test -> its figures, and -> its scores (P,), of the published mode alone.
 
     Args:
-        pairs: of pairings. rule: see bct.metrics.scores.tar_at_far.
+        rule: see bct.metrics.scores.tar_at_far.
     """
     tests, scores = {}, {}
     first, second, genuine = protocol.pairs
@@ -72,8 +74,8 @@ def run_tests(
             label: protocol.templates.aggregate(features, mode.normalise, mode.detector)
             for label, features in embeddings[mode.mirror].items()
         }
-        for query, gallery in pairs:
-            name = f"{query} / {gallery}" + (f", {mode}" if len(modes) > 1 else "")
+        for query, gallery in roles.tests():
+            name = test_name((query, gallery)) + (f", {mode}" if len(modes) > 1 else "")
             # the first template of a pair is the enrolled one, the second the probe
             enrolled, probe = templates[gallery], templates[query]
             found = pair_scores(enrolled, probe, first, second)
@@ -92,31 +94,27 @@ def curves(scores: Mapping[str, np.ndarray], genuine: np.ndarray) -> dict[str, t
 
 
 def notes(
-    protocol: Protocol,
-    tests: dict[str, dict],
-    labels: list[str],
-    old: str | None,
-    far: float,
-    *,
-    matrix: bool,
-    eight_modes: bool,
-    rule: str,
+    protocol: Protocol, tests: dict[str, dict], roles: Roles, far: float, rule: str, modes: int
 ) -> list[str]:
-    """What the figures mean: the verdict on compatibility, and FARs too small for this protocol."""
+    """What the figures mean: the verdict on compatibility, and FARs too small for this protocol.
+
+    Args:
+        modes: how many there are; the published one is judged.
+    """
     lines, measure = [], f"FAR {rate_name(far)}"
-    suffix = f", {PUBLISHED}" if eight_modes else ""
+    suffix = f", {PUBLISHED}" if modes > 1 else ""
 
-    def tar(query: str, gallery: str) -> float:
-        return tests[f"{query} / {gallery}{suffix}"]["pairs"]["tar"][rate_name(far)]
+    def tar(test: Test) -> float:
+        return tests[test_name(test) + suffix]["pairs"]["tar"][rate_name(far)]
 
-    for label in labels if old is not None else []:
-        if label != old:
-            verdict = judged(measure, tar(old, old), tar(label, old), tar(label, label))
-            lines.append(f"{label}: {verdict.sentence()}")
-    if matrix and len(labels) > 1:
-        quality = np.array([[tar(query, gallery) for gallery in labels] for query in labels])
+    for label in roles.new if roles.old is not None else []:
+        verdict = judged(f"TAR at {measure}", *map(tar, roles.compared(label)))
+        lines.append(f"{label}: {verdict.sentence()}")
+    versions = roles.versions
+    if roles.chain and len(versions) > 1:
+        quality = np.array([[tar((query, gallery)) for gallery in versions] for query in versions])
         lines.append(
-            f"chain {' -> '.join(labels)}, TAR at {measure}: "
+            f"chain {' -> '.join(versions)}, TAR at {measure}: "
             f"average compatibility {chain.average_compatibility(quality):.3f}, "
             f"average quality {chain.average_quality(quality):.4f}, "
             f"backward transfer {chain.backward_transfer(quality):+.4f}, "
