@@ -59,7 +59,12 @@ def arguments() -> argparse.Namespace:
     widths = "with --images or --search: leading cuts all embeddings to the narrowest ones' width"
     add("--dimensions", choices=("equal", "leading"), default="equal", help=widths)
     add("-s", "--subset", default="IJBC", choices=("IJBC", "IJBB"))
-    add("--far", type=float, default=1e-4, help="FAR that the deployed threshold was set for")
+    add(
+        "--far",
+        type=float,
+        default=1e-4,
+        help="of pairs: FAR that the deployed threshold was set for",
+    )
     add("--resamples", type=int, default=1000, help="of the bootstrap")
     add("--thumbnails", action="store_true", help="show pictures of what changed")
     add("--images-per-second", type=float, help="of re-extraction; default: measured here")

@@ -4,19 +4,19 @@ import json
 import re
 import shutil
 import subprocess
-from collections import Counter
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from support.pages import Nothing, Reader
 from support.script import run_script
 
-from bct.data.image_set import ImageSet
+from bct.metrics.bootstrap import Interval
 from bct.protocols.protocol import Pairs, Protocol, Side
 from bct.protocols.templates import Templates, pair_scores
 from bct.report import page
-from bct.report.analysis import SHARES, analyse, spread, verdict
-from bct.report.analysis import study as study_of
+from bct.report.analysis import analyse, decide
+from bct.report.pairs import measure_at, spread
+from bct.report.study import SHARES, Study
 
 SUBJECTS, PROBES, DIM = 30, 4, 16
 
@@ -51,17 +51,7 @@ def study(new_noise=0.5, old_noise=1.0, rotate=False, alone=False):
         features["new"] = (features["new"] @ rotation).astype(np.float32)
     if alone:
         features["alone"] = (features["new"] @ rotation).astype(np.float32)
-    return study_of(protocol, features)
-
-
-class Nothing(ImageSet):
-    """So many images that nobody looks at."""
-
-    def __init__(self, count):
-        self.count = count
-
-    def __len__(self):
-        return self.count
+    return Study.of(protocol, features)
 
 
 def test_the_same_model_again():
@@ -145,37 +135,26 @@ def test_spread_is_the_mean_distance_of_a_templates_images():
         assert got[subject] == pytest.approx(np.linalg.norm(mine - centre, axis=1).mean(), rel=1e-5)
 
 
-def plain(old, cross, own, low=0.0, ratio=1.0, enough=0.4, there=0.6):
-    """A report with just what a verdict is made from."""
-    names = ("old / old", "new / old", "new / new")
-    difference = {"estimate": cross - old, "low": low, "high": 1.0}
+def verdict(old, cross, own, low=0.0, ratio=1.0, enough=0.4, there=0.6):
+    """From just what it is made from."""
+    qualities = {"old / old": old, "new / old": cross, "new / new": own}
     drift = {"far": 1e-2, "threshold": 0.3, "far_ratio": ratio, "restored": 0.4,
              "new_tar": there}  # fmt: skip
-    return {
-        "far": 1e-2,
-        "compatibility": {
-            "tar": dict(zip(names, (old, cross, own), strict=True)),
-            "differences": {"new / old": difference},
-        },
-        "drift": [drift],
-        "backfill": {
-            "orders": {"random": {"enough_for_old": 0.9}, "best": {"enough_for_old": enough}}
-        },
-    }  # fmt: skip
+    gap, orders = Interval(cross - old, low, 1.0), {"random": 0.9, "best": enough}
+    return decide(measure_at(1e-2), qualities, gap, orders, drift)
 
 
 @pytest.mark.parametrize(
-    ("report", "decision", "words"),
+    ("result", "decision", "words"),
     [
-        (plain(0.5, 0.6, 0.7, low=0.05), "deploy now", "can stay as it is"),
-        (plain(0.5, 0.6, 0.7, low=-0.05), "deploy now", "within the uncertainty"),
-        (plain(0.5, 0.4, 0.7), "backfill first", "backfill 40 % of the gallery first"),
-        (plain(0.5, 0.4, 0.7, enough=None), "backfill first", "backfill 90 %"),
-        (plain(0.5, 0.4, 0.5), "do not", "no better than the old one"),
+        (verdict(0.5, 0.6, 0.7, low=0.05), "deploy now", "can stay as it is"),
+        (verdict(0.5, 0.6, 0.7, low=-0.05), "deploy now", "within the uncertainty"),
+        (verdict(0.5, 0.4, 0.7), "backfill first", "backfill 40 % of the gallery first"),
+        (verdict(0.5, 0.4, 0.7, enough=None), "backfill first", "backfill 90 %"),
+        (verdict(0.5, 0.4, 0.5), "do not", "no better than the old one"),
     ],
 )
-def test_verdict(report, decision, words):
-    result = verdict(report)
+def test_verdict(result, decision, words):
     assert result["decision"] == decision and words in result["headline"]
 
 
@@ -189,14 +168,14 @@ def test_verdict(report, decision, words):
     ],
 )
 def test_verdict_on_the_threshold(ratio, words):
-    result = verdict(plain(0.5, 0.6, 0.7, ratio=ratio))
+    result = verdict(0.5, 0.6, 0.7, ratio=ratio)
     assert words in result["reasons"][-1]
     assert ("with a new threshold" in result["headline"]) == (ratio == 3.0)
 
 
 def test_a_threshold_at_which_the_gain_is_lost_is_to_be_changed():
     """Similarities to another model's embeddings are lower: fewer accepts of both kinds."""
-    result = verdict(plain(0.5, 0.6, 0.7, ratio=0.2, there=0.3))
+    result = verdict(0.5, 0.6, 0.7, ratio=0.2, there=0.3)
     assert result["headline"].startswith("Deploy now, with a new threshold: ")
     assert (
         "from 0.300 to 0.400: at the old one, new queries reach TAR 0.300" in result["reasons"][-1]
@@ -204,21 +183,6 @@ def test_a_threshold_at_which_the_gain_is_lost_is_to_be_changed():
 
 
 # ---- the page
-
-
-class Reader(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.ids, self.addresses = Counter(), Counter(), []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags[tag] += 1
-        for name, value in attributes:
-            if name == "id":
-                self.ids[value] += 1
-            if name in ("src", "href", "xlink:href"):
-                self.addresses.append(value)
 
 
 def whole(made, **changes):
@@ -242,7 +206,7 @@ def whole(made, **changes):
 def test_page_is_self_contained_and_described(tmp_path, alone):
     made = study(alone=alone)
     report, drawings = whole(made)
-    page.write(tmp_path, report, drawings, made.protocol.pairs.genuine)
+    page.write(tmp_path, report, drawings)
     text = (tmp_path / "report.html").read_text()
     read = Reader(text)
     assert read.tags["svg"] == read.tags["figure"] == text.count('role="img"') == 4
@@ -265,7 +229,7 @@ def test_page_is_self_contained_and_described(tmp_path, alone):
 def test_unknown_speed_is_said(tmp_path):
     made = study()
     report, drawings = whole(made, images_per_second=None, hours=None, price=None)
-    page.write(tmp_path, report, drawings, made.protocol.pairs.genuine)
+    page.write(tmp_path, report, drawings)
     assert "Give <code>--images-per-second</code>" in (tmp_path / "report.html").read_text()
 
 
@@ -336,7 +300,7 @@ def test_in_chromium(tmp_path, width):
     """No console message, four figures with a size, nothing wider than the window."""
     made = study(alone=True)
     report, drawings = whole(made)
-    page.write(tmp_path, report, drawings, made.protocol.pairs.genuine)
+    page.write(tmp_path, report, drawings)
     probe = """<script>
         const boxes = [...document.querySelectorAll("svg")].map(s => s.getBoundingClientRect());
         document.documentElement.dataset.found = JSON.stringify({
