@@ -155,6 +155,7 @@ def test_a_broken_image_names_file_key_and_offset(tmp_path, workers, data, word)
     with pytest.raises(BctError) as info:
         list(Loader(RecordSet(path), 2, CPU, num_workers=workers, train=False).epoch())
     what = info.value.what
+    del info  # its traceback holds the loader, whose workers would end 5 s later
     assert word in what and "bad.rec" in what and "key 1" in what and f"offset {offset}" in what
 
 

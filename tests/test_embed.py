@@ -21,6 +21,7 @@ from bct.errors import BctError
 from bct.files import ROOT
 from bct.models.embed import embed_models
 from bct.models.model import open_model, open_models
+from bct.rows import row_blocks
 
 
 class Drawn(ImageSet):
@@ -70,6 +71,9 @@ def test_rows_are_those_of_the_images(model, tmp_path, mirror, cached):
     )["a"]
     assert found.dtype == np.float32 and isinstance(found, np.memmap)
     np.testing.assert_allclose(found, plain(model, images, mirror), rtol=1e-5, atol=1e-4)
+    # they can be read in blocks, too, though their file has another name by now, or none
+    (block,) = (x.numpy() for _, x in row_blocks(found))
+    np.testing.assert_array_equal(block, found)
 
 
 def test_what_a_cache_depends_on(model, tmp_path):
@@ -84,12 +88,14 @@ def test_what_a_cache_depends_on(model, tmp_path):
     assert images.made == made
     torch.manual_seed(1)
     torch.save(get_model("demo_w16", 8).state_dict(), tmp_path / "b.pt")
+    seen = Drawn(6)
+    seen.view = View(pixels="imagenet")
     for count, (models, other, options) in enumerate(
         [
             ({"a": open_model(tmp_path / "b.pt", "demo_w16")}, images, {}),
             (one, Drawn(7), {}),
             (one, images, {"mirror": True}),
-            (one, images, {"view": View(pixels="imagenet")}),
+            (one, seen, {}),
         ],
         2,
     ):

@@ -11,7 +11,7 @@ from support.pictures import jpeg
 from support.script import run_script
 
 from backbones import get_model
-from bct.metrics.accuracy import accuracy
+from bct.metrics.folds import accuracy
 from bct.models.embed import embed_set
 from bct.protocols.pairs import load_bin
 

@@ -144,7 +144,7 @@ def in_blocks(f, w, y, block):
     return out
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_blocks_of_classes_give_what_one_block_gives(world_size):
     """Blocks of 1 class, and of some numbers that do not divide the classes."""
     f, w, y = problem(classes=101)

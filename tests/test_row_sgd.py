@@ -170,7 +170,7 @@ def trained(world_batch, steps, *, lazy=True, accumulate=1, fp16=False, path=Non
     return head.current().detach(), backbone[1].weight.detach(), torch.stack(losses)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_training_equals_dense_sgd_with_the_same_samples(world_size):
     for cases in run_on_ranks(world_size, trained_both_ways):
         for ours, dense in cases:

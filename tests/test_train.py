@@ -10,6 +10,7 @@ import pytest
 import torch
 from easydict import EasyDict
 from support.ranks import run_on_ranks
+from support.script import run_script
 from support.tiny import TINY, small_cfg
 from torch import nn
 
@@ -268,14 +269,16 @@ def test_bad_input_is_named(job, override, word):
 
 
 def test_torchrun_and_plain_python_are_the_same_command(job, tmp_path):
-    common = [str(ROOT / "train_old.py"), str(job.path), *TINY, "num_epoch=1"]
+    one, two = (
+        [str(ROOT / "train_old.py"), str(job.path), *TINY, "num_epoch=1", f"output={tmp_path / n}"]
+        for n in ("one", "two")
+    )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    for name, launcher in (("one", [sys.executable]), ("two", torchrun)):
-        done = subprocess.run(
-            [*launcher, *common, f"output={tmp_path / name}"],
-            cwd=tmp_path, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+    for done in (
+        run_script(*one, cwd=tmp_path),
+        subprocess.run([*torchrun, *two], cwd=tmp_path, capture_output=True, text=True),
+    ):
         assert done.returncode == 0, done.stderr
-        assert weights(tmp_path / name).keys() == weights(tmp_path / "one").keys()
+    assert weights(tmp_path / "two").keys() == weights(tmp_path / "one").keys()
     centres = torch.load(checkpoints(tmp_path / "two")[0], weights_only=True)["head"]["weight"]
     assert centres.shape == (5, 16)

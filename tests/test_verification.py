@@ -14,7 +14,7 @@ from support.ranks import run_on_ranks
 from backbones import get_model
 from bct.data.images import decode, to_network
 from bct.errors import BctError
-from bct.metrics.accuracy import accuracy
+from bct.metrics.folds import accuracy
 from bct.models.embed import embed_set
 from bct.protocols.pairs import VerificationSet, load_bin, verify
 

@@ -5,16 +5,17 @@ What has to work without a clone belongs into WALK: it runs with the installed p
 
 import email
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
 
 import pytest
+from support.api_walk import demo_folder
 
 import bct
 from bct.files import ROOT
 
-# until the report takes any protocol
 EVERY_MODULE = """
 import importlib, pkgutil
 import backbones, bct
@@ -42,6 +43,20 @@ assert cfg.feature_save == str(here / "feature_save")
 
 templates = {file.name for file in (installed / "bct/report").glob("*.j2")}
 assert templates == {"report.html.j2", "report.md.j2"}
+"""
+
+API = f"""
+import sys
+sys.path.append({str(ROOT / "tests" / "support")!r})  # after the wheel
+import api_walk, bct
+from pathlib import Path
+
+assert bct.__file__.startswith(sys.argv[1])
+assert not api_walk.failures(Path({str(ROOT / "docs" / "api.md")!r}), without="load_method")
+try:
+    bct.load_method("MixBCT")
+except bct.errors.BctError as error:
+    print(error)
 """
 
 
@@ -117,6 +132,13 @@ def test_every_module_imports_without_the_clone(walk):
 def test_it_is_of_use_without_the_clone(walk):
     walk(WALK)
     assert [path.name for path in walk.away.iterdir()] == ["job.py"]
+
+
+def test_the_walk_of_the_docs_runs_on_it(walk):
+    demo_folder(walk.away / "work_dirs" / "demo")
+    what, do = walk(API)[-2:]
+    assert "can't load the method MixBCT" in what and "clone of the repository" in do
+    shutil.rmtree(walk.away / "work_dirs")
 
 
 def test_two_lines_where_another_package_called_backbones_hides_ours(walk, tmp_path):

@@ -135,7 +135,10 @@ class Loader:
         side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
         for number, packet in enumerate(self.loader, start):
             if isinstance(packet, BctError):
-                raise packet
+                try:
+                    raise packet
+                finally:
+                    del packet  # its traceback holds this frame: a circle would keep the workers
             if self.broken is not None:
                 self.broken(len(packet.index), packet.problems)
             key = (distributed.rank(), epoch, number)

@@ -167,8 +167,10 @@ def _compute(
     distributed.barrier()
     for array in out.values():
         array.flags.writeable = False
-    # not what the paths hold by now: another run may be replacing it
-    return {label: out[paths[parts[label][0]]] for label in models}
+    # not what the paths hold by now: another run may be replacing it. Views, because bct.rows opens
+    # a whole mapped file by its name, which was a temporary one
+    views = {path: out[label][:] for path, label in paths.items()}
+    return {label: views[parts[label][0]] for label in models}
 
 
 @contextmanager

@@ -3,10 +3,10 @@
 import numpy as np
 
 from bct.data.image_set import ImageSet
-from bct.data.views import View, transform
 from bct.errors import BctError
 from bct.protocols.protocol import Pairs, Protocol, Side
 from bct.protocols.templates import Templates
+from bct.protocols.thumbnails import thumbnails_of
 
 _PAIRS = 1 << 24  # about as many as IJB-C has; of more, probes are left out evenly
 
@@ -42,11 +42,6 @@ def class_templates(dataset: ImageSet) -> Protocol:
     gallery, probe = templates.rows(classes), templates.row[probes]
     first, second = (a.ravel() for a in np.meshgrid(gallery, probe, indexing="ij"))
     halves = (slice(0, None, 2), slice(1, None, 2))
-    shrink = transform(View(crop="resized"), train=False)
-
-    def thumbnail(index: int, out: np.ndarray) -> None:
-        out[:] = shrink(dataset.image(index))
-
     return Protocol(
         name=dataset.name,
         images=dataset,
@@ -57,5 +52,5 @@ def class_templates(dataset: ImageSet) -> Protocol:
             Side(f"gallery_{k}", gallery[half], classes[half]) for k, half in enumerate(halves, 1)
         ],
         subjects=subjects,
-        thumbnail=thumbnail,
+        thumbnail=thumbnails_of(dataset),
     )

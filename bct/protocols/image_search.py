@@ -10,6 +10,7 @@ from bct.errors import BctError
 from bct.files import read_json
 from bct.metrics.relevance import ByClass
 from bct.protocols.protocol import Protocol, Search
+from bct.protocols.thumbnails import thumbnails_of
 
 
 def open_search(queries: str | Path, gallery: str | Path | None = None) -> Protocol:
@@ -27,13 +28,19 @@ def open_search(queries: str | Path, gallery: str | Path | None = None) -> Proto
     if len(sets) == 1:
         labels, rows = sets[0].labels, np.arange(len(sets[0]))
         search = Search(rows, rows, ByClass(labels, labels, leave_one_out=True))
-        return Protocol(name, sets[0], search=search, subjects=labels)
+        return _protocol(name, sets[0], search)
     images = Joined(sets)
     images.labels, images.class_names = _common_labels(*sets)
     first, second = np.split(np.arange(len(images)), [len(sets[0])])
     relevance = ByClass(images.labels[first], images.labels[second])
     search = Search(first, second, relevance)
-    return Protocol(name, images, search=search, subjects=images.labels)
+    return _protocol(name, images, search)
+
+
+def _protocol(name: str, images: ImageSet, search: Search) -> Protocol:
+    return Protocol(
+        name, images, search=search, subjects=images.labels, thumbnail=thumbnails_of(images)
+    )
 
 
 def _common_labels(*sets: ImageSet) -> tuple[np.ndarray, list[str] | None]:

@@ -5,10 +5,11 @@ from collections.abc import Mapping
 import numpy as np
 
 from bct import markdown
-from bct.metrics.accuracy import accuracy
 from bct.metrics.bootstrap import bootstrap_tar
 from bct.metrics.flips import threshold_drift, verification_flips
+from bct.metrics.folds import accuracy
 from bct.metrics.scores import auc, rate_name, tar_at_far
+from bct.protocols.compare import pair_units
 from bct.protocols.protocol import Protocol
 from bct.protocols.roles import Roles, test_name
 from bct.protocols.templates import check_widths
@@ -79,10 +80,10 @@ def notes(
     if roles.old is not None:
         compared = [test_name(test) for test in roles.compared(*roles.new)]
         before, cross = scores[compared[0]], scores[compared[1]]
-        pair = np.arange(len(before))  # a set does not say who is in it: pairs are resampled
-        tars = bootstrap_tar([before, cross], pair, pair, genuine, (far,))[:, :, 0]
+        *units, over = pair_units(protocol)
+        tars = bootstrap_tar([before, cross], *units, genuine, (far,))[:, :, 0]
         tar = [tests[name]["tar"] for name in compared]
-        verdict = judged(measure, *tar, replicates=tars[:, 1] - tars[:, 0], over="pairs")
+        verdict = judged(measure, *tar, replicates=tars[:, 1] - tars[:, 0], over=over)
         drift = threshold_drift(before, cross, genuine, (far,))[0]
         flips = verification_flips(before, cross, genuine, far)
         lines += [

@@ -15,7 +15,7 @@ from bct.data.images import SIZE, decode
 from bct.data.views import View
 from bct.errors import BctError
 from bct.files import sha256
-from bct.metrics.accuracy import Accuracy, accuracy
+from bct.metrics.folds import Accuracy, accuracy
 from bct.models.embed import embed_set
 from bct.protocols.protocol import Pairs, Protocol
 from bct.safe.lists import load_lists

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from bct import markdown
 from bct.metrics import compatibility
 from bct.metrics.bootstrap import Interval, interval
 
@@ -70,6 +71,16 @@ class Verdict(NamedTuple):
             f"{WORDS[self.compatible]} at {self.measure}: cross - old self "
             f"{self.cross - self.old:+.4f}, {interval_title(self.over)} {low:+.4f} to {high:+.4f}"
         )
+
+    def table(self) -> str:
+        """A Markdown table of the tests, and the sentence below it."""
+        rows = [["old / old", self.old], ["new / old", self.cross], ["new / new", self.own]]
+        if self.alone is not None:
+            rows.append(["alone / alone", self.alone])
+        titles = ["query / gallery", self.measure, "difference from old / old"]
+        cells = [[name, f"{q:.4f}", f"{q - self.old:+.4f}"] for name, q in rows]
+        cells[0][2] = ""
+        return f"{markdown.table(titles, cells, padded=True)}\n\n{self.sentence()}"
 
 
 def judged(

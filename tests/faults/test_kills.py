@@ -1,7 +1,7 @@
-"""54 SIGKILLs at random moments of training runs: each goes on to the same bits.
+"""SIGKILLs at random moments of training runs: each goes on to the same bits.
 
-`make faults` runs it. Half of the kills wait for a checkpoint that is being written, which its
-temporary name tells, and come at that moment.
+`make faults` has 54 of them, `make test-slow` 3 for each of two runs. Half of the kills wait for a
+checkpoint that is being written, which its temporary name tells, and come at that moment.
 """
 
 import contextlib
@@ -21,8 +21,7 @@ from bct.files import ROOT
 from bct.safe.tensors import read_tensors
 from bct.training.checkpoint import checkpoints
 
-pytestmark = pytest.mark.slow
-KILLS = int(os.environ.get("BCT_KILLS", 9))  # of each of six runs; CI has less time
+KILLS = int(os.environ.get("BCT_KILLS", 3))  # of each run; `make faults` sets it to 9
 TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
 
 
@@ -67,8 +66,17 @@ def everything_is_whole(output: Path) -> None:
         read_tensors(file)
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("name", ["train_old", "MixBCT", "NCCL"])
+@pytest.mark.parametrize(
+    ("name", "ranks"),
+    [
+        pytest.param("train_old", 1, marks=pytest.mark.slow),
+        pytest.param("train_old", 2, marks=pytest.mark.faults),
+        pytest.param("MixBCT", 1, marks=pytest.mark.faults),
+        pytest.param("MixBCT", 2, marks=pytest.mark.faults),
+        pytest.param("NCCL", 1, marks=pytest.mark.faults),
+        pytest.param("NCCL", 2, marks=pytest.mark.slow),
+    ],
+)
 def test_killed_runs_end_like_the_whole_one(house, tmp_path, name, ranks, record_property):
     script, *arguments = old_model(tmp_path) if name == "train_old" else new_model(house, name)
     common = ["batch_size=8", "frequent=1", "num_workers=1", "amp=off", "save_every=3"]

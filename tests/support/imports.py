@@ -39,6 +39,7 @@ ALLOWED = {
 BCT = " ".join(ALLOWED) + " bct"
 ALLOWED |= {
     "bct": BCT,  # the public names
+    "api": BCT,  # what they are
     "tools.ijbc": BCT,
     "tools": f"{BCT} tools.ijbc",
     "eval": f"{BCT} tools.ijbc",

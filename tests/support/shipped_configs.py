@@ -78,6 +78,31 @@ def all_settings() -> list[EasyDict]:
     return found
 
 
+NAMES = ("name", "output", "rec", "feature_save", "shard", "scenario", "old_config", "new_config")
+
+
+def outline(value: Any) -> Any:
+    """A setting without its number: that it is none, zero, or so many."""
+    if isinstance(value, dict):
+        return {key: outline(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return len(value)
+    return value if isinstance(value, bool | str | None) else bool(value)
+
+
+def repeated(paths: list[Path]) -> set[Path]:
+    """Those that differ in numbers, shard or scenario alone from an earlier one of their method."""
+    seen, found = set(), set()
+    for path in paths:
+        cfg = settings(path)
+        chosen = {key: outline(value) for key, value in cfg.items() if key not in NAMES}
+        kind = repr((method_of(path), cfg.image_size, sorted(chosen.items())))
+        if kind in seen:
+            found.add(path)
+        seen.add(kind)
+    return found
+
+
 def kind_of(cfg: EasyDict) -> str:
     """Which of the three data sets stands for the config's own."""
     if cfg.rec is None and cfg.old_config:  # what the old model has seen
