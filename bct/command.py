@@ -17,8 +17,8 @@ CACHE = ROOT / "work_dirs" / "cache"  # of embeddings
 def run_cli(main: Callable[[], None]) -> None:
     """Runs an entry point; a BctError or an OSError ends it with two lines and exit code 1.
 
-    Of several ranks the first to fail says why, with its traceback if the error is not one of
-    these; the others keep quiet.
+    The first rank to fail says why, with its traceback if the error is not one of these; the
+    others keep quiet.
     """
     try:
         main()

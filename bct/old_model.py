@@ -1,5 +1,6 @@
 """The old model as a method sees it: its artefacts, checked against the data, and the network."""
 
+import shlex
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -24,8 +25,8 @@ from bct.stored.artefacts import (
     PER_CLASS,
     artefact_path,
     entries,
-    making,
     open_artefact,
+    with_folder,
 )
 
 
@@ -196,8 +197,7 @@ class OldModel:
     @staticmethod
     def locate(cfg: EasyDict, kind: str) -> tuple[Path, str]:
         """Where an artefact of a kind is, and the command that makes it."""
-        key = "new_config" if kind == "new_embedding" else "old_config"
-        missing = [k for k in ("scenario", key) if cfg[k] is None]
+        missing = [k for k in ("scenario", _names_model(kind)) if cfg[k] is None]
         if missing and not cfg.get(kind):
             raise BctError(
                 f"config {cfg.name} does not set {missing[0]}, so there is no old model to follow",
@@ -205,9 +205,7 @@ class OldModel:
             )
         if missing:
             return Path(cfg[kind]), ""
-        T = cfg.get("T", 0.9)
-        sd = artefact_name(cfg[key], cfg.shard)
-        how = making(kind, f"configs/{cfg[key]}.py", sd, T, cfg.feature_save)
+        sd, T, how = _made(cfg, kind)
         if cfg.get(kind):
             return Path(cfg[kind]), how
         return artefact_path(kind, cfg.feature_save, cfg.scenario, sd, T), how
@@ -235,6 +233,20 @@ class OldModel:
             )
 
 
+def _names_model(kind: str) -> str:
+    """The key that names the model an artefact is of."""
+    return "new_config" if kind == "new_embedding" else "old_config"
+
+
+def _made(cfg: EasyDict, kind: str, folder: str | Path = "configs") -> tuple[str, float, str]:
+    """An artefact's name SD, its T, and the command that makes it."""
+    name, T = cfg[_names_model(kind)], cfg.get("T", 0.9)
+    sd = artefact_name(name, cfg.shard)
+    config = shlex.quote(str(Path(folder) / f"{name}.py"))
+    command = KINDS[kind][1].format(old_config=config, sd=sd, T=T)
+    return sd, T, with_folder(command, cfg.feature_save)
+
+
 def artefact_commands(
     cfg: EasyDict, kinds: tuple[str, ...], folder: str | Path = "configs"
 ) -> list[str]:
@@ -257,15 +269,12 @@ def artefact_commands(
                 f"no tool makes artefacts of the kind {kind!r}",
                 f"those there are tools for: {', '.join(KINDS)}",
             )
-        name = cfg["new_config" if kind == "new_embedding" else "old_config"]
-        if name is None:
+        if cfg[_names_model(kind)] is None:
             raise BctError(
                 f"{kind} is of a model that the config {cfg.name} does not name",
                 "set old_config, or new_config for what is of a new model trained alone",
             )
-        sd = artefact_name(name, cfg.shard)
-        T = cfg.get("T", 0.9)
-        command = making(kind, Path(folder) / f"{name}.py", sd, T, cfg.feature_save)
+        command = _made(cfg, kind, folder)[2]
         if command not in commands:
             commands.append(command)
     return commands

@@ -11,6 +11,15 @@ from bct.errors import BctError
 BLOCK = 1 << 13  # rows
 
 
+def refuse_not_finite(values: np.ndarray | torch.Tensor) -> None:
+    """Raises BctError for embeddings, or what was computed from them, that are not numbers."""
+    finite = torch.isfinite(values) if torch.is_tensor(values) else np.isfinite(values)
+    if not finite.all():
+        raise BctError(
+            "the embeddings hold NaN or inf", "check the weights and the precision (--amp off)"
+        )
+
+
 def row_blocks(features: np.ndarray, block: int = BLOCK) -> Iterator[tuple[slice, torch.Tensor]]:
     """(slice, float32 (block, D)) over the rows of an array.
 

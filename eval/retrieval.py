@@ -12,11 +12,11 @@ q / g is a query by model q against a gallery by model g. With -m_old there are 
 new/new; -m_alone is the new network trained without compatibility, by which a gain is measured.
 Top-k and mAP are exact, see bct/metrics/ranking.py. Where the class names of the old model's data
 are known, queries of classes it was trained on and of others are given apart, too. A self test uses
-all dimensions of its model; how two widths meet is for --dimensions to say.
+all dimensions of its model; --dimensions says how two widths meet.
 
 A model is whatever eval/ijbc.py takes; an .npy or .npz has a row per image of the set, and for two
 sets there are two files, queries.npy,gallery.npy. A model.json says how its network sees an image;
-of a network that has none it is --size, --crop, --pixels.
+--size, --crop and --pixels say it for a network that has none.
 """
 
 import argparse

@@ -108,8 +108,8 @@ def test_files_that_are_refused(tmp_path):
             what(path)
         assert len(str(caught.value).splitlines()) == 2
 
-    said("version 2 of the format, we read 1", version=2)
-    said("is no adapter", format="other")
+    said("version 2 of bct-adapter, we read 1", version=2)
+    said("is no bct-adapter file", format="other")
     said("is no adapter", params=[])
     said("is an adapter Ridge, not Procrustes", kind="Ridge")
     said("holds no Procrustes", params={"size": 1})
@@ -117,7 +117,7 @@ def test_files_that_are_refused(tmp_path):
     for kind in ("Ridge", "Base", "os", "Procrustes.load", "__getattr__", ""):
         said("which we do not have", load_adapter, kind=kind)
     np.savez(path, matrix=np.eye(2))
-    with pytest.raises(BctError, match="is no adapter"):
+    with pytest.raises(BctError, match="is no bct-adapter file"):
         load_adapter(path)
     torch.save({"adapter": "Nothing", "w": torch.ones(1)}, tmp_path / "a.pt")
     with pytest.raises(BctError, match="'Nothing', which we do not have"):

@@ -21,6 +21,7 @@ import bct.adapters
 from bct.errors import BctError
 from bct.files import atomic
 from bct.safe.tensors import read_tensors
+from bct.stored.fingerprint import require_format
 from bct.stored.vector_files import read_arrays
 
 _FORMAT, _VERSION = "bct-adapter", 1
@@ -163,16 +164,10 @@ def _about(path: str | Path, arrays: dict[str, np.ndarray]) -> dict[str, Any]:
     """What an adapter's file says of itself."""
     try:
         about = json.loads(str(arrays["adapter"]))
-        known = about["format"] == _FORMAT and isinstance(about["version"], int)
-        if known and about["version"] > _VERSION:
-            raise BctError(
-                f"{path} has version {about['version']} of the format, we read {_VERSION}",
-                "update bct",
-            )
-        types = {"kind": str, "params": dict, "made_from": dict}
-        known = known and all(isinstance(about[key], of) for key, of in types.items())
-    except (KeyError, TypeError, ValueError, RecursionError):
-        known = False
-    if not known:
+    except (KeyError, ValueError, RecursionError):
+        about = None
+    require_format(about, path, _FORMAT, _VERSION)
+    types = {"kind": str, "params": dict, "made_from": dict}
+    if not all(isinstance(about.get(key), of) for key, of in types.items()):
         raise BctError(f"{path} is no adapter", "give a file that an adapter's save has written")
     return about

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from bct.errors import BctError
+from bct.rows import refuse_not_finite
 
 SIDE = 1 << 12  # rows of a block of scores
 SCORES = 1 << 25  # numbers held at once: of all threads' blocks, or of all positives
@@ -48,10 +49,7 @@ def factors(
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Float32 rows in this order, as queries and as gallery, whose products are the scores."""
     rows = np.asarray(features[order], np.float32)
-    if not np.isfinite(rows).all():
-        raise BctError(
-            "the embeddings hold NaN or inf", "check the weights and the precision (--amp off)"
-        )
+    refuse_not_finite(rows)
     x = torch.from_numpy(rows)
     norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)
     if metric == "cosine":

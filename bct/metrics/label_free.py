@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from bct.errors import BctError
-from bct.rows import BLOCK, row_blocks
+from bct.rows import BLOCK, refuse_not_finite, row_blocks
 
 
 def procrustes_residual(new: np.ndarray, old: np.ndarray) -> float:
@@ -87,10 +87,7 @@ def neighbour_overlap(
 
 
 def _unit(x: torch.Tensor) -> torch.Tensor:
-    if not torch.isfinite(x).all():
-        raise BctError(
-            "the embeddings hold NaN or inf", "check the weights and the precision (--amp off)"
-        )
+    refuse_not_finite(x)
     return F.normalize(x)
 
 

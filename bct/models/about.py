@@ -1,6 +1,7 @@
 """What a config and a model.json say of a network: how it sees an image."""
 
 from pathlib import Path
+from typing import Any
 
 from easydict import EasyDict
 
@@ -21,14 +22,20 @@ def view_of_config(cfg: EasyDict) -> View:
     return View(cfg.image_size, *AUGMENT[cfg.augment], cfg.pixels)
 
 
+def said_beside(weights: str | Path) -> dict[str, Any]:
+    """The model.json beside these weights; {} if there is none, or no object in it."""
+    about = Path(weights).with_suffix(".json")
+    said = read_json(about) if about.is_file() else {}
+    return said if isinstance(said, dict) else {}
+
+
 def view_of_model(weights: str | Path) -> View:
     """The view in the model.json beside these weights; that of faces if there is none.
 
     Raises BctError for one that is not ours.
     """
-    about = Path(weights).with_suffix(".json")
-    said = read_json(about) if about.is_file() else {}
-    if not isinstance(said, dict) or "view" not in said:
+    said = said_beside(weights)
+    if "view" not in said:
         return View()
     try:
         view = View(**said["view"])
@@ -36,5 +43,6 @@ def view_of_model(weights: str | Path) -> View:
     except TypeError:
         fits = False
     if not fits:
+        about = Path(weights).with_suffix(".json")
         raise BctError(f"{about} holds no view of ours: {said['view']}", "train the model again")
     return view

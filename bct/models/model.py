@@ -12,8 +12,8 @@ from torch import nn
 from bct.data.image_set import ImageSet, Joined
 from bct.data.views import View
 from bct.errors import BctError
-from bct.files import read_json, sha256, sha256_file
-from bct.models.about import view_of_model
+from bct.files import sha256, sha256_file
+from bct.models.about import said_beside, view_of_model
 from bct.models.embed import embed_models
 from bct.models.weights import load_backbone
 from bct.stored.fingerprint import Fingerprint
@@ -105,8 +105,7 @@ def open_model(
     digest = digests[0] if len(digests) == 1 else sha256(*digests)
     if is_stored(file):
         return Model(file, None, digest, None)
-    about = Path(file).with_suffix(".json")
-    if about.is_file() and "view" in read_json(about):
+    if "view" in said_beside(file):
         return Model(file, network, digest, view_of_model(file), dtype)
     given = {key: value for key, value in view.items() if value is not None}
     return Model(file, network, digest, View(**given), dtype)

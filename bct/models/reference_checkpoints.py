@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from bct.errors import BctError
-from bct.files import read_json
-from bct.safe.tensors import read_tensors, unwrapped
+from bct.models.about import said_beside
+from bct.safe.tensors import read_tensors, refuse_damaged, unwrapped
 
 TORCHSCRIPT = "torchscript"  # in the place of a network's name
 _CLASSIFIERS = ("cls_fc", "fc_out", "fc", "classifier.6", "heads.head")
@@ -118,9 +118,7 @@ def baked(path: str | Path, state: dict[str, torch.Tensor]) -> dict[str, torch.T
 
     Raises BctError when it is not there, or the weights are others.
     """
-    about = Path(path).with_suffix(".json")
-    said = read_json(about) if about.is_file() else None
-    said = said if isinstance(said, dict) else {}
+    about, said = Path(path).with_suffix(".json"), said_beside(path)
     extra, scale = said.get("to_add_dim"), said.get("C")
     if type(extra) is not int or type(scale) not in (int, float):
         raise BctError(
@@ -190,10 +188,7 @@ def load_torchscript(path: str | Path, network: str | None) -> torch.jit.ScriptM
     if network != TORCHSCRIPT:
         raise untrusted(path)
     try:
-        with zipfile.ZipFile(path) as archive:
-            broken = archive.testzip()
-        if broken:
-            raise BctError(f"{path} is damaged: {broken} in it has another checksum", do)
+        refuse_damaged(path, do)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # deprecated, but nothing else reads it
             return torch.jit.load(path, map_location="cpu").eval()

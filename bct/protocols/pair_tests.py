@@ -5,7 +5,6 @@ from collections.abc import Mapping
 import numpy as np
 
 from bct import markdown
-from bct.errors import BctError
 from bct.metrics.bootstrap import bootstrap_tar
 from bct.metrics.flips import threshold_drift, verification_flips
 from bct.metrics.folds import accuracy
@@ -13,6 +12,7 @@ from bct.metrics.scores import auc, rate_name, tar_at_far
 from bct.protocols.compare import pair_units
 from bct.protocols.protocol import Protocol
 from bct.protocols.roles import Roles, test_name
+from bct.protocols.templates import check_widths
 from bct.protocols.verdict import judged
 
 
@@ -30,12 +30,7 @@ def pair_tests(
     first, second, genuine = protocol.pairs
     for query, gallery in roles.tests():
         sides = embeddings[gallery][first], embeddings[query][second]
-        if sides[0].shape != sides[1].shape:
-            raise BctError(
-                f"the models' embeddings have {sides[0].shape[1]} and {sides[1].shape[1]} "
-                "dimensions, so they can't be compared",
-                "give models of equal embedding size",
-            )
+        check_widths(*sides)
         name = test_name((query, gallery))
         mean, std, xnorm = accuracy(*sides, genuine)
         units = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in sides]

@@ -118,12 +118,7 @@ def pair_scores(first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndar
 
     Raises BctError for models of two widths.
     """
-    if first.shape[1] != second.shape[1]:
-        raise BctError(
-            f"the models' embeddings have {first.shape[1]} and "
-            f"{second.shape[1]} dimensions, so they can't be compared",
-            "give models of equal embedding size",
-        )
+    check_widths(first, second)
     place_a, left = _used(first, a)
     place_b, right = _used(second, b)
     scores = np.empty(len(a), np.float32)
@@ -144,6 +139,16 @@ def pair_scores(first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndar
 
     each_in_threads(score, len(a), _BLOCK)
     return scores
+
+
+def check_widths(first: np.ndarray, second: np.ndarray) -> None:
+    """Raises BctError for embeddings, (., D), of two widths."""
+    if first.shape[1] != second.shape[1]:
+        raise BctError(
+            f"the models' embeddings have {first.shape[1]} and {second.shape[1]} dimensions, "
+            "so they can't be compared",
+            "give models of equal embedding size",
+        )
 
 
 def _used(features: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -27,10 +27,7 @@ def read_tensors(path: str | Path, verify: bool = True) -> Any:
     do = "give a file saved by torch.save that holds only tensors; copy or make it again"
     try:
         if verify and zipfile.is_zipfile(path):
-            with zipfile.ZipFile(path) as archive:
-                broken = archive.testzip()
-            if broken:
-                raise BctError(f"{path} is damaged: {broken} in it has another checksum", do)
+            refuse_damaged(path, do)
         return torch.load(path, map_location="cpu", weights_only=True)
     except BctError:
         raise
@@ -39,6 +36,14 @@ def read_tensors(path: str | Path, verify: bool = True) -> Any:
         raise BctError(
             f"{path} can't be read as weights ({type(error).__name__}: {reason})", do
         ) from None
+
+
+def refuse_damaged(path: str | Path, do: str) -> None:
+    """Raises BctError for an archive in which a file's bytes have another CRC-32 than it says."""
+    with zipfile.ZipFile(path) as archive:
+        broken = archive.testzip()
+    if broken:
+        raise BctError(f"{path} is damaged: {broken} in it has another checksum", do)
 
 
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:

@@ -197,17 +197,6 @@ def with_folder(command: str, feature_save: str | Path) -> str:
     return f"{command} {option}{shlex.quote(str(feature_save))}"
 
 
-def making(kind: str, config: str | Path, sd: str, T: float, feature_save: str | Path) -> str:
-    """The command that makes an artefact.
-
-    Args:
-        config: file of the config of the model it is of.
-        sd: its name, see bct/scenarios.py; T: the kept share, of credible ones.
-    """
-    command = KINDS[kind][1].format(old_config=shlex.quote(str(config)), sd=sd, T=T)
-    return with_folder(command, feature_save)
-
-
 def open_features(
     feature_save: str | Path, sd: str
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:

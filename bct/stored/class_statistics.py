@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from scipy.sparse import csc_matrix
 
 from bct.errors import BctError
-from bct.rows import BLOCK, read_rows, row_blocks
+from bct.rows import BLOCK, read_rows, refuse_not_finite, row_blocks
 from bct.threads import each_in_threads, in_threads
 
 CHUNK = 1 << 11  # rows of one thread: they stay in its cache while it works on them
@@ -155,10 +155,7 @@ def _to_means(
         distance[rows] = d
 
     each_in_threads(measure, len(labels), CHUNK)
-    if not np.isfinite(distance).all():
-        raise BctError(
-            "the embeddings hold NaN or inf", "check the weights and the precision (--amp off)"
-        )
+    refuse_not_finite(distance)
     return distance, product
 
 
