@@ -20,6 +20,11 @@ def refuse_not_finite(values: np.ndarray | torch.Tensor) -> None:
         )
 
 
+def unit_rows(x: np.ndarray) -> np.ndarray:
+    """Each row (n, D) divided by its length; a row of zeros stays."""
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
 def row_blocks(features: np.ndarray, block: int = BLOCK) -> Iterator[tuple[slice, torch.Tensor]]:
     """(slice, float32 (block, D)) over the rows of an array.
 

@@ -33,7 +33,7 @@ from bct.metrics.scores import check_far
 from bct.models.model import described, open_models
 from bct.protocols.roles import roles_and_files
 from tools.ijbc import report
-from tools.ijbc.evaluation import curves, image_embeddings, notes, run_tests, save_embeddings
+from tools.ijbc.evaluation import image_embeddings, notes, run_tests, save_embeddings
 from tools.ijbc.modes import MODES, PUBLISHED
 from tools.ijbc.protocol import read_protocol
 
@@ -102,7 +102,7 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> None:
     remarks = notes(protocol, tests, roles, args.far, args.roc, len(modes))
     text = "\n\n".join([report.table(tests), *remarks])
     genuine = protocol.pairs.genuine
-    report.write(target, {**summary, "tests": tests}, text, curves(scores, genuine), args.far)
+    report.write(target, {**summary, "tests": tests}, text, scores, genuine, args.far)
     saved = args.save_result or target.with_name(f"{target.name}.npz")
     report.save_scores(saved, scores, genuine if args.save_label else None)
     print(f"\n{text}\n\nwritten to {target}.md, .json, .png; scores to {saved}")

@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 
 from bct.config import load_config
 from bct.data import views
+from bct.data.image_set import ImageSet
 from bct.data.loader import Loader
 from bct.data.sets import open_images
 from bct.data.views import View
@@ -111,7 +112,7 @@ def test_a_face_of_another_size_is_refused(folder):
         seen(folder, View(24), num_workers=0)
 
 
-class Small:
+class Small(ImageSet):
     """8 images of one size in memory, as CIFAR's are."""
 
     native, path, num_classes = 12, "small", 1
@@ -145,6 +146,7 @@ def test_images_of_one_small_size_are_resized_on_the_device():
 class Rows:
     """Stored vectors."""
 
+    native, resizable, vectors = None, False, True
     width, path, num_classes = 5, "rows", 9
     labels = np.arange(9)
     rows = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)

@@ -15,7 +15,7 @@ import numpy as np
 
 from bct.adapters.base import Adapter
 from bct.errors import BctError
-from bct.rows import row_blocks
+from bct.rows import row_blocks, unit_rows
 from bct.stored.vector_files import first_not_finite
 
 
@@ -70,5 +70,4 @@ class Procrustes(Adapter):
                 "compute that item's embedding again",
             )
         x = x.astype(np.float64)
-        length = np.linalg.norm(x, axis=1, keepdims=True) if self.unit else 1.0
-        return x / np.maximum(length, 1e-12)
+        return unit_rows(x) if self.unit else x

@@ -120,9 +120,14 @@ def roc(
 
 
 def roc_points(
-    scores: np.ndarray, labels: np.ndarray, lowest: float = 1e-6, count: int = 200
+    scores: np.ndarray, labels: np.ndarray, lowest: float | None = None, count: int = 200
 ) -> tuple[np.ndarray, np.ndarray]:
-    """(FAR, TAR) at `count` FARs spaced evenly in the logarithm, for drawing."""
+    """(FAR, TAR) at `count` FARs spaced evenly in the logarithm, for drawing.
+
+    Args:
+        lowest: the first of them; None: one pair of all, or 1e-6 if that is more.
+    """
+    lowest = lowest or max(1 / len(scores), 1e-6)
     fars = tuple(np.logspace(np.log10(lowest), 0, count))
     points = tar_at_far(scores, labels, fars)
     return np.array(fars), np.array([p.tar for p in points])

@@ -20,6 +20,7 @@ import numpy as np
 from bct.data.image_set import ImageSet
 from bct.metrics.relevance import Relevance
 from bct.protocols.templates import Templates
+from bct.rows import unit_rows
 
 
 class Pairs(NamedTuple):
@@ -98,5 +99,4 @@ class Protocol:
         """
         if self.templates is not None:
             return self.templates.aggregate(embeddings)
-        norms = np.linalg.norm(embeddings, axis=1, keepdims=True)
-        return np.asarray(embeddings / np.maximum(norms, 1e-12), np.float32)
+        return np.asarray(unit_rows(embeddings), np.float32)

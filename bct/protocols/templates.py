@@ -10,6 +10,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from bct.errors import BctError
+from bct.rows import unit_rows
 from bct.threads import each_in_threads
 
 _DENSE_LIMIT = 1 << 28  # scores held at once when all pairs of two sides are computed
@@ -102,8 +103,7 @@ class Templates:
             sums[rows] = mixing[rows] @ features  # one thread's work: SciPy's product has no more
 
         each_in_threads(add, len(self.ids), 1 << 10)
-        norms = np.linalg.norm(sums, axis=1, keepdims=True)
-        return sums / np.maximum(norms, 1e-12)
+        return unit_rows(sums)
 
 
 def pair_scores(first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:

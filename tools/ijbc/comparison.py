@@ -20,6 +20,7 @@ from bct.protocols.protocol import Protocol
 from bct.protocols.scoring import open_set
 from bct.protocols.templates import pair_scores
 from bct.protocols.verdict import interval_title, judged
+from bct.rows import unit_rows
 
 OVER = "templates"  # what the intervals are over
 
@@ -135,7 +136,7 @@ def _met(dimensions: str, gallery: np.ndarray, query: np.ndarray) -> Iterable[np
     if gallery.shape[1] == query.shape[1]:
         return gallery, query
     rows = same_width(dimensions, gallery, query)
-    return [x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12) for x in rows]
+    return [unit_rows(x) for x in rows]
 
 
 LEGEND = f"""\

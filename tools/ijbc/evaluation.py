@@ -9,7 +9,7 @@ import torch
 from bct.errors import BctError
 from bct.files import model_name
 from bct.metrics import chain
-from bct.metrics.scores import rate_name, roc_points
+from bct.metrics.scores import rate_name
 from bct.models.embed import embed_models
 from bct.models.model import Model
 from bct.protocols.protocol import Protocol
@@ -86,11 +86,6 @@ def run_tests(
             if mode == PUBLISHED:
                 scores[name] = found
     return tests, scores
-
-
-def curves(scores: Mapping[str, np.ndarray], genuine: np.ndarray) -> dict[str, tuple]:
-    """ROC curves, test -> (FAR, TAR)."""
-    return {name: roc_points(s, genuine, max(1 / len(s), 1e-6)) for name, s in scores.items()}
 
 
 def notes(

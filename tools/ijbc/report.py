@@ -78,12 +78,18 @@ def draw(tests: dict[str, dict], curves: dict[str, tuple], path: Path, main_far:
 
 
 def write(
-    target: Path, summary: dict, text: str, curves: dict[str, tuple], main_far: float
+    target: Path,
+    summary: dict,
+    text: str,
+    scores: dict[str, np.ndarray],
+    genuine: np.ndarray,
+    main_far: float,
 ) -> None:
-    """<target>.md, <target>.json and <target>.png."""
+    """<target>.md, <target>.json and <target>.png, with the curves of these scores."""
     file = {kind: target.with_name(f"{target.name}.{kind}") for kind in ("json", "md", "png")}
     write_json(file["json"], summary)
     write_text(file["md"], text + "\n")
+    curves = {name: roc_points(of_test, genuine) for name, of_test in scores.items()}
     drawn = {name: summary["tests"][name] for name in curves}
     draw(drawn, curves, file["png"], main_far)
 
@@ -143,6 +149,6 @@ def draw_saved(
             if name in tests:
                 name = f"{path.stem}: {name}"
             tests[name] = {"pairs": verification(scores, genuine, rule)}
-            curves[name] = roc_points(scores, genuine, max(1 / len(scores), 1e-6))
+            curves[name] = roc_points(scores, genuine)
     draw(tests, curves, target, far)
     print(f"{table(tests)}\n\nwritten to {target}")
