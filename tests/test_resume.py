@@ -286,7 +286,7 @@ main(Failing)
 def test_the_first_rank_to_fail_says_why_and_the_job_ends(job, tmp_path, what, words):
     (tmp_path / "failing.py").write_text(SCRIPT.format(what=what))
     script, *arguments = command(
-        job, job.output, "batch_size=4", "timeout=0.1", script=tmp_path / "failing.py"
+        job, job.output, "batch_size=4", "timeout=0.05", script=tmp_path / "failing.py"
     )
     done = run_script(script, *arguments, ranks=2)
     assert done.returncode == 1
@@ -321,7 +321,7 @@ def test_ranks_of_different_world_sizes(job):
         free.bind(("localhost", 0))
         port = str(free.getsockname()[1])
     by_hand = {"MASTER_ADDR": "localhost", "MASTER_PORT": port, "LOCAL_RANK": "0"}
-    command_line = command(job, job.output, "batch_size=4", "timeout=0.1")
+    command_line = command(job, job.output, "batch_size=4", "timeout=0.05")
     with ThreadPoolExecutor() as pool:
         ranks = [
             pool.submit(run_script, *command_line, env={**by_hand, "RANK": rank, "WORLD_SIZE": n})

@@ -34,13 +34,14 @@ def old_model(folder: Path) -> list[str]:
     """A run whose checkpoints take a while to write: 20,000 classes."""
     (folder / "job.py").write_text(
         "from easydict import EasyDict\nconfig = EasyDict(rec='synthetic', num_image=2000, "
-        "num_classes=20000, network='demo_w32', embedding_size=64, lr=0.01, num_epoch=2)\n"
+        "num_classes=20000, network='demo_w32', embedding_size=64, lr=0.01, "
+        f"num_epoch={1 if KILLS < 4 else 2})\n"
     )
     return ["train_old.py", str(folder / "job.py")]
 
 
 def new_model(house: Path, name: str) -> list[str]:
-    epochs = ["num_epoch=60", "lr=0.01"]
+    epochs = [f"num_epoch={30 if KILLS < 4 else 60}", "lr=0.01"]
     given = [f"{house / 'new.py'}", "scenario=OPclass", "old_config=old_class30"]
     return [f"methods/{name}/train.py", *given, *epochs, *SMALL.get(name, ())]
 
