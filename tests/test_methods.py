@@ -191,7 +191,7 @@ def test_an_unknown_method_is_refused_with_the_names_of_all():
 def test_outside_a_clone_two_lines_say_where_methods_are(tmp_path, other):
     """Installed alone, or with another package called `methods` before ours."""
     shutil.copytree(ROOT / "bct", tmp_path / "installed" / "bct")
-    (tmp_path / "installed" / "backbones").symlink_to(ROOT / "backbones")
+    shutil.copytree(ROOT / "backbones", tmp_path / "installed" / "backbones")
     if other:
         (tmp_path / "installed" / "methods.py").write_text("raise SystemExit('imported')\n")
     code = "from bct.method import load_method\nfrom bct.command import run_cli\n"
