@@ -2,7 +2,6 @@
 
 import torch
 import torch.distributed as dist
-from easydict import EasyDict
 from torch.amp import GradScaler
 
 from bct.distributed import say, world_size
@@ -10,15 +9,17 @@ from bct.distributed import say, world_size
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "off": None}
 
 
-def amp_dtype(cfg: EasyDict, device: torch.device) -> torch.dtype | None:
-    """The autocast type for a config on a device, None for fp32.
+def amp_dtype(
+    amp: str | None, device: torch.device, fp16: bool | None = None
+) -> torch.dtype | None:
+    """The autocast type on a device, None for fp32, from a config's `amp` and `fp16`.
 
-    `amp` decides. Without it fp16=True asks for fp16 (on a GPU; a CPU has no use for it),
-    fp16=False for fp32, and neither for bf16 where the hardware has it, else fp16 on a GPU, fp32
-    on a CPU.
+    `amp` decides: "bf16", "fp16" or "off". Without it fp16=True asks for fp16 (on a GPU; a CPU has
+    no use for it), fp16=False for fp32, and neither for bf16 where the hardware has it, else fp16
+    on a GPU, fp32 on a CPU.
     """
-    name = cfg.amp or {None: None, True: "fp16", False: "off"}[cfg.fp16]
-    if name == "fp16" and device.type == "cpu" and not cfg.amp:
+    name = amp or {None: None, True: "fp16", False: "off"}[fp16]
+    if name == "fp16" and device.type == "cpu" and not amp:
         say("fp16=True is meant for a GPU; on this CPU the default precision is used")
         name = None
     if name is None:

@@ -12,8 +12,8 @@ from easydict import EasyDict
 
 from bct.distributed import say
 from bct.errors import BctError
-from bct.files import ROOT, write_text
-from bct.scenarios import new_shard, shard_file
+from bct.files import IN_CLONE, PACKAGE, ROOT, write_text
+from bct.scenarios import SCENARIOS, new_shard, shard_file
 
 # insightface keys that have no effect here: configs that set them load, with a warning
 NO_OP = {
@@ -32,7 +32,7 @@ CHOICES = {
     "amp": (None, "bf16", "fp16", "off"),
     "rec_backend": ("native", "mxnet"),
     "on_bad_record": ("error", "skip"),
-    "scenario": (None, "OPclass", "OPdata", "EXclass", "EXdata"),
+    "scenario": (None, *SCENARIOS),
 }
 TYPES = {  # of the keys whose default is None
     **dict.fromkeys(("num_classes", "num_image", "num_epoch"), int),
@@ -55,7 +55,7 @@ def load_config(
     """Reads a config file and resolves it.
 
     Args:
-        path: the `.py` file, with or without suffix, relative to here or to the repository.
+        path: the `.py` file, with or without suffix, relative to here or to a clone's own folder.
         overrides: "key=value" strings; values are Python literals, anything else is a string.
         method_defaults: keys that a method adds, with their defaults.
         lenient: let the file's unknown keys pass unread: of a method the caller does not know.
@@ -102,7 +102,7 @@ def load_config(
 
 def base_config() -> dict[str, Any]:
     """Every key that all runs have, with its default."""
-    return dict(execute(ROOT / "configs" / "base.py"))
+    return dict(execute((ROOT if IN_CLONE else PACKAGE) / "configs" / "base.py"))
 
 
 def _file_name(text: str) -> str:
@@ -111,7 +111,7 @@ def _file_name(text: str) -> str:
 
 
 def find_config(path: str | Path) -> Path:
-    """The config file a user means: as given, under the repository, with `.py` left out."""
+    """The config file a user means: as given, under a clone's folder, with `.py` left out."""
     for base in (Path.cwd(), ROOT):
         for file in (base / path, base / f"{path}.py"):
             if file.is_file():

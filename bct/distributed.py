@@ -6,7 +6,6 @@ Every random draw of a run is a pure function of (seed, what for, rank, epoch or
 
 import ctypes
 import datetime
-import hashlib
 import os
 import sys
 from typing import NoReturn
@@ -137,16 +136,6 @@ def all_gather_object(value: object) -> list:
         everyone = [None] * world_size()
         dist.all_gather_object(everyone, value)
     return everyone
-
-
-def seed_of(*key: int | str) -> int:
-    """A 63-bit seed from a tuple, e.g. (cfg.seed, "flip", rank, epoch)."""
-    return int.from_bytes(hashlib.sha256(repr(key).encode()).digest()[:8], "little") >> 1
-
-
-def generator(device: torch.device | str, *key: int | str) -> torch.Generator:
-    """A random stream of its own for a tuple."""
-    return torch.Generator(device).manual_seed(seed_of(*key))
 
 
 def contiguous_share(total: int, index: int, parts: int) -> tuple[int, int]:

@@ -15,9 +15,10 @@ from typing import Any
 
 from bct.errors import BctError
 
-ROOT = (
-    Path(__file__).resolve().parent.parent
-)  # of the repository: relative paths in configs start here
+PACKAGE = Path(__file__).resolve().parent
+IN_CLONE = not (PACKAGE / "configs").is_dir()  # a wheel has its base config there
+# where configs' paths start: a clone's own folder; of an installed package, where Python started
+ROOT = PACKAGE.parent if IN_CLONE else Path.cwd()
 
 
 @contextmanager

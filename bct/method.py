@@ -1,6 +1,10 @@
-"""What a training method is. This class is plain training; methods override parts of it."""
+"""What a training method is, and how one is found by its name. The class is plain training; methods
+override parts of it."""
 
+import importlib
+import importlib.util
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -9,12 +13,14 @@ from easydict import EasyDict
 from torch import nn
 
 from backbones import get_model
-from bct import dimensions
-from bct.artefacts import OldModel
 from bct.config import require
-from bct.datasets import Faces, SyntheticFaces, open_faces
+from bct.data.image_set import ImageSet
+from bct.data.loader import Batch
+from bct.data.sets import SyntheticSet, open_images
 from bct.errors import BctError
-from bct.loader import Batch
+from bct.files import ROOT
+from bct.models import widths
+from bct.old_model import OldModel
 
 
 class Method(nn.Module):
@@ -27,26 +33,29 @@ class Method(nn.Module):
         defaults: the config keys it adds, with the paper's values.
         class_sharded: names of the buffers whose rows are this rank's classes, cut as PartialFC
             cuts its centres; checkpoints hold them for all classes.
+        maps_gallery: whether it trains a map of the stored old gallery into the space of a new
+            model trained alone, instead of a network that sees images.
         dimensions: how it can compare embeddings with old ones of another width, keys of
-            bct.dimensions.POLICIES.
+            bct.models.widths.POLICIES.
     """
 
     defaults: ClassVar[dict[str, Any]] = {}
     class_sharded: ClassVar[tuple[str, ...]] = ()
+    maps_gallery: ClassVar[bool] = False
     dimensions: ClassVar[tuple[str, ...]] = ("equal",)
 
     @classmethod
-    def data(cls, cfg: EasyDict) -> Faces:
+    def data(cls, cfg: EasyDict) -> ImageSet:
         """The training set; its item i has row i of every artefact."""
         require(cfg, "rec")
         if cfg.rec == "synthetic":
             require(cfg, "num_image", "num_classes")
-            return SyntheticFaces(cfg.num_image, cfg.num_classes, cfg.image_size)
-        return open_faces(cfg.rec, cfg.rec_backend)
+            return SyntheticSet(cfg.num_image, cfg.num_classes, cfg.image_size)
+        return open_images(cfg.rec, cfg.rec_backend)
 
     @classmethod
     def needs(cls, cfg: EasyDict) -> tuple[str, ...]:
-        """Kinds of old artefacts it reads (keys of bct.artefacts.KINDS)."""
+        """Kinds of old artefacts it reads (keys of bct.stored.artefacts.KINDS)."""
         return ()
 
     @classmethod
@@ -72,7 +81,7 @@ class Method(nn.Module):
                 f"{cls.__name__} can't compare embeddings by dimensions={cfg.dimensions!r}",
                 f"choose from {', '.join(cls.dimensions)}",
             )
-        dimensions.check(cls.output_width(cfg, old), old, cfg.dimensions)
+        widths.check(cls.output_width(cfg, old), old, cfg.dimensions)
 
     def __init__(self, cfg: EasyDict, old: OldModel):
         super().__init__()
@@ -119,6 +128,33 @@ class Method(nn.Module):
         return {"cls": head(embeddings, batch.labels, rng)}
 
 
-def embedding_of(output: torch.Tensor | tuple) -> torch.Tensor:
-    """The embedding among what a backbone in training returns, see Method.backbone."""
-    return output if torch.is_tensor(output) else output.embedding
+def load_method(name: str) -> type[Method]:
+    """The class `name` of methods/<name>/train.py, e.g. load_method("MixBCT").
+
+    Raises:
+        BctError: there is no such method, or this is no clone of the repository: an installed bct
+            comes without methods.
+    """
+    folder = ROOT / "methods"
+    spec = importlib.util.find_spec("methods")
+    places = spec.submodule_search_locations if spec else None
+    if not any(Path(place).resolve() == folder for place in places or ()):
+        found = f"another package `methods` ({spec.origin})" if spec else "no package `methods`"
+        raise BctError(
+            f"can't load the method {name}: Python finds {found}",
+            "methods live in a clone of the repository: install that one, with `pip install -e .`",
+        )
+    names = method_names()
+    if name not in names:
+        raise BctError(f"there is no method {name}", f"choose from {', '.join(names)}")
+    return getattr(importlib.import_module(f"methods.{name}.train"), name)
+
+
+def method_names() -> list[str]:
+    """All methods of this clone, sorted."""
+    return sorted(file.parent.name for file in (ROOT / "methods").glob("*/train.py"))
+
+
+def method_of(config: Path) -> type[Method]:
+    """The method whose directory a config file lies in, methods/<name>/configs/x.py."""
+    return load_method(config.resolve().parent.parent.name)

@@ -17,6 +17,7 @@ from pathlib import Path
 
 from bct.errors import BctError
 
+SCENARIOS = ("OPclass", "OPdata", "EXclass", "EXdata")
 _SHARD = re.compile(r"(class|data)(\d{1,3})$")
 
 

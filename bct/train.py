@@ -1,7 +1,6 @@
 """The training loop, shared by train_old.py and every method."""
 
 import contextlib
-import inspect
 import logging
 import os
 import signal
@@ -10,7 +9,7 @@ import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,22 +17,27 @@ from easydict import EasyDict
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from bct import distributed, views
+from bct import distributed
 from bct.amp import allow_fast_matmul, amp_dtype, make_scaler
-from bct.artefacts import OldModel
-from bct.checkpoint import load_checkpoint, save_checkpoint
+from bct.command import run_cli
 from bct.config import command_line, load_config, require
-from bct.datasets import Faces
-from bct.errors import BctError, run_cli
-from bct.loader import Batch, Loader
+from bct.data.image_set import ImageSet
+from bct.data.loader import Batch, Loader
+from bct.errors import BctError
 from bct.log import BadRecords, RunLog
-from bct.method import Method, embedding_of
-from bct.numerics import FiniteCheck, Outcome
-from bct.optimizer import learning_rate, make_optimizer
-from bct.output import describe, finish, prepare_output, run_identity, save_model
-from bct.partial_fc import NoHead, PartialFC, SoftmaxHead
+from bct.method import Method
+from bct.models.about import view_of_config
+from bct.models.embed import embedded
+from bct.old_model import OldModel
+from bct.protocols.pairs import VerificationSet, load_bin, verify
 from bct.signals import StopRequest
-from bct.verification import VerificationSet, load_bin, verify
+from bct.streams import generator, seed_of
+from bct.training.checkpoint import load_checkpoint, save_checkpoint
+from bct.training.finite import FiniteCheck, Outcome
+from bct.training.heads import make_head
+from bct.training.optimizer import group_named, learning_rate, make_optimizer
+from bct.training.replicas import replicate, share_statistics
+from bct.training.run_folder import describe, finish, prepare_output, run_identity, save_model
 
 
 def main(method_class: type[Method], default_config: str | None = None) -> None:
@@ -58,27 +62,94 @@ def main(method_class: type[Method], default_config: str | None = None) -> None:
     run_cli(run)
 
 
+class Job(NamedTuple):
+    """What a training works with."""
+
+    cfg: EasyDict
+    device: torch.device
+    dataset: ImageSet
+    backbone: nn.Module
+    method: Method
+    head: nn.Module
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    loader: Loader
+    sets: list[VerificationSet]
+    bad: BadRecords | None  # images that were skipped
+    about: dict[str, Any]  # for model.json
+
+    @property
+    def whole(self) -> tuple:
+        """What a checkpoint holds."""
+        return self.backbone, self.method, self.head, self.optimizer, self.scaler
+
+    @property
+    def steps_per_epoch(self) -> int:
+        return len(self.loader) // self.cfg.gradient_acc
+
+    @property
+    def total(self) -> int:
+        return self.steps_per_epoch * self.cfg.num_epoch
+
+
 def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> int:
     """Trains cfg.network on cfg.rec with a method and leaves the result in cfg.output.
 
     Returns:
         The exit code: 0, or 128 + the number of the signal that stopped it.
     """
+    # everything that can be refused is refused before the output is touched
     require(cfg, "num_epoch")
-    faces = method_class.data(cfg)
-    read_counts(cfg, faces)
-    old = OldModel(cfg, faces, method_class.needs(cfg))
+    dataset = method_class.data(cfg)
+    read_counts(cfg, dataset)
+    old = OldModel(cfg, dataset, method_class.needs(cfg))
     if old.dim is not None:
         method_class.check_dimensions(cfg, old.dim)
+    identity = agreed_identity(cfg, method_class, dataset, old)
+    job = build(cfg, method_class, dataset, old, device)
 
-    # ---- build: everything that can be refused is refused before the output is touched
-    identity = run_identity(
-        cfg, method=method_class.__name__, data=faces.fingerprint, old=old.fingerprint
-    )
+    dtype = amp_dtype(cfg.amp, device, cfg.fp16)
+    start = prepare_output(cfg, identity)
+    if start == "finished":
+        distributed.say(f"{cfg.output} holds this run, finished: reusing it")
+        return 0
+    trained = [replicate(module, device) for module in (job.backbone, job.method, job.head)]
+    step, best = 0, 0.0
+    if start == "resume":
+        step, best = continue_from(load_checkpoint(cfg.output, *job.whole), job)
+    with RunLog(cfg, job.total, step, job.scaler, job.bad) as log, StopRequest() as stop:
+        logging.info(
+            f"{method_class.__name__}: {cfg.network} in {dtype or torch.float32} on {device}, "
+            f"{len(dataset)} images of {cfg.num_classes} classes, {job.total} steps"
+        )
+        stopped_by = take_steps(job, trained, step, best, log, stop)
+    if stopped_by:
+        return 128 + stopped_by
+    finish(cfg, identity)
+    distributed.say(f"the trained network is {cfg.output}/model.pt")
+    return 0
+
+
+def agreed_identity(
+    cfg: EasyDict, method_class: type[Method], dataset: ImageSet, old: OldModel
+) -> dict[str, Any]:
+    """What the run depends on. Raises BctError when the ranks do not agree on it."""
+    inputs = {"data": dataset.fingerprint, "old": old.fingerprint}
     settings = {key: repr(value) for key, value in cfg.items() if key not in ("rec", "rec_val")}
-    distributed.agree(**settings, data=faces.fingerprint, old=old.fingerprint)
+    distributed.agree(**settings, **inputs)
+    return run_identity(cfg, method=method_class.__name__, **inputs)
+
+
+def build(
+    cfg: EasyDict,
+    method_class: type[Method],
+    dataset: ImageSet,
+    old: OldModel,
+    device: torch.device,
+) -> Job:
+    """Network, method, head and all else, as they are before the first step."""
     torch.manual_seed(cfg.seed)
-    dtype = amp_dtype(cfg, device)
+    dtype = amp_dtype(cfg.amp, device, cfg.fp16)
     allow_fast_matmul(dtype, device)
     backbone = method_class.backbone(cfg, old, dtype).to(device)
     head = make_head(cfg).to(device)
@@ -87,100 +158,118 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
     optimizer = make_optimizer(cfg, backbone, method, head, fused=not scaler.is_enabled())
     bad = BadRecords(cfg) if cfg.on_bad_record == "skip" else None
     loader = Loader(
-        faces,
+        dataset,
         cfg.batch_size,
         device,
         seed=cfg.seed,
         num_workers=cfg.num_workers,
         num_classes=cfg.num_classes,
-        view=views.of_config(cfg),
+        view=view_of_config(cfg),
         broken=bad,
     )
-    sets = [load_bin(rec_val_folder(cfg, faces) / f"{name}.bin") for name in cfg.val_targets]
-    steps_per_epoch = len(loader) // cfg.gradient_acc
-    total = steps_per_epoch * cfg.num_epoch
-    about = describe(cfg, faces, method_class.output_width(cfg, old.dim))
+    sets = [load_bin(rec_val_folder(cfg, dataset) / f"{name}.bin") for name in cfg.val_targets]
+    about = describe(cfg, dataset, method_class.output_width(cfg, old.dim))
+    modules = backbone, method, head, optimizer, scaler
+    return Job(cfg, device, dataset, *modules, loader, sets, bad, about)
 
-    # ---- start, resume, or find it done
-    start = prepare_output(cfg, identity)
-    if start == "finished":
-        distributed.say(f"{cfg.output} holds this run, finished: reusing it")
-        return 0
-    trained = [replicate(module, device) for module in (backbone, method, head)]
-    state = {"step": 0, "best": 0.0}
-    whole = (backbone, method, head, optimizer, scaler)
-    if start == "resume":
-        state = continue_from(load_checkpoint(cfg.output, *whole), cfg, steps_per_epoch)
-    check = FiniteCheck(cfg, faces)
 
-    # ---- train
-    with RunLog(cfg, total, state["step"], scaler, bad) as log, StopRequest() as stop:
-        logging.info(
-            f"{method_class.__name__}: {cfg.network} in {dtype or torch.float32} on {device}, "
-            f"{len(faces)} images of {cfg.num_classes} classes, {total} steps"
-        )
-        embed = partial(embed_images, cfg, backbone, faces, device)
-        while state["step"] < total:
-            epoch, done = divmod(state["step"], steps_per_epoch)
-            if done == 0:
-                with log.paused():
-                    method.begin_epoch(epoch, embed)
-            batches = log.timed(loader.epoch(epoch, method.fetch, done * cfg.gradient_acc))
-            for _ in range(done, steps_per_epoch):
-                lr = learning_rate(cfg, state["step"], steps_per_epoch)
-                frozen = cfg.freeze_statistics_at
-                backbone.train(frozen is None or state["step"] < total * frozen)
-                outcome = train_step(cfg, batches, trained, optimizer, scaler, lr, state["step"])
-                state["step"] = step = state["step"] + 1
-                check.note(step, lr, outcome)
-                asked, end = stop.agreed(), step % steps_per_epoch == 0
-                verification_due = sets and (step % cfg.verbose == 0 or step == total)
-                save_due = asked or end or step % cfg.save_every == 0
-                if verification_due or save_due or step % cfg.frequent == 0:
-                    check.verify()
-                log.step(step, epoch, lr, outcome.losses)
-                with log.paused():
-                    if verification_due:
-                        evaluate(cfg, backbone, head, sets, state, log, device, about)
-                    if end:
-                        share_statistics(cfg, backbone)
-                        save_model(cfg, backbone, head, step, "model.pt", about)
-                    if save_due:
-                        save(cfg, state, steps_per_epoch, whole, log)
-                if asked and step < total:
-                    name = signal.Signals(asked).name
-                    logging.info(f"stopped by {name} after step {step}: go on with resume=True")
-                    return 128 + asked
-    finish(cfg, identity)
-    distributed.say(f"the trained network is {cfg.output}/model.pt")
+def take_steps(
+    job: Job, trained: list[nn.Module], step: int, best: float, log: RunLog, stop: StopRequest
+) -> int:
+    """Trains from a step to the end; the number of the signal that has stopped it before, or 0.
+
+    trained: backbone, method and head, as train_step takes them.
+    """
+    cfg, check = job.cfg, FiniteCheck(job.cfg, job.dataset)
+    embed = partial(embed_images, cfg, job.backbone, job.dataset, job.device)
+    while step < job.total:
+        epoch, done = divmod(step, job.steps_per_epoch)
+        if done == 0:
+            with log.paused():
+                job.method.begin_epoch(epoch, embed)
+        first = done * cfg.gradient_acc  # batch of this epoch
+        batches = log.timed(job.loader.epoch(epoch, job.method.fetch, first))
+        for _ in range(done, job.steps_per_epoch):
+            lr = learning_rate(cfg, step, job.steps_per_epoch)
+            frozen = cfg.freeze_statistics_at
+            job.backbone.train(frozen is None or step < job.total * frozen)
+            outcome = train_step(cfg, batches, trained, job.optimizer, job.scaler, lr, step)
+            step += 1
+            check.note(step, lr, outcome)
+            due = due_after(job, step, stop.agreed())
+            if due.any or step % cfg.frequent == 0:
+                check.verify()
+            log.step(step, epoch, lr, outcome.losses)
+            with log.paused():
+                best = keep(job, due, step, best, log)
+            if due.stop:
+                name = signal.Signals(due.stop).name
+                logging.info(f"stopped by {name} after step {step}: go on with resume=True")
+                return due.stop
     return 0
 
 
-def continue_from(progress: dict, cfg: EasyDict, steps_per_epoch: int) -> dict:
-    """The state to go on with; says what differs when the batches are cut in another way."""
+class Due(NamedTuple):
+    """What has to be done after a step."""
+
+    verification: bool
+    model: bool
+    checkpoint: bool
+    stop: int  # the signal to stop for, or 0
+
+    @property
+    def any(self) -> bool:
+        """Whether something is written."""
+        return self.verification or self.checkpoint
+
+
+def due_after(job: Job, step: int, asked: int) -> Due:
+    """asked: the number of a signal that has asked any rank to stop, or 0."""
+    end, last = step % job.steps_per_epoch == 0, step == job.total
+    verification = bool(job.sets) and (step % job.cfg.verbose == 0 or last)
+    checkpoint = bool(asked) or end or step % job.cfg.save_every == 0
+    return Due(verification, end, checkpoint, 0 if last else asked)
+
+
+def keep(job: Job, due: Due, step: int, best: float, log: RunLog) -> float:
+    """Verifies and saves what is due after a step; the best verification result so far."""
+    if due.verification:
+        best = evaluate(job, step, best, log)
+    if due.model:
+        share_statistics(job.cfg, job.backbone)
+        save_model(job.cfg, job.backbone, job.head, step, "model.pt", job.about)
+    if due.checkpoint:
+        save(job, step, best, log)
+    return best
+
+
+def continue_from(progress: dict[str, Any], job: Job) -> tuple[int, float]:
+    """The step to go on from and the best verification result until then; says what differs when
+    the batches are cut in another way."""
     then = {key: progress[key] for key in ("world_size", "batch_size", "gradient_acc")}
-    now = {"world_size": distributed.world_size(), **batch_shape(cfg)}
+    now = {"world_size": distributed.world_size(), **batch_shape(job.cfg)}
     step = progress["step"]
     if then != now:
-        step = round(step / progress["steps_per_epoch"] * steps_per_epoch)
+        step = round(step / progress["steps_per_epoch"] * job.steps_per_epoch)
         distributed.say(
             f"warning: continuing a run of {then} as {now}, at step {step}: weights, centres, "
             "momentum and epoch are the same; batches, mirroring, random draws, each rank's batch "
             "statistics and rounding are not what they would have been"
         )
-    return {"step": step, "best": progress["best"]}
+    return step, progress["best"]
 
 
 def batch_shape(cfg: EasyDict) -> dict[str, int]:
     return {"batch_size": cfg.batch_size, "gradient_acc": cfg.gradient_acc}
 
 
-def save(cfg: EasyDict, state: dict, steps_per_epoch: int, whole: tuple, log: RunLog) -> None:
+def save(job: Job, step: int, best: float, log: RunLog) -> None:
     """Writes a checkpoint and logs how long the training stood still for it."""
-    began = time.perf_counter()
-    progress = {**state, **batch_shape(cfg), "steps_per_epoch": steps_per_epoch}
-    save_checkpoint(cfg.output, progress, *whole, keep=cfg.keep_checkpoints)
-    log.scalars(state["step"], checkpoint_seconds=time.perf_counter() - began)
+    cfg, began = job.cfg, time.perf_counter()
+    progress = {"step": step, "best": best, "steps_per_epoch": job.steps_per_epoch}
+    progress |= batch_shape(cfg)
+    save_checkpoint(cfg.output, progress, *job.whole, keep=cfg.keep_checkpoints)
+    log.scalars(step, checkpoint_seconds=time.perf_counter() - began)
 
 
 def train_step(
@@ -203,8 +292,8 @@ def train_step(
         batch = next(batches)
         seen.append(batch.index)
         key = cfg.seed, distributed.rank(), step, micro
-        rng = distributed.generator(batch.images.device, "head", *key)
-        torch.manual_seed(distributed.seed_of("backbone", *key))  # drop path, masks of ViTs
+        rng = generator(batch.images.device, "head", *key)
+        torch.manual_seed(seed_of("backbone", *key))  # drop path, masks of ViTs
         with contextlib.ExitStack() as stack:
             if micro < cfg.gradient_acc - 1:  # gradients travel once, with the last micro-batch
                 for module in trained:
@@ -218,17 +307,15 @@ def train_step(
     for group in optimizer.param_groups:
         group["lr"] = lr
     scaler.unscale_(optimizer)
-    body = optimizer.param_groups[0]["params"]  # not the head
-    norm = nn.utils.clip_grad_norm_(body, cfg.clip_norm)
+    norm = nn.utils.clip_grad_norm_(group_named(optimizer, "body"), cfg.clip_norm)
     scaler.step(optimizer)
     scaler.update()
     optimizer.zero_grad()
     return Outcome(totals, None if scaler.is_enabled() else norm, torch.cat(seen))
 
 
-@torch.no_grad()
 def embed_images(
-    cfg: EasyDict, backbone: nn.Module, faces: Faces, device: torch.device, indices: np.ndarray
+    cfg: EasyDict, backbone: nn.Module, dataset: ImageSet, device: torch.device, indices: np.ndarray
 ) -> np.ndarray:
     """The network's embeddings of these images, as they are: float32 (len(indices), D).
 
@@ -238,98 +325,50 @@ def embed_images(
     backbone.eval()
     workers = cfg.num_workers
     loader = Loader(
-        faces,
+        dataset,
         cfg.batch_size,
         device,
         num_workers=workers,
         train=False,
-        view=views.of_config(cfg),
+        view=view_of_config(cfg),
         indices=indices,
     )
-    outputs = (backbone(batch.images) for batch in loader.epoch())
-    parts = [embedding_of(output).float().cpu().numpy() for output in outputs]
+    parts = [rows["own"] for _, rows in embedded({"own": backbone}, loader)]
     return np.concatenate(parts) if parts else np.zeros((0, cfg.embedding_size), np.float32)
 
 
-def read_counts(cfg: EasyDict, faces: Faces) -> None:
+def read_counts(cfg: EasyDict, dataset: ImageSet) -> None:
     """Fills num_classes and num_image in, or checks them against the data."""
-    for key, found in (("num_image", len(faces)), ("num_classes", faces.num_classes)):
+    for key, found in (("num_image", len(dataset)), ("num_classes", dataset.num_classes)):
         if cfg[key] not in (None, found):
             raise BctError(
-                f"config {cfg.name} says {key} = {cfg[key]}, {faces.path} has {found}",
+                f"config {cfg.name} says {key} = {cfg[key]}, {dataset.path} has {found}",
                 f"remove {key} from the config: it is read from the data",
             )
         cfg[key] = found
 
 
-def rec_val_folder(cfg: EasyDict, faces: Faces) -> Path:
+def rec_val_folder(cfg: EasyDict, dataset: ImageSet) -> Path:
     """Where the verification sets are: cfg.rec_val, or the folder of the data."""
-    return Path(cfg.rec_val or (faces.path if faces.path.is_dir() else faces.path.parent))
+    return Path(cfg.rec_val or (dataset.path if dataset.path.is_dir() else dataset.path.parent))
 
 
-def make_head(cfg: EasyDict) -> nn.Module:
-    if cfg.head == "none":
-        return NoHead()
-    if cfg.head == "softmax":
-        options = cfg.head_bias, cfg.label_smoothing, cfg.head_unit
-        return SoftmaxHead(cfg.embedding_size, cfg.num_classes, *options)
-    return PartialFC(
-        cfg.embedding_size,
-        cfg.num_classes,
-        margin=cfg.margin_list,
-        scale=cfg.scale,
-        sample_rate=cfg.sample_rate,
-        filter_above=cfg.interclass_filtering_threshold,
-        seed=cfg.seed,
-    )
+def evaluate(job: Job, step: int, best: float, log: RunLog) -> float:
+    """Verifies on cfg.val_targets, logs in insightface's form, and keeps the best network.
 
-
-def replicate(module: nn.Module, device: torch.device) -> nn.Module:
-    """DDP around a module that every rank holds whole; itself if there is nothing to keep equal."""
-    trainable = any(p.requires_grad for p in module.parameters())
-    if distributed.world_size() == 1 or not trainable or isinstance(module, PartialFC):
-        return module
-    # batch statistics are each rank's own, see share_statistics; torch 2.15 renamed the switch
-    options = inspect.signature(DistributedDataParallel).parameters
-    new_name = "forward_sync_buffers" in options
-    keep_buffers = {"forward_sync_buffers" if new_name else "broadcast_buffers": False}
-    return DistributedDataParallel(
-        module,
-        device_ids=[device.index] if device.type == "cuda" else None,
-        gradient_as_bucket_view=True,
-        # otherwise it lays the gradients out anew after the first step, and where one lies decides
-        # in which order gloo adds it up: a resumed run of 3 ranks or more would round differently
-        find_unused_parameters=device.type == "cpu" and distributed.world_size() > 2,
-        **keep_buffers,
-    )
-
-
-def share_statistics(cfg: EasyDict, backbone: nn.Module) -> None:
-    """Averages batch-norm statistics over ranks; the published code keeps those of rank 0."""
-    if cfg.parity == "corrected":
-        distributed.average_buffers(backbone)
-
-
-def evaluate(
-    cfg: EasyDict,
-    backbone: nn.Module,
-    head: nn.Module,
-    sets: list[VerificationSet],
-    state: dict,
-    log: RunLog,
-    device: torch.device,
-    about: dict[str, Any],
-) -> None:
-    """Verifies on cfg.val_targets, logs in insightface's form, and keeps the best network."""
-    share_statistics(cfg, backbone)
-    step, results = state["step"], verify(backbone, sets, device)
-    for images, (name, result) in zip(sets, results.items(), strict=True):
+    Returns:
+        The best mean accuracy so far.
+    """
+    share_statistics(job.cfg, job.backbone)
+    results = verify(job.backbone, job.sets, job.device)
+    for images, (name, result) in zip(job.sets, results.items(), strict=True):
         logging.info(f"[{name}][{step}]XNorm: {result.xnorm:f}")
         note = f" ({images.only} pairs only: it says nothing)" if images.only else ""
         logging.info(f"[{name}][{step}]Accuracy-Flip: {result.mean:1.5f}+-{result.std:1.5f}{note}")
     log.scalars(step, **{name: result.mean for name, result in results.items()})
     mean = sum(result.mean for result in results.values()) / len(results)
-    if mean > state["best"]:
-        state["best"] = mean
-        save_model(cfg, backbone, head, step, "best.pt", about)
-    logging.info(f"[mean][{step}]Accuracy-Highest: {state['best']:1.5f}")
+    if mean > best:
+        save_model(job.cfg, job.backbone, job.head, step, "best.pt", job.about)
+    best = max(mean, best)
+    logging.info(f"[mean][{step}]Accuracy-Highest: {best:1.5f}")
+    return best

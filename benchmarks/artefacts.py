@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from bct.errors import BctError
-from bct.statistics import CHUNK, class_means, class_statistics, credible_mask
+from bct.stored.class_statistics import CHUNK, class_means, class_statistics, credible_mask
 from benchmarks.common import Goal, compare, publish, start
 
 KEPT = 0.9

@@ -10,9 +10,9 @@ import time
 import numpy as np
 import torch
 
-from bct.bootstrap import bootstrap_tar, interval
-from bct.distributed import generator
-from bct.metrics import FARS, rate_name, tar_at_far
+from bct.metrics.bootstrap import bootstrap_tar, interval
+from bct.metrics.scores import FARS, rate_name, tar_at_far
+from bct.streams import generator
 from benchmarks.common import Goal, Row, peak_gib, publish, start
 from benchmarks.ijbc import real_size
 

@@ -14,12 +14,12 @@ import torch
 
 from backbones import get_model
 from bct.amp import amp_dtype, make_scaler
-from bct.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from bct.config import load_config
-from bct.loader import Batch
+from bct.data.loader import Batch
 from bct.method import Method
-from bct.optimizer import make_optimizer
 from bct.train import make_head, train_step
+from bct.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from bct.training.optimizer import make_optimizer
 from benchmarks.common import Row, interleaved, median, peak_gib, publish, spread, start
 
 SHARE = 0.05
@@ -30,7 +30,7 @@ def main() -> None:
     network, classes, batch = ("demo_w16", 1000, 8) if args.small else ("r50", 93_431, 4)
     device = torch.device("cpu")
     cfg = load_config("configs/base.py", [f"network={network}", f"num_classes={classes}"])
-    dtype = amp_dtype(cfg, device)
+    dtype = amp_dtype(cfg.amp, device, cfg.fp16)
     backbone, head = get_model(network, cfg.embedding_size, dtype), make_head(cfg)
     method, scaler = Method(cfg, None), make_scaler(dtype, device)
     optimizer = make_optimizer(cfg, backbone, method, head)

@@ -24,7 +24,7 @@ from torchvision import transforms
 from backbones import get_model
 from backbones.iresnet import IResNet
 from backbones.prelu import PReLU
-from bct.recordio import MAGIC, MAX_PART
+from bct.data.recordio import MAGIC, MAX_PART
 
 
 class ClassicNetwork(nn.Module):

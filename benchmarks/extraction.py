@@ -19,10 +19,11 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader
 
 from backbones import get_model
-from bct.artefacts import artefact_path, open_artefact
 from bct.config import load_config
-from bct.datasets import RecordFaces
-from bct.recordio import Header, RecordWriter
+from bct.data.record_writer import RecordWriter
+from bct.data.recordio import Header
+from bct.data.sets import RecordSet
+from bct.stored.artefacts import artefact_path, open_artefact
 from benchmarks.classic import ClassicFaces, ClassicNetwork, flops
 from benchmarks.common import Goal, Row, peak_gib, publish, start
 from benchmarks.pictures import lfw_or_drawn
@@ -40,8 +41,8 @@ def classic(folder: Path, network: str) -> Callable[[], float]:
         model = get_model(network)
         model.load_state_dict(torch.load(folder / "model.pt", weights_only=True))
         model = ClassicNetwork(model).eval().to(device)
-        faces, features, labels = ClassicFaces(folder / "train.rec"), [], []
-        loader = DataLoader(faces, BATCH, num_workers=1, multiprocessing_context="fork")
+        dataset, features, labels = ClassicFaces(folder / "train.rec"), [], []
+        loader = DataLoader(dataset, BATCH, num_workers=1, multiprocessing_context="fork")
         with torch.no_grad():
             for images, label in loader:
                 features.append(model(images.to(device)).cpu().numpy())
@@ -65,10 +66,10 @@ def ours(folder: Path, network: str) -> tuple[Callable[[], None], Path]:
 
 def prepare(folder: Path, network: str, images: int) -> None:
     """A record file of so many images, and weights with running statistics of some of them."""
-    faces = RecordFaces(lfw_or_drawn(folder))
+    dataset = RecordSet(lfw_or_drawn(folder))
     with RecordWriter(folder / "train.rec") as writer:
         for i in range(images):
-            data, _ = faces.payload(i)
+            data, _ = dataset.payload(i)
             writer.write(i, Header(float(i % 8), i), bytes(data))
     torch.manual_seed(0)
     model = get_model(network)

@@ -22,12 +22,14 @@ from torchvision.io import ImageReadMode, decode_jpeg
 
 from backbones import get_model
 from bct.amp import amp_dtype
-from bct.config import load_config
-from bct.datasets import RecordFaces
-from bct.errors import BctError, run_cli
-from bct.images import to_network
-from bct.loader import Loader
-from bct.weights import load_backbone
+from bct.command import run_cli
+from bct.data.images import to_network
+from bct.data.loader import Loader
+from bct.data.sets import RecordSet
+from bct.errors import BctError
+from bct.models.weights import load_backbone
+from bct.protocols.scoring import open_set, verification
+from bct.protocols.templates import pair_scores
 from benchmarks.classic import ClassicFaces, ClassicNetwork
 from benchmarks.common import Row, interleaved, peak_gib, publish, start, synchronize
 from benchmarks.gpu_part import Part, run
@@ -42,7 +44,6 @@ from benchmarks.gpu_training import (
 )
 from benchmarks.ijbc import real_size
 from benchmarks.pictures import lfw_or_drawn
-from tools.ijbc.scoring import open_set, pair_scores, template_features, verification
 
 BATCH, SECONDS = 256, 540  # of all parts together
 WORKERS = max(1, min((os.cpu_count() or 1) - 1, 15))
@@ -102,7 +103,7 @@ def extraction(part: Part) -> None:
             for _ in range(3 if part.small else 30):
                 network(faces(batch, 1, device).images)
         torch.save(network.state_dict(), f"{folder}/model.pt")
-        dtype = amp_dtype(load_config("configs/base.py"), device)
+        dtype = amp_dtype(None, device)
         ours = load_backbone(f"{folder}/model.pt", name, dtype).to(device)
         classic = ClassicNetwork(network).eval()
         loader = Loader(
@@ -147,9 +148,9 @@ def extraction(part: Part) -> None:
     )
 
 
-def _records(folder: Path, small: bool) -> tuple[RecordFaces, int, int]:
+def _records(folder: Path, small: bool) -> tuple[RecordSet, int, int]:
     """LFW if it is there, else drawn pictures; how many images of it to use; and a batch."""
-    records = RecordFaces(lfw_or_drawn(folder))
+    records = RecordSet(lfw_or_drawn(folder))
     return records, 64 if small else len(records), 16 if small else BATCH
 
 
@@ -157,21 +158,19 @@ def ijbc(part: Part) -> None:
     """IJB-C after the embeddings, on this machine's processor; its matrix product on the device."""
     small, device = part.small, part.device
     sizes = (4000, 120, 600, 20_000, 64) if small else (469_375, 3_531, 19_593, 15_658_489, 512)
-    features, protocol, galleries, probes = real_size(*sizes)
-    templates = template_features(features, protocol)
-    first = torch.from_numpy(templates.features[np.unique(templates.rows(protocol.first))])
-    second = torch.from_numpy(templates.features[np.unique(templates.rows(protocol.second))])
+    features, protocol = real_size(*sizes)
+    templates = protocol.item_features(features)
+    first, second = (torch.from_numpy(templates[np.unique(side)]) for side in protocol.pairs[:2])
 
     def one_to_one() -> None:
-        of_images = template_features(features, protocol)
-        scores = pair_scores(of_images, of_images, protocol.first, protocol.second)
-        verification(scores, protocol.genuine)
+        rows = protocol.item_features(features)
+        verification(pair_scores(rows, rows, *protocol.pairs[:2]), protocol.pairs.genuine)
 
     def product() -> None:
         (first.to(device) @ second.to(device).T).cpu()
 
     def one_to_many() -> None:
-        open_set(templates, templates, galleries, probes)
+        open_set(templates, templates, protocol.galleries, protocol.probes)
 
     times = interleaved({"1:1": one_to_one, "product": product}, 2)
     about = {"limit_name": f"its matrix product on {device.type}, results brought back"}
@@ -181,7 +180,7 @@ def ijbc(part: Part) -> None:
     times = interleaved({"1:N": one_to_many}, 1)
     part.rows.append(Row("IJB-C 1:N, processor", times["1:N"], gib=peak_gib()))
     part.lines.append(
-        f"{sizes[0]:,} images, {len(templates.ids):,} templates, {sizes[3]:,} pairs; GiB here are "
+        f"{sizes[0]:,} images, {len(templates):,} templates, {sizes[3]:,} pairs; GiB here are "
         "the process's."
     )
 

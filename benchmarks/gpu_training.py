@@ -14,12 +14,12 @@ from torch.profiler import ProfilerActivity, profile
 from backbones import get_model
 from bct.amp import allow_fast_matmul, amp_dtype, make_scaler
 from bct.config import load_config
-from bct.distributed import generator
-from bct.images import to_network
-from bct.loader import Batch
+from bct.data.images import to_network
+from bct.data.loader import Batch
 from bct.method import Method
-from bct.optimizer import lr_at, make_optimizer
+from bct.streams import generator
 from bct.train import make_head, train_step
+from bct.training.optimizer import lr_at, make_optimizer
 from benchmarks.classic import (
     ClassicHead,
     ClassicNetwork,
@@ -49,7 +49,7 @@ def trainer(
     """A function that trains for one step, built as in bct.train.train; returns the loss."""
     device = batch.images.device
     cfg = load_config("configs/base.py", [f"network={name}", f"num_classes={classes}"])
-    dtype = amp_dtype(cfg, device)
+    dtype = amp_dtype(cfg.amp, device, cfg.fp16)
     backbone = get_model(name, DIM, dtype).to(device)
     head, method = make_head(cfg).to(device), Method(cfg, None).to(device)
     scaler = make_scaler(dtype, device)
@@ -326,7 +326,7 @@ def _curve(
     given = [f"network={name}", f"num_classes={classes}", f"amp={None if fast else 'off'}"]
     cfg = load_config("configs/base.py", given)
     torch.manual_seed(0)
-    dtype = amp_dtype(cfg, device)
+    dtype = amp_dtype(cfg.amp, device, cfg.fp16)
     network = get_model(name, DIM, dtype) if fast else ClassicNetwork(get_model(name, DIM))
     network, head, method = network.to(device), make_head(cfg).to(device), Method(cfg, None)
     rng = generator(device, "nudge")

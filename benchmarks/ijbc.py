@@ -11,21 +11,13 @@ import time
 
 import numpy as np
 
-from bct.metrics import rate_name, tar_at_far
+from bct.metrics.scores import rate_name, tar_at_far
+from bct.protocols.protocol import Pairs, Protocol, Side
+from bct.protocols.scoring import FPIRS, open_set, verification
+from bct.protocols.templates import Templates, pair_scores
 from bct.threads import each_in_threads
 from benchmarks.common import Goal, compare, median, peak_gib, publish, spread, start
-from tools.ijbc.protocol import Gallery, Protocol
-from tools.ijbc.scoring import (
-    FPIRS,
-    MODES,
-    PUBLISHED,
-    Mode,
-    Templates,
-    open_set,
-    pair_scores,
-    template_features,
-    verification,
-)
+from tools.ijbc.modes import MODES, PUBLISHED, Mode
 
 
 def real_size(images: int, enrolled: int, probes: int, pairs: int, dim: int):
@@ -45,70 +37,60 @@ def real_size(images: int, enrolled: int, probes: int, pairs: int, dim: int):
     flat = rng.choice(enrolled * probes, pairs - probes, replace=False)
     other = np.stack((first[flat // probes], enrolled + flat % probes), 1)
     both = np.concatenate((genuine, other))[rng.permutation(pairs)]
-    protocol = Protocol(
-        root=None,
-        subset="IJBC",
-        names=[""] * images,
-        landmarks=None,
-        detector=rng.uniform(0.5, 1, images).astype(np.float32),
-        templates=of_image,
-        medias=rng.integers(0, images // 3, images),
-        first=both[:, 0],
-        second=both[:, 1],
-        genuine=subject[both[:, 0]] == subject[both[:, 1]],
-    )
+    weight = rng.uniform(0.5, 1, images).astype(np.float32)
+    layout = Templates(of_image, rng.integers(0, images // 3, images), weight)
     half = enrolled // 2
-    galleries = [
-        Gallery("gallery_G1", first[:half], subject[:half]),
-        Gallery("gallery_G2", first[half:], subject[half:enrolled]),
-    ]
-    return (
-        features,
-        protocol,
-        galleries,
-        Gallery("probe", np.arange(enrolled, templates), subject[enrolled:]),
+    protocol = Protocol(
+        name="IJBC",
+        images=None,
+        templates=layout,
+        pairs=Pairs(both[:, 0], both[:, 1], subject[both[:, 0]] == subject[both[:, 1]]),
+        probes=Side("probe", np.arange(enrolled, templates), subject[enrolled:]),
+        galleries=[
+            Side("gallery_G1", first[:half], subject[:half]),
+            Side("gallery_G2", first[half:], subject[half:enrolled]),
+        ],
     )
+    return features, protocol
 
 
 def classic(features: np.ndarray, protocol: Protocol) -> tuple[dict[str, float], list[float]]:
     """TAR at FAR by the nearest rule, and the seconds of its three steps."""
     marks = [time.perf_counter()]
-    weighted = features * protocol.detector[:, None]
-    ids = np.unique(protocol.templates)
-    templates = np.zeros((len(ids), features.shape[1]))
-    for row, template in enumerate(ids):
-        images = np.where(protocol.templates == template)[0]
-        medias, counts = np.unique(protocol.medias[images], return_counts=True)
+    layout, (first, second, genuine) = protocol.templates, protocol.pairs
+    weighted = features * layout.weight[:, None]
+    templates = np.zeros((len(layout.ids), features.shape[1]))
+    for row in range(len(layout.ids)):
+        images = np.where(layout.row == row)[0]
+        medias, counts = np.unique(layout.medium[images], return_counts=True)
         parts = []
         for media, count in zip(medias, counts, strict=True):
-            chosen = images[protocol.medias[images] == media]
+            chosen = images[layout.medium[images] == media]
             of_media = weighted[chosen]
             parts.append(of_media[0] if count == 1 else of_media.mean(0))
         templates[row] = np.sum(parts, axis=0)
     templates /= np.linalg.norm(templates, axis=1, keepdims=True)
     marks.append(time.perf_counter())
-    row_of = np.zeros(ids.max() + 1, np.int64)
-    row_of[ids] = np.arange(len(ids))
-    scores = np.zeros(len(protocol.first))
+    scores = np.zeros(len(first))
     for begin in range(0, len(scores), 100_000):
         block = slice(begin, begin + 100_000)
-        left = templates[row_of[protocol.first[block]]]
-        right = templates[row_of[protocol.second[block]]]
+        left = templates[first[block]]
+        right = templates[second[block]]
         scores[block] = np.sum(left * right, -1)
     marks.append(time.perf_counter())
-    points = tar_at_far(scores, protocol.genuine, rule="nearest")
+    points = tar_at_far(scores, genuine, rule="nearest")
     marks.append(time.perf_counter())
     return {rate_name(p.target): p.tar for p in points}, list(np.diff(marks))
 
 
-def classic_search(templates: Templates, galleries: list[Gallery], probes: Gallery) -> dict:
+def classic_search(templates: np.ndarray, galleries: list[Side], probes: Side) -> dict:
     """Hits and TPIR as the published 1:N: the best of each probe by a full sort of its row."""
-    features = templates.features.astype(np.float64)
-    queries = features[templates.rows(probes.templates)]
+    features = templates.astype(np.float64)
+    queries = features[probes.rows]
     out: dict = {}
     similarities, tpirs = [], []
     for gallery in galleries:
-        similarity = queries @ features[templates.rows(gallery.templates)].T
+        similarity = queries @ features[gallery.rows].T
         similarities.append(similarity)
         hits, mated, alarms = rank_loop(similarity, probes.subjects, gallery.subjects)
         out[gallery.name] = hits
@@ -145,18 +127,22 @@ def main() -> None:
     sizes = (
         (4000, 120, 600, 20_000, 64) if args.small else (469_375, 3_531, 19_593, 15_658_489, 512)
     )
-    features, protocol, galleries, probes = real_size(*sizes)
+    features, protocol = real_size(*sizes)
+    galleries, probes = protocol.galleries, protocol.probes
+    first, second, genuine = protocol.pairs
     before = peak_gib()
     parts: dict[str, list[float]] = {"templates": [], "scores": [], "ROC": []}
     out = {}
 
     def one_to_one(mode: Mode = PUBLISHED) -> None:
         marks = [time.perf_counter()]
-        out["templates"] = templates = template_features(features, protocol, mode)
+        out["templates"] = templates = protocol.templates.aggregate(
+            features, mode.normalise, mode.detector
+        )
         marks.append(time.perf_counter())
-        out["scores"] = scores = pair_scores(templates, templates, protocol.first, protocol.second)
+        out["scores"] = scores = pair_scores(templates, templates, first, second)
         marks.append(time.perf_counter())
-        out["result"] = verification(scores, protocol.genuine)
+        out["result"] = verification(scores, genuine)
         marks.append(time.perf_counter())
         for part, a, b in zip(parts.values(), marks, marks[1:], strict=False):
             part.append(b - a)
@@ -165,12 +151,12 @@ def main() -> None:
         return open_set(out["templates"], out["templates"], galleries, probes, rule)
 
     enrolled = sizes[1]
-    flat = protocol.first * sizes[2]  # in the product of the enrolled templates with the probes
-    flat += protocol.second - enrolled
+    flat = first * sizes[2]  # in the product of the enrolled templates with the probes
+    flat += second - enrolled
     looked_up = np.empty(len(flat), np.float32)
 
     def product_and_look_up() -> None:
-        rows = out["templates"].features
+        rows = out["templates"]
         product = (rows[:enrolled] @ rows[enrolled:].T).ravel()
 
         def look_up(pairs: slice) -> None:
@@ -206,10 +192,10 @@ def main() -> None:
         goal=Goal() if args.small else Goal(at_most=30),
     )
     one_to_one()
-    nearest = verification(out["scores"], protocol.genuine, "nearest")["tar"]
+    nearest = verification(out["scores"], genuine, "nearest")["tar"]
     classic_tar, classic_times = out["classic"]
     worst = max(abs(nearest[far] - tar) for far, tar in classic_tar.items())
-    assert worst * protocol.genuine.sum() <= 2, (nearest, classic_tar)  # float32 against float64
+    assert worst * genuine.sum() <= 2, (nearest, classic_tar)  # float32 against float64
     same_search(search("nearest"), out["classic_search"], galleries)
     tar = out["result"]["tar"]
     details = [
@@ -220,7 +206,7 @@ def main() -> None:
             for (name, t), slow in zip(steps.items(), classic_times, strict=True)
         ),
         "",
-        f"{sizes[0]:,} images, {len(out['templates'].ids):,} templates, {sizes[3]:,} pairs, "
+        f"{sizes[0]:,} images, {len(out['templates']):,} templates, {sizes[3]:,} pairs, "
         f"{sizes[4]}-d. Making the inputs takes {before:.2f} GiB. By the published rule the "
         "classic way gives the same TARs, ranks and TPIRs (float64: but for 2 pairs or probes).",
         "TAR at FAR " + ", ".join(f"{far}: {value:.4f}" for far, value in tar.items()),
@@ -228,7 +214,7 @@ def main() -> None:
     publish(args, [one, many, modes], "\n".join(details))
 
 
-def same_search(ours: dict, classic: dict, galleries: list[Gallery]) -> None:
+def same_search(ours: dict, classic: dict, galleries: list[Side]) -> None:
     """Ours in float32 by the published rule is the classic way's, but for 2 probes."""
     for name in (*(gallery.name for gallery in galleries), "mixed"):
         mated = ours[name]["mated"] if name != "mixed" else sum(

@@ -17,8 +17,8 @@ import simplejpeg
 import torch
 from torch.utils.data import DataLoader
 
-from bct.datasets import RecordFaces
-from bct.loader import Loader
+from bct.data.loader import Loader
+from bct.data.sets import RecordSet
 from benchmarks.classic import ClassicFaces
 from benchmarks.common import Goal, Row, in_turn, median, publish, start
 from benchmarks.pictures import lfw_or_drawn
@@ -31,18 +31,18 @@ def main() -> None:
     args = start(__doc__)
     with tempfile.TemporaryDirectory() as folder:
         path = lfw_or_drawn(Path(folder))
-        run(args, RecordFaces(path), ClassicFaces(path, mirror=True))
+        run(args, RecordSet(path), ClassicFaces(path, mirror=True))
 
 
-def run(args, faces: RecordFaces, classic: ClassicFaces) -> None:
+def run(args, dataset: RecordSet, classic: ClassicFaces) -> None:
     torch.set_num_threads(1)  # idle OpenMP threads spin, and would take the worker's core
-    images, repeats = (512, 2) if args.small else (len(faces), 5)
-    _check(faces, classic)
+    images, repeats = (512, 2) if args.small else (len(dataset), 5)
+    _check(dataset, classic)
     plain = DataLoader(
         classic, BATCH, shuffle=True, num_workers=1, drop_last=True, persistent_workers=True
     )
-    ours = Loader(faces, BATCH, torch.device("cpu"), num_workers=1)
-    payloads = [faces.payload(i)[0] for i in range(images)]
+    ours = Loader(dataset, BATCH, torch.device("cpu"), num_workers=1)
+    payloads = [dataset.payload(i)[0] for i in range(images)]
     buffer = np.empty((112, 112, 3), np.uint8)
 
     def per_image(batches: Iterable) -> float:
@@ -80,18 +80,18 @@ def run(args, faces: RecordFaces, classic: ClassicFaces) -> None:
     publish(
         args,
         [row],
-        f"{images} images of {faces.path.name}, batch {BATCH}; both ways gave the same images. The "
+        f"{images} images of {dataset.path.name}, batch {BATCH}; both gave the same images. The "
         f"bare decoder alone is {most:.1f} times as fast as the classic way: no loader that "
         f"decodes with it in one worker can be more, and at {GOAL.share:.0%} of it a loader is "
         f"{GOAL.share * most:.1f} times as fast.",
     )
 
 
-def _check(faces: RecordFaces, classic: ClassicFaces) -> None:
+def _check(dataset: RecordSet, classic: ClassicFaces) -> None:
     """Both have to give the same images, mirrored or not, and labels."""
-    assert len(faces) == len(classic)
-    indices = np.linspace(0, len(faces) - 1, 64).astype(int).tolist()
-    loader = Loader(faces, 64, torch.device("cpu"), num_workers=0, train=False, indices=indices)
+    assert len(dataset) == len(classic)
+    indices = np.linspace(0, len(dataset) - 1, 64).astype(int).tolist()
+    loader = Loader(dataset, 64, torch.device("cpu"), num_workers=0, train=False, indices=indices)
     (batch,) = loader.epoch()
     for image, label, index in zip(batch.images, batch.labels, indices, strict=True):
         theirs, their_label = classic[index]

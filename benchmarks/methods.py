@@ -8,7 +8,6 @@ network of its own; three turns are a round. Images and old embeddings are rando
 import ctypes
 import json
 import os
-import runpy
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -20,23 +19,24 @@ import torch.nn.functional as F
 
 from backbones import get_model
 from bct.amp import allow_fast_matmul, amp_dtype, make_scaler
-from bct.artefacts import OldModel, artefact_path, write_artefact
 from bct.config import load_config
-from bct.datasets import SyntheticFaces
-from bct.files import ROOT
-from bct.loader import Loader
-from bct.method import Method
-from bct.optimizer import make_optimizer
-from bct.statistics import class_means, class_statistics, credible_mask
+from bct.data.loader import Loader
+from bct.data.sets import SyntheticSet
+from bct.method import Method, load_method, method_names
+from bct.old_model import OldModel
+from bct.stored.artefacts import artefact_path, write_artefact
+from bct.stored.class_statistics import class_means, class_statistics, credible_mask
 from bct.train import make_head, train_step
+from bct.training.optimizer import make_optimizer
 from benchmarks.common import Goal, Row, interleaved, median, peak_gib, publish, spread, start
+from methods.NCCL.loss import NCCLLoss
+from methods.UniBCT.loss import refined_prototypes
 from tools import scaling
 
 ROUND, RANKS, LIMIT = 3, 2, 1.15  # a method's step may take so many times a plain one
-# those of runs/benchmark.sh; the others change the network or train on stored vectors
-NAMES = sorted({file.parts[-3] for file in (ROOT / "methods").glob("*/configs/bench_*.py")})
-PARTS = {name: runpy.run_path(str(ROOT / "methods" / name / "train.py")) for name in NAMES}
-NCCL = PARTS["NCCL"]["NCCL"]
+# the others change the network or train on stored vectors
+NAMES = [n for n in method_names() if load_method(n).backbone.__func__ is Method.backbone.__func__]
+NCCL = load_method("NCCL")
 
 
 class FeatureTerm(NCCL):
@@ -44,39 +44,39 @@ class FeatureTerm(NCCL):
 
     def __init__(self, cfg, old):
         super().__init__(cfg, old)
-        self.opinions = self.opinions[:0]
+        self.loss.opinions = self.loss.opinions[:0]
 
     def forward(self, embeddings, batch, head, rng):
-        labels, old = batch.labels, batch.old["features"]
-        self.push(old, self.opinions[:, : len(old)], labels)
-        similarity = F.normalize(embeddings.float()) @ self.queue.t() / self.cfg.temperature
-        weight = (1 + old @ self.queue.t()) / 2
-        consensus = self.consensus(similarity, weight, labels[:, None] == self.queue_labels)
+        loss, labels, old = self.loss, batch.labels, F.normalize(batch.old["features"])
+        loss.push(old, loss.opinions[:, : len(old)], labels)
+        similarity = F.normalize(embeddings.float()) @ loss.queue.t() / self.cfg.temperature
+        weight = (1 + old @ loss.queue.t()) / 2
+        consensus = loss.consensus(similarity, weight, labels[:, None] == loss.queue_labels)
         return {"cls": head(embeddings, labels, rng), "feature": self.cfg.alpha * consensus}
 
 
-def fill(method: Method) -> None:
+def fill(loss: NCCLLoss) -> None:
     """Fills NCCL's queue, 256 slots at a time."""
-    classes, dim = method.cfg.num_classes, method.cfg.embedding_size
-    for _ in range(len(method.queue) // 256):
-        opinions = torch.rand(len(method.opinions), 256) / classes
-        old = F.normalize(torch.randn(256, dim))
-        method.push(old, opinions, torch.randint(classes, (256,)))
+    width, classes = loss.queue.shape[1], loss.num_classes
+    for _ in range(len(loss.queue) // 256):
+        opinions = torch.rand(len(loss.opinions), 256) / classes
+        old = F.normalize(torch.randn(256, width))
+        loss.push(old, opinions, torch.randint(classes, (256,)))
 
 
-def write_old(cfg, faces: SyntheticFaces) -> None:
+def write_old(cfg, dataset: SyntheticSet) -> None:
     """All old artefacts, of random embeddings with an identity in them."""
     rng, dim = np.random.default_rng(0), cfg.embedding_size
-    features = rng.standard_normal((faces.num_classes, dim), np.float32)[faces.labels]
+    features = rng.standard_normal((dataset.num_classes, dim), np.float32)[dataset.labels]
     features += rng.standard_normal(features.shape, np.float32)
     for kind, array in {
         "old_embedding": features,
-        "old_embedding_label": faces.labels,
-        "old_prototype": class_means(features, faces.labels),
-        "credible_old_feature": credible_mask(features, faces.labels, 0.9),
-        "class_statistics": class_statistics(features, faces.labels),
+        "old_embedding_label": dataset.labels,
+        "old_prototype": class_means(features, dataset.labels),
+        "credible_old_feature": credible_mask(features, dataset.labels, 0.9),
+        "class_statistics": class_statistics(features, dataset.labels),
     }.items():
-        made_from = {"kind": kind, "model": "", "weights": "", "data": faces.fingerprint}
+        made_from = {"kind": kind, "model": "", "weights": "", "data": dataset.fingerprint}
         made_from["data_path"] = "synthetic"
         made_from["dim"] = dim if array.dtype.names else None
         path = artefact_path(kind, cfg.feature_save, cfg.scenario, "old_class70")
@@ -84,20 +84,20 @@ def write_old(cfg, faces: SyntheticFaces) -> None:
             out[:] = array
 
 
-def trainer(kind: type[Method], options: list[str], faces: SyntheticFaces) -> Callable:
+def trainer(kind: type[Method], options: list[str], dataset: SyntheticSet) -> Callable:
     """A function that trains for one step, built as in bct.train.train."""
     cfg, device = load_config("configs/base.py", options, kind.defaults), torch.device("cpu")
-    dtype = amp_dtype(cfg, device)
+    dtype = amp_dtype(cfg.amp, device, cfg.fp16)
     allow_fast_matmul(dtype, device)
     backbone, head = get_model(cfg.network, cfg.embedding_size, dtype), make_head(cfg)
-    old = OldModel(cfg, faces, kind.needs(cfg))
+    old = OldModel(cfg, dataset, kind.needs(cfg))
     method = kind(cfg, old)
     if isinstance(method, NCCL):
-        fill(method)
+        fill(method.loss)
     if "refresh_epochs" in cfg:  # UniBCT, with prototypes from the first step on
         cfg.refresh_epochs = [0]
         method.begin_epoch(0, lambda i: old.rows("old_embedding", torch.from_numpy(i)).numpy())
-    loader = Loader(faces, cfg.batch_size, device, num_workers=0, num_classes=cfg.num_classes)
+    loader = Loader(dataset, cfg.batch_size, device, num_workers=0, num_classes=cfg.num_classes)
     batches, whole = loader.epoch(0, method.fetch), [backbone, method, head]
     optimizer, scaler = make_optimizer(cfg, backbone, method, head), make_scaler(dtype, device)
     return lambda: train_step(cfg, batches, whole, optimizer, scaler, 0.01, 0)
@@ -107,15 +107,15 @@ def steps(
     network: str, batch: int, dim: int, classes: int, images: int, turns: int
 ) -> tuple[list[Row], list[str]]:
     """Rows of NCCL and of the costliest other method, and a table of all."""
-    faces = SyntheticFaces(images, classes)
-    kinds = {"plain": Method} | {name: PARTS[name][name] for name in NAMES}
+    dataset = SyntheticSet(images, classes)
+    kinds = {"plain": Method} | {name: load_method(name) for name in NAMES}
     kinds["NCCL without its class term"] = FeatureTerm
     with tempfile.TemporaryDirectory() as folder:
         options = [f"network={network}", f"batch_size={batch}", f"embedding_size={dim}"]
         options += ["scenario=OPclass", "old_config=old_class30", f"feature_save={folder}"]
         options += [f"num_classes={classes}", "num_epoch=20"]
-        write_old(load_config("configs/base.py", options), faces)
-        calls = {name: trainer(kind, options, faces) for name, kind in kinds.items()}
+        write_old(load_config("configs/base.py", options), dataset)
+        calls = {name: trainer(kind, options, dataset) for name, kind in kinds.items()}
         times = interleaved(calls, turns)
     lines = [
         f"{network}, batch {batch}, {dim}-d, {classes:,} classes, queue 8,192; {turns} steps:\n",
@@ -147,11 +147,11 @@ def refresh(images: int, dim: int) -> str:
     """UniBCT's graphs and linear systems, the new embeddings given."""
     rng = np.random.default_rng(0)
     sizes = rng.poisson(55, images // 55)
-    cfg = load_config("configs/base.py", [], PARTS["UniBCT"]["UniBCT"].defaults)
+    cfg = load_config("configs/base.py", [], load_method("UniBCT").defaults)
     new = np.repeat(rng.standard_normal((len(sizes), dim), np.float32), sizes, axis=0)
     new = torch.from_numpy(new + rng.standard_normal(new.shape, np.float32))
-    refined = PARTS["UniBCT"]["refined_prototypes"]
-    times = interleaved({"": lambda: refined(cfg, new, new.flip(1), sizes)}, 5)[""]
+    given = new, new.flip(1), sizes, cfg.propagation, cfg.temperature
+    times = interleaved({"": lambda: refined_prototypes(*given)}, 5)[""]
     seconds, what = spread(times, 1e4 / len(new)), f"{len(new):,} of {len(sizes)} classes, {dim}-d"
     return f"UniBCT's refresh, given the embeddings: {seconds} s per 10,000 images ({what}).\n"
 
@@ -166,15 +166,13 @@ def hold_queue(rank: int, folder: str, classes: int, size: int, dim: int) -> Non
     """One rank: fills its queue and notes the bytes of the buffers and what they add to it."""
     store = f"file://{folder}/store"
     dist.init_process_group("gloo", init_method=store, rank=rank, world_size=RANKS)
-    cfg = load_config("configs/base.py", [f"num_classes={classes}"], NCCL.defaults)
-    cfg.embedding_size = dim
-    for cfg.queue_size in (256, size):  # the first only to have all code loaded
+    for queue_size in (256, size):  # the first only to have all code loaded
         before = resident()
-        method = NCCL(cfg, None)
-        fill(method)
+        loss = NCCLLoss(classes, dim, queue_size)
+        fill(loss)
         grown = resident() - before
-        held = sum(b.nbytes for b in method.buffers())
-        del method
+        held = sum(b.nbytes for b in loss.buffers())
+        del loss
     Path(f"{folder}/{rank}.json").write_text(json.dumps([held, grown]))
     dist.barrier()
     dist.destroy_process_group()

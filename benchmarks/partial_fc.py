@@ -13,11 +13,11 @@ from operator import sub
 import torch
 from easydict import EasyDict
 
-from bct import distributed
 from bct.amp import allow_fast_matmul, amp_dtype, dtype_name
 from bct.method import Method
-from bct.optimizer import make_optimizer
-from bct.partial_fc import PartialFC
+from bct.streams import generator
+from bct.training.heads import PartialFC
+from bct.training.optimizer import make_optimizer
 from benchmarks.classic import ClassicHead, classic_sgd
 from benchmarks.common import Goal, Row, median, peak_gib, publish, start
 
@@ -44,7 +44,7 @@ def batch_of(weight: torch.Tensor, batch: int) -> tuple[torch.Tensor, torch.Tens
 
 def step(head: PartialFC | ClassicHead, e: torch.Tensor, y: torch.Tensor, number: int) -> dict:
     """One step: its loss, and the seconds of its parts."""
-    x, rng = e.clone().requires_grad_(), distributed.generator("cpu", "negatives", number)
+    x, rng = e.clone().requires_grad_(), generator("cpu", "negatives", number)
     times = [time.perf_counter()]
     loss = head(x, y, rng)
     times.append(time.perf_counter())
@@ -134,7 +134,7 @@ def main() -> None:
             "PartialFC step, C 2,000, D 64, B 32": (2000, 64, 32, 1.0),
             "PartialFC step, C 4,000 at rate 0.1, D 64, B 32": (4000, 64, 32, 0.1),
         }
-    dtype = amp_dtype(EasyDict(amp=None, fp16=None), torch.device("cpu"))
+    dtype = amp_dtype(None, torch.device("cpu"))
     results = []
     for precision in (None, dtype) if dtype else (None,):  # exact, and as training runs here
         for name, size in sizes.items():

@@ -7,7 +7,8 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from bct.recordio import Header, RecordWriter
+from bct.data.record_writer import RecordWriter
+from bct.data.recordio import Header
 
 
 def lfw_or_drawn(folder: Path) -> Path:

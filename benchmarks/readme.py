@@ -10,7 +10,8 @@ import re
 import sys
 from pathlib import Path
 
-from bct.errors import BctError, run_cli
+from bct.command import run_cli
+from bct.errors import BctError
 from bct.files import ROOT, atomic
 from benchmarks.common import RESULTS, rows_of
 

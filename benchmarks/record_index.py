@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from bct.record_index import cache_folder
-from bct.recordio import MAGIC, RecordReader
+from bct.data.record_index import cache_folder
+from bct.data.recordio import MAGIC, RecordReader
 from benchmarks.classic import ClassicRecords
 from benchmarks.common import Goal, Row, interleaved, median, publish, seconds, start
 

@@ -25,14 +25,15 @@ from easydict import EasyDict
 from backbones import get_model
 from bct import distributed
 from bct.amp import make_scaler
-from bct.datasets import RecordFaces
+from bct.data.loader import Batch, Loader
+from bct.data.sets import RecordSet
 from bct.errors import BctError
-from bct.loader import Batch, Loader
 from bct.method import Method
-from bct.optimizer import make_optimizer
-from bct.partial_fc import PartialFC
 from bct.signals import StopRequest
+from bct.streams import generator
 from bct.train import replicate, train_step
+from bct.training.heads import PartialFC
+from bct.training.optimizer import make_optimizer
 from benchmarks.common import Row, median, publish, start
 from benchmarks.pictures import drawn
 from tools.scaling import Job, Message, Network, messages, sent, softmax_messages
@@ -169,7 +170,7 @@ def classic_loss(
     return _ClassicCrossEntropy.apply((logits - margin) * SCALE, target)
 
 
-class CountingFaces(RecordFaces):
+class CountingFaces(RecordSet):
     """Adds up the bytes of the images it hands out."""
 
     read = 0
@@ -228,7 +229,7 @@ def collectives_alone(size: EasyDict) -> dict[str, tuple[float, float]]:
 
 def head_steps(size: EasyDict) -> dict[str, dict[str, list]]:
     """Forward and backward of PartialFC, ours and classic in turn, once their results agree."""
-    rng = distributed.generator("cpu", "batch", distributed.rank())
+    rng = generator("cpu", "batch", distributed.rank())
     e = torch.randn(size.batch, size.dim, generator=rng)
     y = torch.randint(0, size.classes, (size.batch,), generator=rng)
     head = PartialFC(size.dim, size.classes, margin=MARGIN, scale=SCALE)
@@ -284,10 +285,10 @@ def training_step(size: EasyDict) -> tuple[float, int, int]:
 
 def loading(size: EasyDict, record: Path) -> dict[str, object]:
     """An epoch of training batches: which images this rank reads, and how long it takes."""
-    faces = CountingFaces(record)
-    loader = Loader(faces, size.batch // 4, torch.device("cpu"), num_workers=0)
+    dataset = CountingFaces(record)
+    loader = Loader(dataset, size.batch // 4, torch.device("cpu"), num_workers=0)
     index = torch.cat([batch.index for batch in loader.epoch()])
-    out = {"index": index, "bytes": faces.read, "seconds": []}
+    out = {"index": index, "bytes": dataset.read, "seconds": []}
     for epoch in range(size.repeats):
         distributed.barrier()
         began = time.perf_counter()
@@ -394,8 +395,8 @@ def training_line(ranks: int, results: list[dict], size: EasyDict) -> str:
 
 def loading_line(ranks: int, results: list[dict], record: Path, size: EasyDict) -> str:
     """Checks that the ranks share the images out, each read once."""
-    faces = RecordFaces(record)
-    whole = sum(len(faces.payload(i)[0]) for i in range(len(faces)))
+    dataset = RecordSet(record)
+    whole = sum(len(dataset.payload(i)[0]) for i in range(len(dataset)))
     read = [result["loading"]["bytes"] for result in results]
     index = torch.cat([result["loading"]["index"] for result in results])
     assert sorted(index.tolist()) == list(range(size.images)) and sum(read) == whole

@@ -20,10 +20,10 @@ from torch import nn
 from backbones import get_model
 from bct.amp import allow_fast_matmul, amp_dtype, make_scaler
 from bct.config import load_config
-from bct.loader import Batch
+from bct.data.loader import Batch
 from bct.method import Method
-from bct.optimizer import make_optimizer
 from bct.train import make_head, train_step
+from bct.training.optimizer import make_optimizer
 from benchmarks.classic import ClassicNetwork, flops
 from benchmarks.common import (
     Goal,
@@ -51,7 +51,7 @@ def built(network: str, batch: int):
     cfg = configured(network, batch)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     torch.manual_seed(cfg.seed)
-    backbone = get_model(network, cfg.embedding_size, amp_dtype(cfg, device))
+    backbone = get_model(network, cfg.embedding_size, amp_dtype(cfg.amp, device, cfg.fp16))
     return cfg, device, backbone.to(device), make_head(cfg).to(device)
 
 
@@ -145,10 +145,11 @@ def _serve(pipe, build: Callable[..., Callable[[], float]], args: tuple) -> None
 def against_products(
     workload: str, work: float, candidates: dict[str, Callable], repeats: int, **about: object
 ) -> Row:
-    """The row of `ours` and `classic`. The limit is the time of square matrix products of `work` floating-point operations, a tenth of which are done."""
+    """The row of `ours` and `classic`. The limit is the time of square
+    matrix products of `work` floating-point operations, a tenth of which are done."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size = 1024 if device.type == "cpu" else 4096
-    dtype = amp_dtype(load_config("configs/base.py", []), device) or torch.float32
+    dtype = amp_dtype(None, device) or torch.float32
     call, done = products(size, math.ceil(work / 10 / (2 * size**3)), dtype, device)
     times = interleaved({**candidates, "limit": call}, repeats)
     limit = [t * work / done for t in times["limit"]]

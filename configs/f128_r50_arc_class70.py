@@ -1,4 +1,4 @@
-"""Paragon of the MixBCT benchmark: r50, ArcFace, 128-d, alone on the other 70 % of identities."""
+"""Model alone of the MixBCT benchmark: r50, ArcFace, 128-d, on the other 70 % of identities."""
 
 from easydict import EasyDict as edict
 

@@ -1,4 +1,4 @@
-"""Paragon of the MixBCT benchmark: r50, ArcFace, 128-d, alone on all of MS1MV3."""
+"""Model alone of the MixBCT benchmark: r50, ArcFace, 128-d, on all of MS1MV3."""
 
 from easydict import EasyDict as edict
 

@@ -2,43 +2,27 @@
 
     python eval/benchmark.py work_dirs/benchmark -d /data/ijb --bin lfw.bin --far 1e-2
 
-Reads <root>/<kind>/seed<k>/old and <root>/<scenario>/seed<k>/<method>, runs that are finished, and
-evaluates each on IJB-C's 1:1 and 1:N protocols and, with --bin, on a verification set whose first
-images are the old model's and second ones the new model's. Writes <root>/table.md and table.json.
-Embeddings are cached.
+Reads <root>/<kind>/seed<k>/old and <root>/<scenario>/seed<k>/<method> and alone, runs that are
+finished, and evaluates each on IJB-C's 1:1 and 1:N protocols and, with --bin, on a verification
+set whose first images are the old model's and second ones the new model's. Embeddings of another
+width than the old ones are compared by `dimensions` of their training. Where a method maps the old
+gallery, the new model is the one trained alone, and meets the mapped embeddings of the old
+gallery's images. Writes <root>/table.md and table.json. Embeddings are cached.
 """
 
 import argparse
-from functools import cache
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-from easydict import EasyDict
-
-from bct import distributed
-from bct.amp import amp_dtype, dtype_name
-from bct.artefacts import open_valid, write_artefact
-from bct.bootstrap import bootstrap_tar_difference
-from bct.compatibility import compatible, p_1, p_comp, p_up, price, update_gain
-from bct.errors import BctError, run_cli
-from bct.files import ROOT, atomic, read_json, sha256_file, write_json
-from bct.metrics import rate_name, tar_at_far
-from bct.verification import VerificationSet, embed, load_bin
-from bct.weights import load_backbone
-from tools.ijbc.features import image_features
-from tools.ijbc.protocol import Protocol, read_galleries, read_protocol
-from tools.ijbc.scoring import Templates, open_set, pair_scores, template_features
-
-SCENARIOS = ("OPclass", "OPdata", "EXclass", "EXdata")
-LEGEND = """\
-TAR at FAR {far} on IJB-C 1:1, mean +- standard deviation over seeds. old: old model with itself;
-self: new model with itself; cross: new query, old gallery; paragon: the new network trained alone,
-with itself, and in the column cross against the old gallery. "cross - old" has the 95 % bootstrap
-interval over templates; a method is compatible when it is above 0, clearly so or clearly not when
-the whole interval is. gain = (cross - old) / (paragon - old); price = paragon - self;
-P_up, P_comp and P_1 as in bct/compatibility.py, x 100; top-1: 1:N, mean of the galleries."""
+from bct import distributed, markdown
+from bct.amp import amp_dtype
+from bct.command import CACHE, run_cli
+from bct.errors import BctError
+from bct.files import read_json, write_json, write_text
+from bct.metrics.scores import rate_name
+from bct.protocols.pairs import open_bin
+from bct.scenarios import SCENARIOS
+from tools.ijbc.comparison import LEGEND, Judge
+from tools.ijbc.protocol import read_protocol
 
 
 def main() -> None:
@@ -50,199 +34,84 @@ def main() -> None:
     parser.add_argument("--far", type=float, default=1e-2)
     parser.add_argument("--resamples", type=int, default=1000)
     parser.add_argument("--amp", choices=("bf16", "fp16", "off"))
-    parser.add_argument("--cache", type=Path, default=ROOT / "work_dirs" / "ijbc_cache")
+    parser.add_argument("--cache", type=Path, default=CACHE)
     args = parser.parse_args()
     device = distributed.setup()
-    judge = Judge(args, device)
+    protocol = read_protocol(args.data_path, args.subset)
+    pairs = open_bin(args.bin) if args.bin else None
+    dtype = amp_dtype(args.amp, device)
+    judge = Judge(protocol, pairs, args.far, args.resamples, args.cache, device, dtype)
     results = {}
     for scenario in SCENARIOS:
-        seeds = finished_seeds(args.root, scenario)
-        if seeds:
-            results[scenario] = judge.scenario(args.root, scenario, seeds)
+        for method, runs in finished_runs(args.root, scenario).items():
+            results.setdefault(scenario, {})[method] = judge.method(*runs)
     if not results:
         raise BctError(
-            f"{args.root} holds no finished old model, paragon and method of one scenario",
+            f"{args.root} holds no scenario with a finished old model, network alone and method",
             "train them with runs/benchmark.sh",
         )
-    text = (
-        LEGEND.format(far=rate_name(args.far)) + "\n\n" + "\n\n".join(map(table, results.items()))
-    )
+    legend = LEGEND.format(far=rate_name(args.far))
+    text = "\n\n".join([legend, *(table(*item) for item in results.items())])
     write_json(args.root / "table.json", {"far": args.far, "scenarios": results})
-    with atomic(args.root / "table.md") as temporary:
-        temporary.write_text(text + "\n", encoding="utf-8")
+    write_text(args.root / "table.md", text + "\n")
     print(f"{text}\n\nwritten to {args.root}/table.md and table.json")
 
 
-def finished_seeds(root: Path, scenario: str) -> dict[str, list[str]]:
-    """method -> the seeds of which it, the old model and the paragon have finished."""
-    seeds: dict[str, list[str]] = {}
+def finished_runs(root: Path, scenario: str) -> dict[str, tuple[list[Path], ...]]:
+    """method -> its old models, its runs and the networks alone, seed by seed, all finished."""
+    found: dict[str, tuple[list[Path], ...]] = {}
     for folder in sorted((root / scenario).glob("seed*")):
-        if finished(folder / "paragon") and finished(root / scenario[2:] / folder.name / "old"):
+        old, alone = root / scenario[2:] / folder.name / "old", folder / "alone"
+        if finished(alone) and finished(old):
             for run in sorted(folder.iterdir()):
-                if run.name != "paragon" and finished(run):
-                    seeds.setdefault(run.name, []).append(folder.name)
-    return seeds
+                if run != alone and finished(run):
+                    kept = found.setdefault(run.name, ([], [], []))
+                    for runs, path in zip(kept, (old, run, alone), strict=True):
+                        runs.append(path)
+    return found
 
 
 def finished(run: Path) -> bool:
     return (run / "run.json").is_file() and read_json(run / "run.json")["finished"]
 
 
-class Judge:
-    """Embeds models once and compares them."""
-
-    def __init__(self, args: argparse.Namespace, device: torch.device):
-        self.args, self.device = args, device
-        self.dtype = amp_dtype(EasyDict(amp=args.amp, fp16=None), device)
-        self.protocol: Protocol = read_protocol(args.data_path, args.subset)
-        self.galleries = read_galleries(self.protocol)
-        self.set: VerificationSet | None = load_bin(args.bin) if args.bin else None
-        # the old model and the paragon are compared with every method
-        self.embeddings, self.test = cache(self.embeddings), cache(self.test)
-
-    def embeddings(self, run: Path) -> tuple[Templates, np.ndarray | None]:
-        """Template features of the protocol, and unit embeddings (2P, D) of the set."""
-        weights = run / "model.pt"
-        features = image_features(
-            self.protocol, weights, None, self.args.cache, self.device, self.dtype
-        )
-        pairs = self.set_embeddings(weights) if self.set else None
-        return template_features(features, self.protocol), pairs
-
-    def set_embeddings(self, weights: Path) -> np.ndarray:
-        made_from = {
-            "model": sha256_file(weights),
-            "data": sha256_file(self.args.bin),
-            "amp": dtype_name(self.dtype),
-        }
-        path = self.args.cache / f"{'_'.join(value[:12] for value in made_from.values())}.npy"
-        embeddings = open_valid(path, **made_from)
-        if embeddings is None:
-            backbone = load_backbone(weights, None, self.dtype, fold=True).to(self.device)
-            embeddings = embed(backbone, self.set.images, self.device)
-            with write_artefact(path, embeddings.shape, "float32", **made_from) as out:
-                out[:] = embeddings
-        return embeddings / np.linalg.norm(embeddings, axis=1, keepdims=True)
-
-    def scenario(self, root: Path, scenario: str, seeds: dict[str, list[str]]) -> dict[str, dict]:
-        """method -> its figures."""
-        out = {}
-        for method, names in seeds.items():
-            runs = {
-                "old": [root / scenario[2:] / name / "old" for name in names],
-                "new": [root / scenario / name / method for name in names],
-                "paragon": [root / scenario / name / "paragon" for name in names],
-            }
-            pairings = {  # test: (gallery, query)
-                "old": ("old", "old"),
-                "cross": ("old", "new"),
-                "self": ("new", "new"),
-                "paragon": ("paragon", "paragon"),
-                "alone": ("old", "paragon"),
-            }
-            tests = {
-                test: [self.test(*pair) for pair in zip(runs[g], runs[q], strict=True)]
-                for test, (g, q) in pairings.items()
-            }
-            out[method] = self.compare(names, tests)
-        return out
-
-    def test(self, gallery: Path, query: Path) -> dict[str, Any]:
-        """Figures of one gallery model with one query model."""
-        (enrolled, first), (probe, second) = self.embeddings(gallery), self.embeddings(query)
-        protocol, far = self.protocol, (self.args.far,)
-        scores = pair_scores(enrolled, probe, protocol.first, protocol.second)
-        search = open_set(enrolled, probe, *self.galleries)
-        figures = {
-            "scores": scores,
-            "tar": tar_at_far(scores, protocol.genuine, far)[0].tar,
-            "top1": search["mean"]["top1"],
-        }
-        if self.set:
-            of_set = (first[0::2] * second[1::2]).sum(1)
-            figures["set"] = tar_at_far(of_set, self.set.issame, far)[0].tar
-        return figures
-
-    def compare(self, names: list[str], tests: dict[str, list[dict]]) -> dict[str, Any]:
-        """A method's figures from its tests, each with one result per seed."""
-        figures = {
-            f"{test}_{key}": [float(result[key]) for result in results]
-            for test, results in tests.items()
-            for key in results[0]
-            if key != "scores"
-        }
-        mean = {key: float(np.mean(values)) for key, values in figures.items()}
-        o, c, s, p = (mean[f"{test}_tar"] for test in ("old", "cross", "self", "paragon"))
-        interval = bootstrap_tar_difference(
-            np.stack([r["scores"] for r in tests["cross"]]),
-            np.stack([r["scores"] for r in tests["old"]]),
-            self.protocol.first,
-            self.protocol.second,
-            self.protocol.genuine,
-            self.args.far,
-            self.args.resamples,
-        )
-        return {
-            "seeds": names,
-            **figures,
-            "difference": interval._asdict(),
-            "compatible": compatible(c, o),
-            "update_gain": update_gain(c, o, p),
-            "price": price(s, p),
-            "p_up": p_up(s, p),
-            "p_comp": p_comp(c, o, p),
-            "p_1": p_1(s, c, o, p),
-        }
-
-
-def table(item: tuple[str, dict[str, dict]]) -> str:
-    """A scenario's Markdown table: old model, paragon, then the methods."""
-    scenario, methods = item
+def table(scenario: str, methods: dict[str, dict]) -> str:
+    """A scenario's Markdown table: the old model, the new one alone, then the methods."""
     some = next(iter(methods.values()))
     has_set = "old_set" in some
     titles = ["", "cross", "self", "cross - old", "compatible", "gain", "price"]
     titles += ["P_up", "P_comp", "P_1", "top-1 cross", "top-1 self"] + ["set cross"] * has_set
     rows = [
         row("old", some, "", "old", [""] * 7, has_set),
-        row("paragon", some, "alone", "paragon", [""] * 7, has_set),
+        row("alone", some, "alone_cross", "alone", [""] * 7, has_set),
         *(row(name, m, "cross", "self", verdict(m), has_set) for name, m in methods.items()),
     ]
     seeds = "/".join(map(str, sorted({len(m["seeds"]) for m in methods.values()})))
-    lines = [titles, [":--"] + ["--:"] * (len(titles) - 1), *rows]
-    text = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    return f"**{scenario}**, {seeds} seed(s)\n\n{text}"
+    return f"**{scenario}**, {seeds} seed(s)\n\n{markdown.table(titles, rows)}"
 
 
 def row(
     name: str, figures: dict, cross: str, own: str, middle: list[str], has_set: bool
 ) -> list[str]:
     """The cells of a line: `cross` and `own` name the tests shown in the columns cross and self."""
-    tar, top1 = ([spread(figures.get(f"{test}_{key}")) for test in (cross, own)]
+    tar, top1 = ([markdown.spread(figures.get(f"{test}_{key}")) for test in (cross, own)]
                  for key in ("tar", "top1"))  # fmt: skip
-    return [name, *tar, *middle, *top1, *[spread(figures.get(f"{cross or own}_set"))] * has_set]
+    in_set = [markdown.spread(figures.get(f"{cross or own}_set"))] * has_set
+    return [name, *tar, *middle, *top1, *in_set]
 
 
 def verdict(figures: dict) -> list[str]:
     """The seven cells that judge a method."""
-    difference = figures["difference"]
-    low, high = difference["low"], difference["high"]
+    estimate, low, high = (figures["difference"][key] for key in ("estimate", "low", "high"))
     clearly = "clearly " if low > 0 or high < 0 else ""
+    shares = [figures[key] for key in ("p_up", "p_comp", "p_1")]
     return [
-        f"{difference['estimate']:+.3f} [{low:+.3f}, {high:+.3f}]",
+        f"{estimate:+.3f} [{low:+.3f}, {high:+.3f}]",
         clearly + ("yes" if figures["compatible"] else "no"),
-        f"{figures['update_gain']:.2f}",
+        "-" if figures["update_gain"] is None else f"{figures['update_gain']:.2f}",
         f"{figures['price']:+.3f}",
-        *(f"{100 * figures[key]:.1f}" for key in ("p_up", "p_comp", "p_1")),
+        *("-" if share is None else f"{100 * share:.1f}" for share in shares),
     ]
-
-
-def spread(values: list[float] | None) -> str:
-    """mean +- standard deviation over seeds; the value alone if there is one."""
-    if values is None:
-        return ""
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{np.mean(values):.3f} +- {np.std(values, ddof=1):.3f}"
 
 
 if __name__ == "__main__":

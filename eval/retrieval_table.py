@@ -7,14 +7,13 @@ A figure is the mean over seeds +- their standard deviation (n - 1).
 """
 
 import argparse
-import statistics
 from pathlib import Path
 
-import numpy as np
-
-from bct.compatibility import compatible, update_gain
-from bct.errors import BctError, run_cli
+from bct import markdown
+from bct.command import run_cli
+from bct.errors import BctError
 from bct.files import read_json, write_json, write_text
+from bct.protocols.verdict import judged
 
 PARTS = {
     "all": "all queries",
@@ -22,6 +21,7 @@ PARTS = {
     "new classes": "queries of new classes",
 }
 QUALITIES = {"map": "mAP", "top1": "top-1"}
+RENAMED = {"free": "alone"}  # what searches of before call it
 
 
 def main() -> None:
@@ -45,7 +45,7 @@ def main() -> None:
         for quality in QUALITIES
     }
     write_json(args.folder / "retrieval_table.json", table)
-    text = [markdown(table, quality, len(seeds)) for quality in QUALITIES]
+    text = [shown(table, quality, len(seeds)) for quality in QUALITIES]
     if args.minutes is not None:
         text.append(f"The last call took {args.minutes} minutes; finished runs were kept.")
     write_text(args.folder / "retrieval.md", "\n\n".join(text) + "\n")
@@ -53,20 +53,21 @@ def main() -> None:
 
 
 def read_seed(folder: Path) -> dict[str, dict[str, dict]]:
-    """Name of a model -> {"cross", "self"} -> figures by part; "old" has only "self"."""
+    """Name of a model -> {"cross", "self"} -> figures by part; "old" has "self" alone. "alone" is
+    the new network trained alone."""
     found: dict[str, dict[str, dict]] = {}
     for file in sorted((folder / "retrieval").glob("*.json")):
         if "tests" not in (said := read_json(file)):
             continue  # the manifest of an array
         for test, figures in said["tests"].items():
-            query, gallery = test.split(" / ")
+            query, gallery = (RENAMED.get(name, name) for name in test.split(" / "))
             if gallery == "transformed":  # the new model alone, in the mapped gallery
                 found[file.stem] = {"cross": figures, "self": said["tests"][f"{query} / {query}"]}
             elif query == gallery and not any("transformed" in name for name in said["tests"]):
                 found.setdefault(query, {})["self"] = figures
             elif gallery == "old" and query != "old":
                 found.setdefault(query, {})["cross"] = figures
-    if "old" not in found or "free" not in found:
+    if "old" not in found or "alone" not in found:
         raise BctError(
             f"{folder} holds no tests of an old model and a new one alone",
             "let runs/images.sh finish this seed",
@@ -81,45 +82,34 @@ def row(seed: dict, name: str, quality: str) -> dict[str, dict[str, float]]:
     for part, key in PARTS.items():
         if key not in seed["old"]["self"]:
             continue
-        old, cross, own, free = (
+        old, cross, own, alone = (
             tests[key][quality]
             for tests in (
                 seed["old"]["self"],
                 seed[name]["cross"],
                 seed[name]["self"],
-                seed["free"]["self"],
+                seed["alone"]["self"],
             )
         )
-        gain = update_gain(cross, old, free)
-        out[part] = {"old": old, "cross": cross, "own": own, "gain": gain if gain == gain else None}
+        gain = judged(quality, old, cross, own, alone).gain
+        out[part] = {"old": old, "cross": cross, "own": own, "gain": gain}
     return out
 
 
-def markdown(table: dict, quality: str, seeds: int) -> str:
+def shown(table: dict, quality: str, seeds: int) -> str:
     """One quality's table: a row per model and part."""
-    lines = [
-        f"{QUALITIES[quality]}, {seeds} seed{'s' * (seeds > 1)}",
-        "",
-        "| model | queries | old/old | new/old | new/new | gain | compatible |",
-        "| :-- | :-- | --: | --: | --: | --: | --: |",
-    ]
+    titles = ["model", "queries", "old/old", "new/old", "new/new", "gain", "compatible"]
+    lines = []
     for name, rows in table[quality].items():
         for part in rows[0]:
             parts = [row[part] for row in rows]
-            cells = [spread([p[key] for p in parts]) for key in ("old", "cross", "own", "gain")]
-            yes = sum(compatible(p["cross"], p["old"]) for p in parts)
-            label = "alone" if name == "free" else name
-            lines.append(f"| {label} | {part} | {' | '.join(cells)} | {yes} of {seeds} |")
-    return "\n".join(lines)
-
-
-def spread(values: list[float | None]) -> str:
-    """Mean and standard deviation; "-" if one is undefined."""
-    if None in values:
-        return "-"
-    if len(values) == 1:
-        return f"{values[0]:.3f}"
-    return f"{np.mean(values):.3f} +- {statistics.stdev(values):.3f}"
+            cells = [
+                markdown.spread([p[key] for p in parts]) for key in ("old", "cross", "own", "gain")
+            ]
+            yes = sum(judged(quality, p["old"], p["cross"], p["own"]).compatible for p in parts)
+            lines.append([name, part, *cells, f"{yes} of {seeds}"])
+    head = f"{QUALITIES[quality]}, {seeds} seed{'s' * (seeds > 1)}"
+    return f"{head}\n\n{markdown.table(titles, lines)}"
 
 
 if __name__ == "__main__":

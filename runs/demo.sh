@@ -48,4 +48,4 @@ $PYTHON eval/ijbc.py -d "$OUT/data" -N --far 1e-1 -o "$OUT" --overwrite \
 stage "9/9 may the new model be deployed?"
 $PYTHON eval/report.py -d "$OUT/data" --far 1e-1 -o "$OUT/report" --overwrite \
     -m "$OUT/$NEW/model.pt" \
-    -m_old "$OUT/$OLD/model.pt" -m_independent "$OUT/$ALONE/model.pt"
+    -m_old "$OUT/$OLD/model.pt" -m_alone "$OUT/$ALONE/model.pt"

@@ -6,11 +6,11 @@
 #       METHODS="methods/OpenBCT/configs/x_l2.py methods/BT2/configs/x_bt2.py" SEEDS="0 1 2"
 #
 # TRAIN has been split (tools/split_dataset.py), OLD's shard lies beside it. OLD and NEW are trained
-# alone; what both say of the new training set is stored for the methods. A method of methods/FCT
-# maps the old gallery instead of training a network. A finished run is kept, a killed one continues.
+# alone; what the methods need of both is stored. A method may map the old gallery instead of training
+# a network. A finished run is kept, a killed one continues.
 #
 #   RUN="torchrun --nproc_per_node=8"   how a training is started     JOBS=1   runs at a time
-#   OLD_EXTRA, NEW_EXTRA, FCT_EXTRA     key=value for the old model, the new ones, methods/FCT
+#   OLD_EXTRA, NEW_EXTRA, MAP_EXTRA     key=value for the old model, the new ones, maps of the gallery
 set -euo pipefail
 for argument in "$@"; do
     [[ $argument =~ ^[A-Z_]+= ]] || { echo "error: $argument is not NAME=value" >&2
@@ -30,6 +30,8 @@ for config in "$OLD" "$NEW" $METHODS; do
         echo "  -> paths start at the repository's root" >&2; exit 2; }
 done
 
+MAPS=" $($PYTHON tools/gallery_maps.py $METHODS | tr '\n' ' ')"  # the configs of such methods
+maps_gallery() { [[ $MAPS == *" $1 "* ]]; }
 stem() { basename "$1" .py; }
 name_of() { local name; name=$(stem "$1"); echo "${name#"$(stem "$OLD" | sed 's/old_class.*//')"}"; }
 
@@ -37,18 +39,13 @@ train_alone() {  # seed
     local here="$OUT/seed$1"
     $RUN train_old.py "$OLD" rec="$TRAIN" $OLD_EXTRA seed="$1" output="$here/old"
     $RUN train_old.py "$NEW" rec="$TRAIN" $NEW_EXTRA seed="$((1000 + $1))" output="$here/alone"
-    local saved=(feature_save="$here/feature_save") sd
-    sd="$(stem "$OLD" | sed 's/class[0-9]*$/class100/')"
-    $RUN tools/extract_features.py "$OLD" --SD "$sd" rec="$TRAIN" output="$here/old" "${saved[@]}"
-    $RUN tools/extract_features.py "$NEW" --SD "$(stem "$NEW")" rec="$TRAIN" output="$here/alone" "${saved[@]}"
-    for tool in average_features denoise class_statistics; do
-        $PYTHON tools/$tool.py --SD "$sd" --feature-save "$here/feature_save"
-    done
+    $PYTHON tools/make_artefacts.py $METHODS --set feature_save="$here/feature_save" --launch "$RUN" \
+        --model "$OLD" rec="$TRAIN" output="$here/old" --model "$NEW" rec="$TRAIN" output="$here/alone"
 }
 
 train_new() {  # config seed
     local here="$OUT/seed$2" extra="rec=$TRAIN $NEW_EXTRA"
-    [[ $1 == methods/FCT/* ]] && extra="${FCT_EXTRA:-} resume=True"  # it sees no image
+    maps_gallery "$1" && extra="${MAP_EXTRA:-} resume=True"  # it sees no image
     $RUN "$(dirname "$(dirname "$1")")/train.py" "$1" $extra seed="$((1000 + $2))" \
         feature_save="$here/feature_save" output="$here/$(name_of "$1")"
 }
@@ -57,12 +54,12 @@ evaluate() {  # seed
     local here="$OUT/seed$1" new=()
     local alone=(-m_old "$here/old/model.pt" --data "$TEST" --leave-one-out -o "$here/retrieval" --overwrite)
     for config in $METHODS; do
-        [[ $config == methods/FCT/* ]] || new+=("$here/$(name_of "$config")/model.pt")
+        maps_gallery "$config" || new+=("$here/$(name_of "$config")/model.pt")
     done
-    $RUN eval/retrieval.py -m "${new[@]}" -m_free "$here/alone/model.pt" "${alone[@]}" \
+    $RUN eval/retrieval.py -m "${new[@]}" -m_alone "$here/alone/model.pt" "${alone[@]}" \
         --dimensions leading --name methods --save_embeddings
     for config in $METHODS; do
-        [[ $config == methods/FCT/* ]] || continue
+        maps_gallery "$config" || continue
         local name; name=$(name_of "$config")
         $PYTHON tools/transform_gallery.py "$here/retrieval/methods_old.npy" "$here/retrieval/$name.npy" \
             -m "$here/$name/model.pt" --uncertainty "$here/retrieval/${name}_uncertainty.npy" --overwrite
@@ -71,8 +68,8 @@ evaluate() {  # seed
     done
 }
 
-export -f train_alone train_new evaluate stem name_of
-export METHODS
+export -f train_alone train_new evaluate maps_gallery stem name_of
+export METHODS MAPS
 in_parallel() { xargs -P "$JOBS" -I{} bash -euc "{}"; }
 started=$SECONDS
 for seed in $SEEDS; do echo "train_alone $seed"; done | in_parallel

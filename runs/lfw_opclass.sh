@@ -37,4 +37,4 @@ $PYTHON eval/ijbc.py -d "$IJBC" -N --far 1e-2 -o work_dirs/lfw --overwrite \
 $PYTHON eval/report.py -d "$IJBC" --far 1e-2 -o work_dirs/lfw/report --overwrite \
     -m work_dirs/lfw_w16_to_w24_MixBCT/model.pt \
     -m_old work_dirs/lfw_w16_softmax_class30/model.pt \
-    -m_independent work_dirs/lfw_w24_arc_class70/model.pt
+    -m_alone work_dirs/lfw_w24_arc_class70/model.pt

@@ -18,7 +18,7 @@ export PYTHON=${PYTHON:-python} JOBS=${JOBS:-$(nproc)}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((JOBS > 1 ? 1 : $(nproc)))}
 $PYTHON tools/unpack.py "$SOURCE" --out "$OUT/data"
 $PYTHON tools/split_dataset.py "$OUT/data" --by data --ratio 75 --out "$OUT"  # file k is drawer k's
-for percent in 50 75; do  # 75: for configs/omniglot_sequence.py
+for percent in 50 75; do  # 75: for configs/omniglot_chain.py
     $PYTHON tools/split_dataset.py "$OUT/train_part_75_data.txt" --by class --ratio $percent --out "$OUT"
 done
 TRAIN=$OUT/train_part_75_data.txt TEST=$OUT/train_part_25_data.txt OLD=configs/omniglot_old_class50.py \

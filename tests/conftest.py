@@ -1,5 +1,6 @@
 """Shared fixtures. BCT_SHARED names the folder with golden values (default ../shared)."""
 
+import gc
 import os
 from pathlib import Path
 
@@ -7,8 +8,8 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from faces import picture, write_faces
-from tiny import Job
+from support.pictures import picture, write_faces
+from support.tiny import Job
 
 from backbones import get_model
 from tools.ijbc.align import TEMPLATE
@@ -18,6 +19,39 @@ SHARED = Path(os.environ.get("BCT_SHARED", ROOT.parent / "shared"))
 
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)
+
+
+def pytest_collection_modifyitems(items):
+    """The demo takes longest: it begins first, while the other worker does the rest."""
+    items.sort(key=lambda item: "test_demo.py" not in item.nodeid)
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: the collector need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport():
+    return never_skipped_in_ci((yield))
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report():
+    return never_skipped_in_ci((yield))
+
+
+def never_skipped_in_ci(report):
+    """CI has all extras, the shared files and a browser: a skip would hide that one is missing."""
+    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"skipped in CI: {report.longrepr[2]}"
+    return report
 
 
 @pytest.fixture(scope="session")

@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 from mxnet import recordio
 
-from bct.recordio import MAGIC, Header, RecordReader, RecordWriter
-from bct.recordio_mxnet import MxnetReader
+from bct.data.record_writer import RecordWriter
+from bct.data.recordio import MAGIC, Header, RecordReader
+from bct.data.recordio_mxnet import MxnetReader
 
 MAGIC_BYTES = MAGIC.to_bytes(4, "little")
 

@@ -8,20 +8,21 @@ import pytest
 import torch
 import torch.nn.functional as F
 from easydict import EasyDict
-from ranks import run_on_ranks
-from test_partial_fc import head_with
-from test_train import small_cfg
+from support.heads import head_with
+from support.methods import OldArrays
+from support.ranks import run_on_ranks
+from support.tiny import small_cfg
 from torch import nn
 
 from bct import distributed
+from bct.data.loader import Batch
 from bct.errors import BctError
-from bct.loader import Batch
-from bct.optimizer import make_optimizer
-from bct.statistics import class_statistics
+from bct.method import load_method
+from bct.stored.class_statistics import class_statistics
 from bct.train import replicate
-from methods import OldArrays, method_class
+from bct.training.optimizer import make_optimizer
 
-AdvBCT = method_class("AdvBCT")
+AdvBCT = load_method("AdvBCT")
 CLASSES, DIM, EPOCHS, THRESHOLD, WEIGHT = 7, 6, 10, 0.9, 3.0
 LABELS = np.concatenate([np.arange(CLASSES), np.arange(33) % (CLASSES - 1)])  # the last has one
 OLD = np.random.default_rng(0).standard_normal((len(LABELS), DIM)).astype(np.float32)
@@ -60,7 +61,7 @@ def terms(method, f, y, index, epoch=0.0, trained=None):
 def dense(f, y, index, epoch, joint=True):
     """(p2s, adv), then their summed gradient by f and by each parameter: the docstring's formulas
     in float64, image by image. joint: old and new are normalised together."""
-    p = {k: v.detach().double().requires_grad_() for k, v in make().named_parameters()}
+    p = {k: v.detach().double().requires_grad_() for k, v in make().loss.named_parameters()}
     f = f.double().requires_grad_()
     new, old = F.normalize(f), F.normalize(torch.from_numpy(OLD[index.numpy()]).double())
     excess = []
@@ -136,26 +137,26 @@ def test_published_ranks_and_domains_stay_alone():
 @pytest.mark.parametrize(("u", "share"), [(-50.0, 0.0), (0.0, 0.5), (50.0, 1.0)])
 def test_limit_goes_from_the_largest_radius_to_the_threshold(u, share):
     method, (f, y, _) = make(), problem()
-    method.boundary.data.fill_(u)
+    method.loss.boundary.data.fill_(u)
     radius = TABLE["radius"][y]
     limit = (1 - share) * radius + share * THRESHOLD
     excess = np.linalg.norm(F.normalize(f).numpy() - TABLE["centre"][y], axis=1) - limit
     want = excess[(excess > 0) & (TABLE["kept"][y] > 1)].mean()
-    assert method.point_to_set(F.normalize(f), y).item() == pytest.approx(want, rel=1e-5)
+    assert method.loss.point_to_set(F.normalize(f), y).item() == pytest.approx(want, rel=1e-5)
 
 
 def steps_with_few_offenders(parity):
     """p2s and u's gradient under DDP of a step where just rank 1 has offenders, and of one where
     nobody has."""
     method, y, out = make(parity, threshold=1.05), torch.arange(CLASSES - 1), []
-    method.boundary.data.fill_(3.0)  # limits near the threshold
+    method.loss.boundary.data.fill_(3.0)  # limits near the threshold
     trained = replicate(method, torch.device("cpu"))
     for towards in (1 - 2 * distributed.rank(), 1):
         method.zero_grad()
-        f = (towards * method.centre[y]).requires_grad_()
+        f = (towards * method.loss.centre[y]).requires_grad_()
         losses = terms(method, f, y, y, trained=trained)  # image c has label c
         sum(losses.values()).backward()
-        out.append((losses["p2s"].item(), method.boundary.grad.clone()))
+        out.append((losses["p2s"].item(), method.loss.boundary.grad.clone()))
     return out
 
 
@@ -174,9 +175,9 @@ def test_classes_with_one_image_have_no_ball(caplog):
     with caplog.at_level(logging.WARNING):
         method = make()
     assert "1 classes have one image" in caplog.text
-    f, y = -method.centre[[CLASSES - 1]].clone().requires_grad_(), torch.tensor([CLASSES - 1])
-    loss = method.point_to_set(f, y)
-    by_f, by_u = torch.autograd.grad(loss, (f, method.boundary))
+    f, y = -method.loss.centre[[CLASSES - 1]].clone().requires_grad_(), torch.tensor([CLASSES - 1])
+    loss = method.loss.point_to_set(f, y)
+    by_f, by_u = torch.autograd.grad(loss, (f, method.loss.boundary))
     assert loss == 0 and (by_f == 0).all() and (by_u == 0).all()
     with pytest.raises(BctError, match="no class has two images"):
         make(table=class_statistics(OLD[:CLASSES], LABELS[:CLASSES]))
@@ -188,14 +189,16 @@ def test_u_is_kept_from_weight_decay():
         method, head = make(parity), head_with(torch.eye(CLASSES, DIM))
         optimizer = make_optimizer(small_cfg(), nn.Linear(2, 2), method, head)
         decays = [g["weight_decay"] for g in optimizer.param_groups for p in g["params"]
-                  if p is method.boundary]  # fmt: skip
+                  if p is method.loss.boundary]  # fmt: skip
         assert decays == [0.0 if kept else 5e-4]
-        before = {name: p.detach().clone() for name, p in method.named_parameters()}
+        before = {name: p.detach().clone() for name, p in method.loss.named_parameters()}
         for p in method.parameters():
             p.grad = torch.zeros_like(p)
         optimizer.step()
-        assert torch.equal(method.boundary, before["boundary"]) == kept
-        assert not torch.equal(method.discriminator[0].weight, before["discriminator.0.weight"])
+        assert torch.equal(method.loss.boundary, before["boundary"]) == kept
+        assert not torch.equal(
+            method.loss.discriminator[0].weight, before["discriminator.0.weight"]
+        )
 
 
 # ---- old against new
@@ -214,12 +217,13 @@ def one_thread():
 @pytest.mark.parametrize(("shift", "spread"), [(1.0, 1.0), (0.0, 3.0)])
 def test_what_the_discriminator_can_learn(shift, spread):
     """A shift or another scale of all old embeddings: nothing as published, all corrected."""
+    wide = class_statistics(np.ones((len(LABELS), 32), np.float32), LABELS)
     for parity, low, high in (("published", 1.3, 1.5), ("corrected", 0.0, 0.1)):
-        method, losses = make(parity, embedding_size=32, hidden=100), []
-        optimizer = torch.optim.Adam(method.discriminator.parameters(), 1e-2)
+        method, losses = make(parity, wide, hidden=100), []
+        optimizer = torch.optim.Adam(method.loss.discriminator.parameters(), 1e-2)
         for _ in range(150):
             new, old = torch.randn(2, 64, 32)
-            loss = method.adversary(new, shift + spread * old)
+            loss = method.loss.adversary(new, shift + spread * old)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -236,9 +240,9 @@ def test_reversal(epoch, strength, weight):
     """D learns with weight (E - e + 1) / E, embeddings get -strength times that."""
     method, (f, y, index) = make(), problem()
     f.requires_grad_()
-    leaves = f, *method.discriminator.parameters()
-    old = method.fetch(index, y, None)["features"]
-    plain = torch.autograd.grad(method.adversary(F.normalize(f), old), leaves)
+    leaves = f, *method.loss.discriminator.parameters()
+    old = F.normalize(method.fetch(index, y, None)["features"])
+    plain = torch.autograd.grad(method.loss.adversary(F.normalize(f), old), leaves)
     got = torch.autograd.grad(terms(method, f, y, index, epoch)["adv"], leaves)
     factors = [-strength] + [1] * (len(leaves) - 1)
     for a, b, factor in zip(got, plain, factors, strict=True):
@@ -248,7 +252,7 @@ def test_reversal(epoch, strength, weight):
 
 def norm_on_ranks(joint, x, g):
     """Output, gradient by x after DDP's mean, and by weight and bias before it."""
-    norm = nn.BatchNorm1d(5) if not joint else make().discriminator[1]
+    norm = nn.BatchNorm1d(5) if not joint else make().loss.discriminator[1]
     for p, value in zip(norm.parameters(), (1.5, -0.3), strict=True):
         p.data = value + torch.arange(5) / 10
     x, g = own(x, g)

@@ -6,17 +6,18 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from faces import write_faces
-from script import run_script
+from support.pictures import write_faces
+from support.script import run_script
 
 from backbones import get_model
-from bct.artefacts import OldModel, artefact_path, open_artefact, write_artefact
 from bct.config import load_config
-from bct.datasets import RecordFaces
+from bct.data.images import decode, to_network
+from bct.data.sets import RecordSet
 from bct.errors import BctError
-from bct.images import decode, to_network
 from bct.method import Method
-from bct.statistics import class_means, credible_mask
+from bct.old_model import OldModel
+from bct.stored.artefacts import artefact_path, open_artefact, write_artefact
+from bct.stored.class_statistics import class_means, credible_mask
 
 NEEDS = ("old_embedding", "credible_old_feature")
 SD = "old_class70"
@@ -73,14 +74,14 @@ def path_of(folder, kind):
 
 def old_model(folder, *overrides, needs=NEEDS):
     cfg = load_config(folder / "new.py", overrides)
-    return OldModel(cfg, RecordFaces(cfg.rec), needs)
+    return OldModel(cfg, RecordSet(cfg.rec), needs)
 
 
 def direct(folder):
     """Embeddings of the new shard, one image at a time."""
     model = get_model("demo_w16", 16).eval()
     model.load_state_dict(torch.load(folder / "old/model.pt", weights_only=True))
-    faces = RecordFaces(folder / "train_part_70_class.rec")
+    faces = RecordSet(folder / "train_part_70_class.rec")
     images = np.stack([decode(faces.payload(i)[0]) for i in range(len(faces))])
     with torch.inference_mode():
         plain = model(to_network(torch.from_numpy(images)))

@@ -2,11 +2,11 @@
 
 import copy
 import json
-import math
 from functools import partial
 
 import pytest
 import torch
+from support.networks import fill
 from torch import nn
 
 from backbones import NETWORKS, get_model
@@ -14,7 +14,7 @@ from backbones.iresnet import IResNet
 from backbones.prelu import PReLU
 from backbones.vit import Block, ViT
 from bct.errors import BctError
-from bct.weights import load_backbone
+from bct.models.weights import load_backbone
 
 GOLDEN = [
     "r18_512",
@@ -29,28 +29,6 @@ GOLDEN = [
     "vit_t_dp005_mask0_512",
     "vit_s_512",
 ]
-
-
-def fill(state):
-    """The deterministic fill that golden/README.md describes."""
-    for k, (name, tensor) in enumerate(state.items()):
-        if name.endswith("num_batches_tracked"):
-            continue
-        i = torch.arange(tensor.numel(), dtype=torch.float64)
-        s = torch.sin(0.37 * i + 1.3 * k).reshape(tensor.shape)
-        if name.endswith("running_var"):
-            value = 1 + 0.2 * s
-        elif name.endswith("running_mean"):
-            value = 0.05 * s
-        elif tensor.dim() >= 2:
-            value = s * math.sqrt(2 / (tensor.numel() / tensor.shape[0]))
-        elif name.endswith("bias"):
-            value = 0.05 * s
-        elif name.endswith("prelu.weight"):
-            value = 0.25 + 0.05 * s
-        else:
-            value = 1 + 0.1 * s
-        tensor.copy_(value)
 
 
 @pytest.mark.parametrize("name", GOLDEN)

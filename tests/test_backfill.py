@@ -8,23 +8,25 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bct.backfill import (
+from bct.errors import BctError
+from bct.metrics import mixed
+from bct.metrics.backfill import (
     Curve,
     area,
     curve,
-    disagreement,
-    distance_to_centre,
-    order_by_distance,
-    order_random,
     pair_quality,
     published_mean,
+    refreshed,
     search_quality,
     smallest_fraction,
     violations,
 )
-from bct.compatibility import update_gain
-from bct.errors import BctError
-from bct.metrics import identification, tar_at_far
+from bct.metrics.compatibility import update_gain
+from bct.metrics.mixed import retrieve_mixed
+from bct.metrics.relevance import ByClass, ByItem, Rows
+from bct.metrics.retrieval import METRICS, retrieve
+from bct.metrics.scores import identification, tar_at_far
+from bct.search.orders import disagreement, distance_to_centre, order_by_distance, order_random
 
 FRACTIONS = np.linspace(0, 1, 11)
 
@@ -115,9 +117,9 @@ def test_the_subsets_are_nested_and_of_the_stated_size(n, seed, bins):
 
     order = order_random(n, seed)
     curve(order, [i / bins for i in range(bins + 1)], quality)
-    for i, refreshed in enumerate(seen):
-        assert refreshed.sum() == -(-i * n // bins)  # ceil(i n / bins) in integers
-        assert set(np.flatnonzero(refreshed)) == set(order[: refreshed.sum()])
+    for i, chosen in enumerate(seen):
+        assert chosen.sum() == -(-i * n // bins)  # ceil(i n / bins) in integers
+        assert set(np.flatnonzero(chosen)) == set(order[: chosen.sum()])
     assert not seen[0].any() and seen[-1].all()
 
 
@@ -215,3 +217,95 @@ def test_what_makes_no_curve():
         pair_quality(np.ones(3), np.ones(4), np.zeros(3, int), np.ones(3, bool), 0.1)
     with pytest.raises(BctError, match="in one order"):
         search_quality(np.ones((3, 2)), np.ones((2, 3)), np.arange(3), np.arange(2))
+
+
+# ---- searches of many mixtures in one pass
+
+
+def exact(rng, n, metric):
+    """Rows whose scores float32 holds exactly, most of them tied."""
+    if metric == "cosine":
+        return rng.choice([-1.0, 1.0], (n, 16)).astype(np.float32)
+    return rng.integers(-3, 4, (n, 8)).astype(np.float32)
+
+
+def some_relevance(rng, kind, q, g):
+    """Of q queries and g items; own: of the q items themselves."""
+    labels, others = rng.integers(0, 9, q), rng.integers(0, 7, g)
+    labels[0] = others[0]
+    if kind == "classes":
+        return ByClass(labels, others)
+    if kind == "own":
+        labels[1] = labels[0]
+        return ByClass(labels, labels, leave_one_out=True)
+    chosen = [rng.permutation(g)[: rng.integers(0, g + 1)] for _ in range(q)]
+    chosen[0] = np.arange(g)
+    cuts = [1, *(rng.integers(0, len(rows) + 1) for rows in chosen[1:])]
+    split = [np.split(rows, [cut]) for rows, cut in zip(chosen, cuts, strict=True)]
+    return ByItem(*(Rows.of_lists(side) for side in zip(*split, strict=True)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    metric=st.sampled_from(METRICS),
+    kind=st.sampled_from(["classes", "own", "items"]),
+    block=st.sampled_from([1, 7, 1000]),
+)
+def test_mixed_searches_against_galleries_that_are_really_mixed(seed, metric, kind, block):
+    """Up to four versions, in any mixture: ap and rank are those of retrieve to the last bit."""
+    rng = np.random.default_rng(seed)
+    q = g = int(rng.integers(2, 40))
+    g = q if kind == "own" else int(rng.integers(1, 40))
+    number = int(rng.integers(1, 5))
+    query, galleries = exact(rng, q, metric), [exact(rng, g, metric) for _ in range(number)]
+    curves = [rng.integers(0, number, (int(rng.integers(1, 5)), g)) for _ in range(2)]
+    relevance = some_relevance(rng, kind, q, g)
+    found = retrieve_mixed(query, galleries, curves, relevance, metric, (1, 3), block)
+    for curve_, results in zip(curves, found, strict=True):
+        for versions, result in zip(curve_, results, strict=True):
+            gallery = np.stack(galleries)[versions, np.arange(g)]
+            plain = retrieve(query, gallery, relevance, metric, (1, 3))
+            np.testing.assert_array_equal(result.rank, plain.rank)
+            np.testing.assert_allclose(result.ap, plain.ap, rtol=0, atol=1e-15)
+            assert result.top == plain.top and result.without == plain.without
+
+
+def test_a_curve_of_real_numbers_in_blocks_of_bounded_size(monkeypatch):
+    """The ends are the cross and the self test; no block of scores is larger than allowed."""
+    rng, sizes = np.random.default_rng(0), []
+    count = mixed.count_at_least
+
+    def watched(scores, *rest):
+        sizes.append(scores.size)
+        return count(scores, *rest)
+
+    monkeypatch.setattr(mixed, "count_at_least", watched)
+    monkeypatch.setattr(mixed, "SCORES", 40_000)
+    labels = np.arange(300) % 20
+    own = rng.standard_normal((20, 16))[labels]
+    old, new = (own + noise * rng.standard_normal((300, 16)) for noise in (2.0, 1.0))
+    relevance = ByClass(labels, labels, leave_one_out=True)
+    steps = refreshed(order_random(300, 1), FRACTIONS)
+    points = retrieve_mixed(new, [old, new], [steps], relevance)[0]
+    for end, gallery in ((0, old), (-1, new.copy())):
+        plain = retrieve(new, gallery, relevance)
+        np.testing.assert_allclose(points[end].ap, plain.ap, rtol=0, atol=1e-12)
+        np.testing.assert_array_equal(points[end].rank, plain.rank)
+    assert max(sizes) <= 40_000 // 300 * 31  # queries of a block by the items of one step
+    assert points[0].mean_ap < points[5].mean_ap < points[-1].mean_ap
+
+
+def test_mixed_searches_that_do_not_fit():
+    x, labels = np.ones((4, 2), np.float32), np.zeros(4, int)
+    classes = ByClass(labels, labels)
+    for wrong, galleries, curve_ in (
+        ("labels are", [x, x[:3]], np.zeros((1, 4), int)),
+        (r"\(1, 3\) for 4 gallery rows", [x, x], np.zeros((1, 3), int)),
+        (r"\(4,\) for 4 gallery rows", [x, x], np.zeros(4, int)),
+        ("versions 0 to 2 of 2", [x, x], np.array([[0, 1, 2, 0]])),
+        ("versions -1 to 0 of 2", [x, x], np.array([[0, -1, 0, 0]])),
+        ("2 dimensions, the gallery 1", [x, x[:, :1]], np.zeros((1, 4), int)),
+    ):
+        with pytest.raises(BctError, match=wrong):
+            retrieve_mixed(x, galleries, [curve_], classes)

@@ -7,19 +7,21 @@ import numpy as np
 import pytest
 import torch
 from easydict import EasyDict
-from ranks import run_on_ranks
-from test_l2 import numeric_gradient
-from test_partial_fc import dense_loss, head_with, problem
+from support.gradients import assert_influence, influence_of, mean_cross_entropy
+from support.heads import dense_loss, head_with, problem
+from support.methods import OldArrays
+from support.ranks import run_on_ranks
 
 from bct import distributed
-from bct.artefacts import OldModel, write_artefact
-from bct.datasets import SyntheticFaces
+from bct.data.loader import Batch
+from bct.data.sets import SyntheticSet
 from bct.errors import BctError
 from bct.files import sha256_file, write_json
-from bct.loader import Batch
-from methods import OldArrays, method_class
+from bct.method import load_method
+from bct.old_model import OldModel
+from bct.stored.artefacts import write_artefact
 
-BCT = method_class("BCT")
+BCT = load_method("BCT")
 CLASSES, DIM, SEEN = 11, 6, 5  # SEEN: the old model's classes in EXclass, the first ones
 NEW, CENTRES, LABELS = problem(CLASSES, DIM, batch=12)  # embeddings near their class
 NEW, LABELS = NEW.float().double().numpy(), LABELS.numpy()
@@ -67,13 +69,7 @@ def disk(tmp_path):
 def on_disk(disk, model="class", **changes):
     """BCT on the real OldModel."""
     cfg = config(old_prototype=str(disk / model / "means.npy"), **changes)
-    return BCT(cfg, OldModel(cfg, SyntheticFaces(40, CLASSES), BCT.needs(cfg)))
-
-
-def mean_cross_entropy(rows, labels):
-    """Of logits, plainly."""
-    each = [math.log(sum(map(math.exp, row))) - row[y] for row, y in zip(rows, labels, strict=True)]
-    return sum(each) / len(each)
+    return BCT(cfg, OldModel(cfg, SyntheticSet(40, CLASSES), BCT.needs(cfg)))
 
 
 def by_prototypes(f, scale=1.0, margin=(1.0, 0.0, 0.0), chosen=slice(None)):
@@ -89,27 +85,11 @@ def by_prototypes(f, scale=1.0, margin=(1.0, 0.0, 0.0), chosen=slice(None)):
     return mean_cross_entropy(rows, LABELS[chosen])
 
 
-def influence_of(method, f, y=LABELS, epoch=10.0):
-    """The influence and its gradient by the embeddings."""
-    f32 = torch.as_tensor(f, dtype=torch.float32).clone().requires_grad_()
-    batch = Batch(None, torch.as_tensor(y), None, {}, epoch)
-    loss = method(f32, batch, head_with(torch.eye(f.shape[1])), None)["influence"]
-    loss.backward()
-    return loss.item(), f32.grad.numpy()
-
-
-def assert_equal(method, function, f=NEW, y=LABELS):
-    """The influence and its gradient are those of a float64 function of the embeddings."""
-    loss, grad = influence_of(method, f, y)
-    assert loss == pytest.approx(function(f), rel=1e-4, abs=1e-6)
-    want = numeric_gradient(function, f)
-    np.testing.assert_allclose(grad, want, rtol=1e-3, atol=1e-4 * np.abs(want).max())
-
-
 def test_golden(shared):
     data = np.load(shared / "golden/methods/inputs_and_grads.npz")
     want = json.loads((shared / "golden/methods/expected.json").read_text())["bct_loss"]
-    method = in_memory(data["bct_prototypes"], num_classes=97, parity="published")
+    prototypes = data["bct_prototypes"]
+    method = in_memory(prototypes, num_classes=len(prototypes), parity="published")
     loss, grad = influence_of(method, data["f_new"], data["labels"])
     assert loss == pytest.approx(want, rel=1e-5)
     np.testing.assert_allclose(grad, data["bct_grad"], atol=1e-5 * np.abs(data["bct_grad"]).max())
@@ -119,12 +99,17 @@ def test_golden(shared):
 @pytest.mark.parametrize("scale", [1.0, 16.0])
 def test_prototypes_influence(scale, margin):
     changes = {"influence_scale": scale, "influence_margin": margin, "influence_weight": 0.7}
-    assert_equal(in_memory(**changes), lambda f: 0.7 * by_prototypes(f, scale, margin))
+    assert_influence(
+        in_memory(**changes), lambda f: 0.7 * by_prototypes(f, scale, margin), NEW, LABELS
+    )
 
 
 def test_published_logits_are_bare_cosines():
-    assert_equal(
-        in_memory(parity="published", influence_weight=2.0), lambda f: 2 * by_prototypes(f)
+    assert_influence(
+        in_memory(parity="published", influence_weight=2.0),
+        lambda f: 2 * by_prototypes(f),
+        NEW,
+        LABELS,
     )
 
 
@@ -146,9 +131,14 @@ def test_images_of_ignored_classes_have_no_influence(disk):
     assert 0 < seen.sum() < len(seen)
     changes = {"unseen": "ignore", "influence_scale": 9.0}
     method = on_disk(disk, scenario="EXclass", **changes)
-    assert_equal(method, lambda f: by_prototypes(f, 9.0, chosen=seen))
-    np.testing.assert_array_equal(influence_of(method, NEW)[1].any(1), seen)
-    assert_equal(on_disk(disk, "data", scenario="OPdata", **changes), lambda f: by_prototypes(f, 9))
+    assert_influence(method, lambda f: by_prototypes(f, 9.0, chosen=seen), NEW, LABELS)
+    np.testing.assert_array_equal(influence_of(method, NEW, LABELS)[1].any(1), seen)
+    assert_influence(
+        on_disk(disk, "data", scenario="OPdata", **changes),
+        lambda f: by_prototypes(f, 9),
+        NEW,
+        LABELS,
+    )
 
 
 def test_the_published_code_ignores_no_class(disk):
@@ -170,8 +160,8 @@ def test_the_old_classifiers_influence(disk, parity, scenario, model):
 
     changes = {"influence": "old_classifier", "influence_weight": 0.5, "parity": parity}
     method = on_disk(disk, model, scenario=scenario, **changes)
-    assert_equal(method, by_hand)
-    np.testing.assert_array_equal(influence_of(method, NEW)[1].any(1), seen)
+    assert_influence(method, by_hand, NEW, LABELS)
+    np.testing.assert_array_equal(influence_of(method, NEW, LABELS)[1].any(1), seen)
 
 
 def test_an_old_classifier_of_unit_embeddings_gets_such(disk):
@@ -184,7 +174,9 @@ def test_an_old_classifier_of_unit_embeddings_gets_such(disk):
         rows = [weight @ (f_i / math.sqrt(f_i @ f_i)) + bias for f_i in f[seen]]
         return mean_cross_entropy(rows, LABELS[seen])
 
-    assert_equal(on_disk(disk, scenario="EXclass", influence="old_classifier"), by_hand)
+    assert_influence(
+        on_disk(disk, scenario="EXclass", influence="old_classifier"), by_hand, NEW, LABELS
+    )
 
 
 @pytest.mark.parametrize("changes", [{"influence": "old_classifier"}, {"unseen": "ignore"}])
@@ -198,7 +190,7 @@ def test_a_batch_without_seen_classes_has_no_influence(disk, changes):
 def test_the_old_side_is_constant(disk, changes):
     method = on_disk(disk, scenario="EXclass", **changes)
     before = {key: value.clone() for key, value in method.named_buffers()}
-    influence_of(method, NEW)
+    influence_of(method, NEW, LABELS)
     assert before and list(method.parameters()) == []
     for key, value in method.named_buffers():
         assert value.grad is None and not value.requires_grad and torch.equal(value, before[key])

@@ -32,17 +32,19 @@ def test_the_table_and_a_second_run(tmp_path):
         [sys.executable, "tools/make_demo_data.py", "--out", str(faces), *drawn],
         cwd=ROOT, check=True,
     )  # fmt: skip
-    small = "network=demo_w16 embedding_size=16 batch_size=8 num_workers=0 num_epoch="
+    small = "network=demo_w16 embedding_size=40 batch_size=8 num_workers=0 num_epoch="
     arguments = (
         f"DATA={faces}", f"IJBC={faces}", f"BIN={faces}/demo.bin", f"OUT={tmp_path / 'out'}",
-        "SCENARIOS=OPclass EXdata", "METHODS=BCT weakenedL2", "SEEDS=0 1", "FAR=1e-1", "JOBS=2",
-        f"OLD={small}1", f"NEW={small}2",
+        "SCENARIOS=OPclass EXdata", "METHODS=BCT weakenedL2 BT2 FCT", "SEEDS=0 1",
+        "FAR=1e-1", "JOBS=2", f"OLD={small}1", f"NEW={small}2",
+        "MAP=num_epoch=2 batch_size=32 num_workers=0 warmup_epoch=0",
     )  # fmt: skip
     first = benchmark(*arguments)
     assert first.returncode == 0, first.stderr
     table = (tmp_path / "out" / "table.md").read_text()
     assert table.strip() in first.stdout
-    for line in ("**OPclass**, 2 seed(s)", "**EXdata**, 2 seed(s)", "| BCT |", "| weakenedL2 |"):
+    for line in ("**OPclass**, 2 seed(s)", "**EXdata**, 2 seed(s)", "| BCT |", "| weakenedL2 |",
+                 "| alone |", "| BT2 |", "| FCT |", "over the templates"):  # fmt: skip
         assert line in table
     row = json.loads((tmp_path / "out" / "table.json").read_text())["scenarios"]["OPclass"]["BCT"]
     assert row["seeds"] == ["seed0", "seed1"] and len(row["cross_tar"]) == 2
@@ -50,8 +52,15 @@ def test_the_table_and_a_second_run(tmp_path):
     assert row["difference"]["estimate"] == pytest.approx(mean[0] - mean[1])
     assert row["compatible"] == (mean[0] > mean[1])
 
+    assert row["difference"]["interval_over"] == "templates"
+    scenarios = json.loads((tmp_path / "out" / "table.json").read_text())["scenarios"]
+    for methods in scenarios.values():
+        assert methods["FCT"]["self_tar"] == methods["FCT"]["alone_tar"] == row_of_alone(methods)
+        assert methods["FCT"]["cross_tar"] != methods["FCT"]["alone_cross_tar"]  # it is mapped
+        assert methods["FCT"]["cross_set"] and methods["BT2"]["cross_tar"]
+
     models = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("model.pt")}
-    assert len(models) == 4 + 2 * 2 * 3  # old models; paragon and two methods
+    assert len(models) == 4 + 2 * 2 * 5  # old models; the new one alone and four methods
     (tmp_path / "out" / "OPclass" / "seed1" / "BCT" / "model.pt").unlink()
     (tmp_path / "out" / "OPclass" / "seed1" / "BCT" / "run.json").unlink()
     second = benchmark(*arguments)
@@ -61,3 +70,9 @@ def test_the_table_and_a_second_run(tmp_path):
         tmp_path / "out" / "OPclass" / "seed1" / "BCT" / "model.pt"
     }
     assert (tmp_path / "out" / "table.md").read_text() == table
+
+
+def row_of_alone(methods):
+    """The same for every method of a scenario."""
+    (values,) = {tuple(figures["alone_tar"]) for figures in methods.values()}
+    return list(values)

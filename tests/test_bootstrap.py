@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from bct import bootstrap
-from bct.bootstrap import Interval, bootstrap_tar, bootstrap_tar_difference, interval
-from bct.compatibility import update_gain
-from bct.distributed import generator
 from bct.errors import BctError
-from bct.metrics import tar_at_far
+from bct.metrics import bootstrap
+from bct.metrics.bootstrap import Interval, bootstrap_tar, interval
+from bct.metrics.compatibility import update_gain
+from bct.metrics.scores import tar_at_far
+from bct.streams import generator
 
 FARS = (0.0, 0.02, 0.1, 0.3, 1.0)
 
@@ -188,34 +188,27 @@ def test_an_interval_is_made_of_quantiles():
 
 
 def test_other_functions_of_the_tars():
-    """Update gain: 0 for the old model, 1 for the paragon, in every resample."""
+    """Update gain: 0 for the old model, 1 for the model alone, in every resample."""
     scores, *rest = trial(3, units=40, pairs=2000, kind="subjects")
-    old, paragon = scores[0], scores[1] + 6 * rest[-1]
-    for cross, gain in ((old, 0.0), (paragon, 1.0)):
-        systems = [old, cross, paragon]
-        o, c, p = bootstrap_tar(systems, *rest, (0.1,), 50)[:, :, 0].T
-        estimate = update_gain(*(tar(s, rest[-1], 0.1) for s in (cross, old, paragon)))
-        assert interval((c - o) / (p - o), estimate) == Interval(gain, gain, gain)
+    old, alone = scores[0], scores[1] + 6 * rest[-1]
+    for cross, gain in ((old, 0.0), (alone, 1.0)):
+        systems = [old, cross, alone]
+        o, c, a = bootstrap_tar(systems, *rest, (0.1,), 50)[:, :, 0].T
+        estimate = update_gain(*(tar(s, rest[-1], 0.1) for s in (cross, old, alone)))
+        assert interval((c - o) / (a - o), estimate) == Interval(gain, gain, gain)
 
 
-def test_the_difference_is_of_means_over_seeds():
-    scores, *rest = trial(6, units=30, pairs=400, systems=6, kind="subjects")
-    cross, old = scores[:3], scores[3:]
-    tars = bootstrap_tar(scores, *rest, (0.1,), 40, seed=2)[:, :, 0]
-    differences = tars[:, :3].mean(1) - tars[:, 3:].mean(1)
-    plain = [tar(c, rest[-1], 0.1) - tar(o, rest[-1], 0.1) for c, o in zip(cross, old, strict=True)]
-    result = bootstrap_tar_difference(cross, old, *rest, 0.1, 40, confidence=0.8, seed=2)
-    assert result.estimate == pytest.approx(np.mean(plain), abs=1e-12)
-    bounds = np.percentile(differences, [10, 90])
-    assert [result.low, result.high] == pytest.approx(bounds.tolist(), abs=1e-12)
+def gap(cross, old, first, second, genuine, far, resamples, seed=0):
+    """TAR of cross - TAR of old, with its interval."""
+    tars = bootstrap_tar([cross, old], first, second, genuine, (far,), resamples, seed)[:, :, 0]
+    return interval(tars[:, 0] - tars[:, 1], tar(cross, genuine, far) - tar(old, genuine, far))
 
 
 def test_equal_systems_differ_by_nothing_and_a_swap_changes_the_sign():
     scores, *rest = trial(4, units=30, pairs=400)
-    cross, old = scores[:2], scores[2:]
-    assert bootstrap_tar_difference(cross, cross, *rest, 0.1, 50) == Interval(0.0, 0.0, 0.0)
-    there = bootstrap_tar_difference(cross, old, *rest, 0.1, 50)
-    back = bootstrap_tar_difference(old, cross, *rest, 0.1, 50)
+    cross, old = scores[0], scores[2]
+    assert gap(cross, cross, *rest, 0.1, 50) == Interval(0.0, 0.0, 0.0)
+    there, back = gap(cross, old, *rest, 0.1, 50), gap(old, cross, *rest, 0.1, 50)
     assert there.low < there.high
     assert [back.estimate, back.low, back.high] == pytest.approx(
         [-there.estimate, -there.high, -there.low]
@@ -254,12 +247,7 @@ def test_intervals_over_people_cover_the_truth():
     intervals = []
     for seed in range(150):
         scores, templates, people, genuine = population(seed)
-        intervals.append(
-            [
-                bootstrap_tar_difference(scores[:1], scores[1:], *units, genuine, far, 200)
-                for units in (people, templates)
-            ]
-        )
+        intervals.append([gap(*scores, *units, genuine, far, 200) for units in (people, templates)])
     estimate, low, high = np.array(intervals).transpose(2, 1, 0)  # each (2 kinds of units, 150)
     assert np.mean(estimate) == pytest.approx(truth, abs=0.01)
     covered = np.mean((low <= truth) & (truth <= high), axis=1)
@@ -282,10 +270,8 @@ def test_intervals_over_templates_cover_the_truth_where_only_they_differ():
         effects = shared + own  # the same templates are easy for both systems, to a degree
         noise = rng.normal(0, math.sqrt(1 - 2 * (0.45**2 + 0.5**2)), (2, len(first)))
         scores = effects[:, first] + effects[:, second] + noise
-        cross, old = scores[:1] + 1.5 * genuine, scores[1:] + 1.0 * genuine
-        intervals.append(
-            bootstrap_tar_difference(cross, old, first, second, genuine, far, 200, seed=seed)
-        )
+        cross, old = scores[0] + 1.5 * genuine, scores[1] + 1.0 * genuine
+        intervals.append(gap(cross, old, first, second, genuine, far, 200, seed=seed))
     estimate, low, high = np.array(intervals).T
     assert np.mean(estimate) == pytest.approx(truth, abs=0.02)
     assert np.mean((low <= truth) & (truth <= high)) >= 0.93
@@ -305,8 +291,6 @@ def test_it_refuses_what_does_not_fit():
     ):
         with pytest.raises(BctError, match="scores are"):
             bootstrap_tar(*wrong, (0.1,))
-    with pytest.raises(BctError, match="scores are"):
-        bootstrap_tar_difference(scores[:1], scores[1:], first, second, genuine, 0.1)
     for fars in ((), (0.1, -0.1), (1.1,), (math.nan,)):
         with pytest.raises(BctError, match="the FARs are"):
             bootstrap_tar(scores, first, second, genuine, fars)

@@ -5,13 +5,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bct.chain import (
+from bct.errors import BctError
+from bct.metrics.chain import (
     average_compatibility,
     average_quality,
     backward_transfer,
     forward_transfer,
 )
-from bct.errors import BctError
 
 METRICS = average_compatibility, average_quality, backward_transfer, forward_transfer
 NAN = float("nan")

@@ -5,10 +5,11 @@ import sys
 
 import numpy as np
 import pytest
-from faces import jpeg, write_faces
+from support.pictures import jpeg, write_faces
 
+from bct.data.record_writer import RecordWriter
+from bct.data.recordio import MAGIC, Header, RecordReader
 from bct.errors import BctError
-from bct.recordio import MAGIC, Header, RecordReader, RecordWriter
 from tools import check_rec
 
 COUNTS = [3, 2, 4]  # images of each identity: keys 1 ... 9

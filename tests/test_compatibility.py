@@ -8,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import expit
 
-from bct.compatibility import compatible, p_1, p_comp, p_up, price, update_gain
 from bct.errors import BctError
+from bct.metrics.compatibility import compatible, p_1, p_comp, p_up, price, update_gain
 
-# AdvBCT's main table, mAP in % on RParis, ROxford and GLDv2. Per block: old model, paragon and its
-# cross-test, and per method self, cross, then the printed P_up, P_comp, P_1 in %.
+# AdvBCT's main table, mAP in % on RParis, ROxford and GLDv2. Per block: old model, the one alone
+# and its cross-test, and per method self, cross, then the printed P_up, P_comp, P_1 in %.
 TABLE = {
     "data": (
         (75.45, 49.15, 10.03),
@@ -61,46 +61,46 @@ TABLE = {
 }
 METHODS = ["BCT", "LCE", "UniBCT", "Hot-refresh", "AdvBCT"]
 # The table's three misprints, and what the rest of it says instead.
-ROXFORD_PARAGON = {"backbone, class": 75.56}  # printed 76.56, which fits no row of that block
+ROXFORD_ALONE = {"backbone, class": 75.56}  # printed 76.56, which fits no row of that block
 PRINTED = {("data", "LCE", 2): 53.23, ("backbone, class", "AdvBCT", 1): 56.46}
 
 
 def block(name):
-    old, (paragon, cross, printed), methods = TABLE[name]
-    paragon = (paragon[0], ROXFORD_PARAGON.get(name, paragon[1]), paragon[2])
-    return old, paragon, cross, printed, methods
+    old, (alone, cross, printed), methods = TABLE[name]
+    alone = (alone[0], ROXFORD_ALONE.get(name, alone[1]), alone[2])
+    return old, alone, cross, printed, methods
 
 
-def percentages(self_, cross, old, paragon):
-    parts = p_up(self_, paragon), p_comp(cross, old, paragon), p_1(self_, cross, old, paragon)
+def percentages(self_, cross, old, alone):
+    parts = p_up(self_, alone), p_comp(cross, old, alone), p_1(self_, cross, old, alone)
     return [100 * p for p in parts]
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("name", TABLE)
 def test_the_published_rows(name, method):
-    old, paragon, _, _, methods = block(name)
+    old, alone, _, _, methods = block(name)
     self_, cross, printed = methods[method]
     printed = [PRINTED.get((name, method, i), value) for i, value in enumerate(printed)]
-    assert percentages(self_, cross, old, paragon) == pytest.approx(printed, abs=0.015)
+    assert percentages(self_, cross, old, alone) == pytest.approx(printed, abs=0.015)
 
 
 @pytest.mark.parametrize("name", TABLE)
-def test_the_published_rows_of_the_paragons(name):
-    old, paragon, cross, printed, _ = block(name)
-    assert 100 * p_comp(cross, old, paragon) == pytest.approx(printed, abs=0.015)
-    assert p_up(paragon, paragon) == 0.5
+def test_the_published_rows_of_the_models_alone(name):
+    old, alone, cross, printed, _ = block(name)
+    assert 100 * p_comp(cross, old, alone) == pytest.approx(printed, abs=0.015)
+    assert p_up(alone, alone) == 0.5
 
 
 def test_the_misprints_are_misprints():
-    """As printed, they miss by far more than rounding; one wrong paragon spoils a whole block."""
+    """As printed, they miss by far more than rounding; one wrong model alone spoils a block."""
     for (name, method, i), _ in PRINTED.items():
-        old, paragon, _, _, methods = block(name)
+        old, alone, _, _, methods = block(name)
         self_, cross, printed = methods[method]
-        assert abs(percentages(self_, cross, old, paragon)[i] - printed[i]) > 0.1
-    old, (paragon, _, _), methods = TABLE["backbone, class"]
+        assert abs(percentages(self_, cross, old, alone)[i] - printed[i]) > 0.1
+    old, (alone, _, _), methods = TABLE["backbone, class"]
     for self_, cross, printed in methods.values():
-        assert abs(percentages(self_, cross, old, paragon)[0] - printed[0]) > 0.05
+        assert abs(percentages(self_, cross, old, alone)[0] - printed[0]) > 0.05
 
 
 tenths = st.integers(1, 999).map(
@@ -112,25 +112,25 @@ rows = st.lists(st.tuples(tenths, tenths, tenths, tenths), min_size=1, max_size=
 @given(rows=rows)
 def test_proportions_against_an_independent_derivation(rows):
     self_, cross, old, gain = np.array(rows).T
-    paragon = old + gain
-    up, comp = expit(self_ / paragon - 1), expit((cross - old) / (paragon - old))
-    assert p_up(self_, paragon) == pytest.approx(up.mean())
-    assert p_comp(cross, old, paragon) == pytest.approx(comp.mean())
-    assert p_1(self_, cross, old, paragon) == pytest.approx((2 * up * comp / (up + comp)).mean())
-    for p in percentages(self_, cross, old, paragon):
+    alone = old + gain
+    up, comp = expit(self_ / alone - 1), expit((cross - old) / (alone - old))
+    assert p_up(self_, alone) == pytest.approx(up.mean())
+    assert p_comp(cross, old, alone) == pytest.approx(comp.mean())
+    assert p_1(self_, cross, old, alone) == pytest.approx((2 * up * comp / (up + comp)).mean())
+    for p in percentages(self_, cross, old, alone):
         assert 0 <= p <= 100
 
 
-@given(self_=tenths, cross=tenths, old=tenths, paragon=tenths)
-def test_what_the_numbers_mean(self_, cross, old, paragon):
-    assert (p_up(self_, paragon) > 0.5) == (self_ > paragon) == (price(self_, paragon) < 0)
-    if paragon > old:
-        assert (p_comp(cross, old, paragon) > 0.5) == compatible(cross, old)
-        assert (update_gain(cross, old, paragon) > 0) == compatible(cross, old)
+@given(self_=tenths, cross=tenths, old=tenths, alone=tenths)
+def test_what_the_numbers_mean(self_, cross, old, alone):
+    assert (p_up(self_, alone) > 0.5) == (self_ > alone) == (price(self_, alone) < 0)
+    if alone > old:
+        assert (p_comp(cross, old, alone) > 0.5) == compatible(cross, old)
+        assert (update_gain(cross, old, alone) > 0) == compatible(cross, old)
     else:
-        assert math.isnan(update_gain(cross, old, paragon))
-        assert math.isnan(p_comp([cross, 2.0], [old, 1.0], [paragon, 3.0]))
-        assert math.isnan(p_1(self_, cross, old, paragon))
+        assert math.isnan(update_gain(cross, old, alone))
+        assert math.isnan(p_comp([cross, 2.0], [old, 1.0], [alone, 3.0]))
+        assert math.isnan(p_1(self_, cross, old, alone))
 
 
 def test_gain_and_price_by_hand():

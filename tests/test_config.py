@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from script import run_script
+from support.script import run_script
 
 from bct.config import load_config, save_config
 from bct.errors import BctError

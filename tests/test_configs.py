@@ -5,7 +5,8 @@ own data has; batch, epochs and workers; and a network too large to be trained f
 hundred configs by a small one whose embeddings are as wide, on images of 64 pixels where the config
 has 224 (shipped.stand_in). The large ones are built at the width of every config, without memory
 for their weights, and each is trained for two steps once, as the first config that names it has it,
-but without a method.
+but without a method. `make test` leaves out
+what repeats a kind of config; the slow tests train that, too.
 """
 
 import shutil
@@ -14,13 +15,27 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from shipped import CONFIGS, LIGHT, ROOT, SEQUENCES, Shipped, all_settings, name_of
+from support.shipped_configs import (
+    CHAINS,
+    CONFIGS,
+    LIGHT,
+    ROOT,
+    Shipped,
+    all_settings,
+    method_of,
+    name_of,
+    repeated,
+    settings,
+)
 
 from backbones import get_model
 from bct.files import read_json
-from bct.weights import load_backbone
+from bct.models.weights import load_backbone
 
-SLOW = ("vit_", "vgg", "alexnet", "r100", "r200")  # from 10 s on; they are among the slow tests
+# a config that differs from an earlier one of its method in numbers, shard or scenario alone trains
+# among the slow tests
+OF_A_KIND = repeated(CONFIGS)
+SLOW = ("vit_", "vgg", "alexnet", "r50", "r100", "r200", "resnet50")  # more than a few seconds each
 
 
 @pytest.fixture(scope="session")
@@ -45,10 +60,19 @@ def assert_trained(trained):
 
 def test_no_file_is_left_out():
     files = {*ROOT.glob("configs/**/*.py"), *ROOT.glob("methods/*/*/**/*.py")}
-    assert files - {ROOT / "configs" / "base.py"} == {*CONFIGS, *SEQUENCES}
+    assert files - {ROOT / "configs" / "base.py"} == {*CONFIGS, *CHAINS}
 
 
-@pytest.mark.parametrize("path", CONFIGS, ids=name_of)
+def slow_if(repeats, parameter, name=None):
+    return pytest.param(parameter, marks=[pytest.mark.slow] if repeats else [], id=name)
+
+
+def test_what_every_config_needs_is_known():
+    for path in CONFIGS:
+        assert isinstance(method_of(path).needs(settings(path)), tuple), path
+
+
+@pytest.mark.parametrize("path", [slow_if(p in OF_A_KIND, p, name_of(p)) for p in CONFIGS])
 def test_trains_two_steps(shipped, path):
     trained = shipped.train(path)
     assert_trained(trained)
@@ -56,9 +80,9 @@ def test_trains_two_steps(shipped, path):
         shutil.rmtree(trained.cfg.output)
 
 
-@pytest.mark.parametrize("path", SEQUENCES, ids=name_of)
-def test_every_version_of_a_sequence_trains_two_steps(shipped, path):
-    for trained in shipped.train_sequence(path):
+@pytest.mark.parametrize("path", CHAINS, ids=name_of)
+def test_every_version_of_a_chain_trains_two_steps(shipped, path):
+    for trained in shipped.train_chain(path):
         assert_trained(trained)
 
 
@@ -75,7 +99,7 @@ def test_large_network_can_be_built(network, width):
 
 @pytest.mark.parametrize(
     "network",
-    [pytest.param(n, marks=pytest.mark.slow) if n.startswith(SLOW) else n for n in FIRST],
+    [slow_if(name.startswith(SLOW), name) for name in FIRST],
 )
 def test_large_network_trains_two_steps(shipped, network):
     trained = shipped.train_alone(FIRST[network])

@@ -4,14 +4,15 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from faces import jpeg, write_faces
-from ranks import run_on_ranks
+from support.pictures import jpeg, write_faces
+from support.ranks import run_on_ranks
 
-from bct.datasets import FolderFaces, RecordFaces, open_faces
+from bct.data.images import decode, to_network
+from bct.data.loader import Loader
+from bct.data.record_writer import RecordWriter
+from bct.data.recordio import Header, RecordReader
+from bct.data.sets import FolderSet, RecordSet, open_images
 from bct.errors import BctError
-from bct.images import decode, to_network
-from bct.loader import Loader
-from bct.recordio import Header, RecordReader, RecordWriter
 
 CPU = torch.device("cpu")
 
@@ -39,7 +40,7 @@ def collect(loader, epoch):
 @pytest.mark.parametrize("header", [True, False])
 @pytest.mark.parametrize("array", [True, False])
 def test_layouts(tmp_path, header, array):
-    faces = RecordFaces(write_faces(tmp_path / "a.rec", [3, 1, 4], header, array))
+    faces = RecordSet(write_faces(tmp_path / "a.rec", [3, 1, 4], header, array))
     assert len(faces) == 8 and faces.num_classes == 3
     assert faces.labels.tolist() == [0, 0, 0, 1, 2, 2, 2, 2]
     assert bytes(faces.payload(3)[0]) == jpeg(1, 0)
@@ -51,13 +52,13 @@ def test_header_of_a_split_shard_holds_the_number_of_classes(tmp_path):
         writer.write(0, Header([4, 2]), b"")
         for key, label in ((1, 0), (2, 1), (3, 1)):
             writer.write(key, Header([label, 0]), jpeg(label, key))
-    faces = RecordFaces(tmp_path / "a.rec")
+    faces = RecordSet(tmp_path / "a.rec")
     assert len(faces) == 3 and faces.num_classes == 2
 
 
 @pytest.mark.parametrize("workers", [0, 1, 2])
 def test_batches_hold_the_images_of_their_indices(rec, workers):
-    faces = RecordFaces(rec)
+    faces = RecordSet(rec)
     loader = Loader(faces, 4, CPU, seed=3, num_workers=workers)
     images, labels, index = collect(loader, 0)
     assert len(index) == 12 and len(index.unique()) == 12  # 15 images, the last 3 dropped
@@ -71,7 +72,7 @@ def test_batches_hold_the_images_of_their_indices(rec, workers):
 
 
 def test_order_and_mirroring_follow_seed_and_epoch_not_the_workers(rec):
-    faces = RecordFaces(rec)
+    faces = RecordSet(rec)
     runs = {
         key: [collect(Loader(faces, 4, CPU, seed=key[0], num_workers=key[1]), e) for e in (0, 1)]
         for key in ((3, 0), (3, 2), (4, 0))
@@ -84,7 +85,7 @@ def test_order_and_mirroring_follow_seed_and_epoch_not_the_workers(rec):
 
 
 def test_the_mirror_stream_differs_between_epochs(rec):
-    faces = RecordFaces(rec)
+    faces = RecordSet(rec)
     loader = Loader(faces, 15, CPU, train=False, mirror=True, num_workers=0)
     first, second = collect(loader, 0)[0], collect(loader, 1)[0]
     assert not torch.equal(first, second)
@@ -93,7 +94,7 @@ def test_the_mirror_stream_differs_between_epochs(rec):
 
 def test_the_ring_survives_many_batches_and_epochs(tmp_path):
     """Far more batches than buffers; a slot overwritten early would show as a wrong image."""
-    faces = RecordFaces(write_faces(tmp_path / "train.rec", [8] * 12))
+    faces = RecordSet(write_faces(tmp_path / "train.rec", [8] * 12))
     want = torch.stack([reference(faces, i, False) for i in range(len(faces))]).float()
     loader = Loader(faces, 3, CPU, num_workers=2, train=False)
     for _ in range(3):
@@ -102,7 +103,7 @@ def test_the_ring_survives_many_batches_and_epochs(tmp_path):
 
 
 def shares(path):
-    faces = RecordFaces(path)
+    faces = RecordSet(path)
     train = [collect(Loader(faces, 2, CPU, num_workers=0), e)[2] for e in (0, 1)]
     return *train, collect(Loader(faces, 2, CPU, num_workers=0, train=False), 0)[2]
 
@@ -152,19 +153,20 @@ def test_a_broken_image_names_file_key_and_offset(tmp_path, workers, data, word)
     path = broken(tmp_path, data)
     offset = RecordReader(path).offset(1)
     with pytest.raises(BctError) as info:
-        list(Loader(RecordFaces(path), 2, CPU, num_workers=workers, train=False).epoch())
+        list(Loader(RecordSet(path), 2, CPU, num_workers=workers, train=False).epoch())
     what = info.value.what
+    del info  # its traceback holds the loader, whose workers would end 5 s later
     assert word in what and "bad.rec" in what and "key 1" in what and f"offset {offset}" in what
 
 
 def test_a_label_outside_the_classes_is_refused(rec):
     with pytest.raises(BctError, match=r"has label 4, outside 0\.\.3"):
-        list(Loader(RecordFaces(rec), 4, CPU, num_workers=0, num_classes=4, train=False).epoch())
+        list(Loader(RecordSet(rec), 4, CPU, num_workers=0, num_classes=4, train=False).epoch())
 
 
 def test_too_few_images_for_a_batch(rec):
     with pytest.raises(BctError, match="do not fill a batch"):
-        Loader(RecordFaces(rec), 16, CPU)
+        Loader(RecordSet(rec), 16, CPU)
 
 
 def test_header_that_promises_more_than_the_index(tmp_path):
@@ -172,7 +174,7 @@ def test_header_that_promises_more_than_the_index(tmp_path):
         writer.write(0, Header([9, 2]), b"")
         writer.write(1, Header([0, 0]), jpeg(0, 0))
     with pytest.raises(BctError, match="promises images 1 to 8"):
-        RecordFaces(tmp_path / "a.rec")
+        RecordSet(tmp_path / "a.rec")
 
 
 def test_folders_and_their_record_file(tmp_path):
@@ -184,11 +186,11 @@ def test_folders_and_their_record_file(tmp_path):
             (tmp_path / "set" / identity / f"{variant}.jpg").write_bytes(
                 jpeg(len(identity), variant)
             )
-    folder = open_faces(tmp_path / "set")
-    assert isinstance(folder, FolderFaces)
+    folder = open_images(tmp_path / "set")
+    assert isinstance(folder, FolderSet)
     assert folder.labels.tolist() == [0, 0, 0, 1, 1] and folder.identities == ["alice", "bob"]
     write_record_file(folder, tmp_path / "rec" / "train.rec")
-    packed = open_faces(tmp_path / "rec")
+    packed = open_images(tmp_path / "rec")
     assert packed.num_classes == 2 and packed.labels.tolist() == folder.labels.tolist()
     for i in range(5):
         assert bytes(packed.payload(i)[0]) == folder.payload(i)[0]  # passed through
@@ -201,19 +203,19 @@ def test_folders_and_their_record_file(tmp_path):
 def test_fingerprint_follows_the_content(tmp_path, rec):
     same = write_faces(tmp_path / "copy.rec", [3, 1, 4, 5, 2])
     other = write_faces(tmp_path / "other.rec", [3, 1, 4, 2, 5])
-    assert RecordFaces(rec).fingerprint == RecordFaces(same).fingerprint
-    assert RecordFaces(rec).fingerprint != RecordFaces(other).fingerprint
+    assert RecordSet(rec).fingerprint == RecordSet(same).fingerprint
+    assert RecordSet(rec).fingerprint != RecordSet(other).fingerprint
 
 
 def test_nowhere(tmp_path):
     with pytest.raises(BctError, match="no data set"):
-        open_faces(tmp_path / "nothing")
+        open_images(tmp_path / "nothing")
     with pytest.raises(BctError, match=r"neither train\.rec nor"):
-        open_faces(tmp_path)
+        open_images(tmp_path)
 
 
 def test_lfw(shared):
-    faces = open_faces(shared / "data/lfw")
+    faces = open_images(shared / "data/lfw")
     assert len(faces) == 6671 and faces.num_classes == 1184
     assert np.array_equal(np.unique(faces.labels), np.arange(1184))
 
@@ -237,5 +239,5 @@ def test_labels_and_keys_that_can_not_be(tmp_path, key, label, word):
                 continue
             writer.write(k, Header(label if k == key else given, k), b"" if k == 0 else jpeg(0, k))
     with pytest.raises(BctError, match=word):
-        faces = RecordFaces(tmp_path / "train.rec")
+        faces = RecordSet(tmp_path / "train.rec")
         assert len(faces.labels) == 4

@@ -6,13 +6,13 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from script import run_script
+from support.script import run_script
 
-from bct.datasets import open_faces
+from bct.data.images import decode
+from bct.data.recordio import RecordReader
+from bct.data.sets import open_images
 from bct.errors import BctError
-from bct.images import decode
-from bct.recordio import RecordReader
-from bct.verification import load_bin
+from bct.protocols.pairs import load_bin
 from tools import make_demo_data
 from tools.demo import people as demo_people
 from tools.demo.faces import draw
@@ -41,7 +41,7 @@ def cli(*args):
 
 
 def test_training_set_is_in_insightface_layout(data):
-    faces = open_faces(data)
+    faces = open_images(data)
     assert len(faces) == 12
     assert faces.num_classes == 3
     assert faces.labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4

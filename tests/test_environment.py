@@ -8,7 +8,8 @@ import sys
 
 import numpy as np
 import pytest
-from faces import jpeg, write_faces
+from support.pictures import jpeg, write_faces
+from support.script import run_script
 
 from bct.files import ROOT
 
@@ -45,12 +46,9 @@ def contents(folder):
     return [(path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
 
 
-def start(environment, cwd, script, *arguments, ranks=1):
-    launcher = [sys.executable]
-    if ranks > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc_per_node={ranks}", "--standalone"]
+def start(environment, cwd, *command):
     return subprocess.Popen(
-        [*launcher, ROOT / script, *arguments], cwd=cwd, env={**os.environ, **environment},
+        [sys.executable, *command], cwd=cwd, env={**os.environ, **environment},
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
 
@@ -83,7 +81,11 @@ def house(ijb, tmp_path):
 
 # TensorBoard can't write into a folder whose name the locale has no letters for
 @pytest.mark.parametrize(
-    ("locale", "run"), [("C", "a run"), ("C.UTF-8", "un été")], ids=["C", "UTF"]
+    ("locale", "run"),
+    [
+        pytest.param("C", "a run", id="C"),
+        pytest.param("C.UTF-8", "un été", id="UTF", marks=pytest.mark.slow),
+    ],
 )
 def test_training_extraction_and_evaluation(house, tmp_path, locale, run):
     data, output, out = house / "the data", tmp_path / run, house / "out é"
@@ -91,23 +93,25 @@ def test_training_extraction_and_evaluation(house, tmp_path, locale, run):
     (tmp_path / "site").mkdir()
     (tmp_path / "site" / "sitecustomize.py").write_text(OFFLINE)
     attempts = tmp_path / "attempts"
+    path = f"{tmp_path / 'site'}{os.pathsep}{os.environ.get('PYTHONPATH', ROOT)}"
     environment = {"LC_ALL": locale, "LANG": locale, "PYTHONUTF8": "0", "ATTEMPTS": str(attempts),
-                   "PYTHONPATH": str(tmp_path / "site"), "PYTHONCOERCECLOCALE": "0"}  # fmt: skip
+                   "PYTHONPATH": path, "PYTHONCOERCECLOCALE": "0"}  # fmt: skip
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     before, config = contents(data), house / "old é_class30.py"
 
-    def call(*command):
-        return finish(start(environment, elsewhere, *command))
-
-    call("train_old.py", config, "shard=class30", f"output={output}")
-    call("tools/extract_features.py", config, "--SD", "old é_class70", f"output={output}")
     both = ("-m", model, "-m_old", model, "--amp", "off", "-o", out)
-    call("eval/verification.py", *both, "--set", data / "toy.bin")
     protocol = ("-d", data, "--far", "1e-1", "--cache", house / "cache é", "-j", "1")
-    call("eval/ijbc.py", *both, *protocol)
-    page = call("eval/report.py", *both, *protocol, "--resamples", "20")
-    assert "written to" in page and run in (out / "report.html").read_text(encoding="utf-8")
+    commands = (
+        ("train_old.py", config, "shard=class30", f"output={output}"),
+        ("tools/extract_features.py", config, "--SD", "old é_class70", f"output={output}"),
+        ("eval/verification.py", *both, "--set", data / "toy.bin"),
+        ("eval/ijbc.py", *both, *protocol),
+        ("eval/report.py", *both, *protocol, "--resamples", "20"),
+    )
+    in_turn = [word for script, *more in commands for word in (ROOT / script, *more, ";")]
+    said = finish(start(environment, elsewhere, ROOT / "tests/support/in_turn.py", *in_turn))
+    assert "written to" in said and run in (out / "report.html").read_text(encoding="utf-8")
 
     features = house / "feature save" / "OPclass" / "old é_class70_feature.npy"
     assert np.load(features).shape == (9, 8)
@@ -118,14 +122,16 @@ def test_training_extraction_and_evaluation(house, tmp_path, locale, run):
     assert not list(elsewhere.iterdir())
 
 
+@pytest.mark.slow
 def test_two_launches_at_once(house, tmp_path):
     """Each finds a port, and two that write one artefact leave a whole one."""
     config = house / "old é_class30.py"
-    finish(start({}, tmp_path, "train_old.py", config, "shard=class30"))
-    extract = ("tools/extract_features.py", config, "--SD", "old é_class70")
-    both = [start({"OMP_NUM_THREADS": "1"}, tmp_path, *extract, ranks=2) for _ in range(2)]
-    for process in both:
+    assert run_script("train_old.py", config, "shard=class30", cwd=tmp_path).returncode == 0
+    script, *arguments = "tools/extract_features.py", config, "--SD", "old é_class70"
+    torchrun = "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"
+    command = ({"OMP_NUM_THREADS": "1"}, tmp_path, *torchrun, ROOT / script, *arguments)
+    for process in [start(*command), start(*command)]:
         finish(process)
-    assert "up to date" in finish(start({}, tmp_path, *extract))
+    assert "up to date" in run_script(script, *arguments, cwd=tmp_path).stdout
     names = [path.name for path in (house / "feature save" / "OPclass").iterdir()]
     assert len(names) == 4 and not [name for name in names if name.endswith(".tmp")]

@@ -6,11 +6,12 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from script import run_script
+from support.script import run_script
 
 from backbones import get_model
+from bct.protocols.templates import pair_scores
+from tools.ijbc.modes import MODES
 from tools.ijbc.protocol import read_protocol
-from tools.ijbc.scoring import MODES, pair_scores, template_features
 
 
 def evaluate(tmp_path, *arguments, ranks=1):
@@ -71,13 +72,13 @@ def test_modes_embeddings_scores_and_plots(ijb, weights, tmp_path):
 
     saved = np.load(stem.with_suffix(".npz"))
     protocol = read_protocol(ijb.parent)
-    assert (saved["label"] == protocol.genuine).all()
+    assert (saved["label"] == protocol.pairs.genuine).all()
     assert saved["names"].tolist() == [f"{pair}, N0D1F1" for pair in PAIRS_OF_TESTS]
     stored = {label: np.load(out / f"{label}_IJBC.npy") for label in ("old", "new")}
-    templates = {label: template_features(f, protocol) for label, f in stored.items()}
+    templates = {label: protocol.item_features(f) for label, f in stored.items()}
     np.testing.assert_allclose(
         saved["scores"][1],
-        pair_scores(templates["old"], templates["new"], protocol.first, protocol.second),
+        pair_scores(templates["old"], templates["new"], *protocol.pairs[:2]),
         atol=1e-6,
     )
 
@@ -126,7 +127,7 @@ def test_matrix_of_a_chain_and_nothing_replaced(ijb, weights, tmp_path):
     torch.save(get_model("demo_w16", 8).state_dict(), third)  # other weights of the same name
     before = path.read_bytes()
     refused = evaluate(tmp_path, *arguments, "--matrix")
-    assert refused.returncode == 1 and "results of other weights" in refused.stderr
+    assert refused.returncode == 1 and "results of other models" in refused.stderr
     assert path.read_bytes() == before
     assert evaluate(tmp_path, *arguments, "--matrix", "--overwrite").returncode == 0
     assert path.read_bytes() != before
@@ -151,7 +152,10 @@ def test_force_reload_computes_again(ijb, weights, tmp_path):
         (lambda ijb, new: ["-d", ijb.parent, "-m", new, "-net", "demo_w24"], "does not fit"),
         (lambda ijb, new: ["-d", ijb.parent, "-m", new], "does not say which network"),
         (lambda ijb, new: ["-d", ijb.parent, "-m", new, "-net", "a", "b"], "2 networks for 1"),
-        (lambda ijb, new: ["-d", ijb.parent, "-m", new, "--far", "3e-3"], "not a FAR of the table"),
+        (
+            lambda ijb, new: ["-d", ijb.parent, "-m", new, "--far", "3e-3"],
+            "not a FAR of the",
+        ),
         (lambda ijb, new: ["-d", ijb.parent, "-m", new, new], "two have one name"),
         (lambda ijb, new: ["-P", new + ".npz"], "does not exist"),
         (lambda ijb, new: ["-P", new], "holds no scores"),

@@ -9,18 +9,18 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
-from faces import jpeg
-from ranks import run_on_ranks
-from script import run_script
 from sklearn.metrics import average_precision_score
+from support.pictures import jpeg
+from support.ranks import run_on_ranks
+from support.script import run_script
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from backbones import get_model
-from bct import chain
-from bct.datasets import open_faces
+from bct.data.sets import open_images
 from bct.errors import BctError
 from bct.files import ROOT
-from tools.upgrade.images import image_protocol
+from bct.metrics import chain
+from bct.protocols.class_templates import class_templates
 
 NAMES = ["ant", "bee", "cat", "dog", "eel"]
 EACH = 6  # images of a class
@@ -45,7 +45,8 @@ def run(module, monkeypatch, tmp_path):
 
     def call(*arguments):
         line = ["eval/retrieval.py", "-o", tmp_path / "out", "--name", "r", "--overwrite",
-                "--amp", "off", "-j", "0", "--resamples", "50", *arguments]  # fmt: skip
+                "--amp", "off", "-j", "0", "--resamples", "50", "--cache", tmp_path / "cache",
+                *arguments]  # fmt: skip
         monkeypatch.setattr(sys, "argv", list(map(str, line)))
         module.main()
         found = json.loads((tmp_path / "out/r.json").read_text())
@@ -105,17 +106,17 @@ def test_all_tests_and_parts_of_stored_embeddings(run, tmp_path, metric):
     folder, labels = make_set(tmp_path / "val")
     x = {
         label: make_model(tmp_path / f"{label}.npy", labels, 16, noise, seed, lengths=True)
-        for label, noise, seed in (("old", 2.5, 1), ("new", 1.5, 2), ("free", 1.3, 3))
+        for label, noise, seed in (("old", 2.5, 1), ("new", 1.5, 2), ("alone", 1.3, 3))
     }
     (tmp_path / "names.json").write_text(json.dumps({"class_names": ["dog", "bee", "yak"]}))
     found, page = run(
-        "-m", x["new"], "-m_old", x["old"], "-m_free", x["free"], "--data", folder,
+        "-m", x["new"], "-m_old", x["old"], "-m_alone", x["alone"], "--data", folder,
         "--leave-one-out", "--metric", metric, "--old-classes", tmp_path / "names.json",
         "--ks", "3", "1", "--per-class",
     )  # fmt: skip
     x = {label: np.load(file) for label, file in x.items()}
     tests = found["tests"]
-    assert list(tests) == ["old / old", "new / old", "new / new", "free / free", "free / old"]
+    assert list(tests) == ["old / old", "new / old", "new / new", "alone / alone", "alone / old"]
     of_old = np.isin(labels, [1, 3])
     plainly = {}
     for name, test in tests.items():
@@ -133,7 +134,7 @@ def test_all_tests_and_parts_of_stored_embeddings(run, tmp_path, metric):
         figures = found["compatibility"]["new"][part]
         o, c, s, p = (
             plainly[name][0][chosen].mean()
-            for name in ("old / old", "new / old", "new / new", "free / free")
+            for name in ("old / old", "new / old", "new / new", "alone / alone")
         )
         assert figures["map"]["compatible"] == (c > o)
         assert figures["map"]["difference"]["estimate"] == pytest.approx(c - o)
@@ -179,7 +180,7 @@ def test_widths_that_differ(run, tmp_path):
     folder, labels = make_set(tmp_path / "val")
     old = make_model(tmp_path / "old.npy", labels, 16, 1.0, 1)
     new = make_model(tmp_path / "new.npy", labels, 24, 1.0, 2, lengths=True)
-    free = make_model(tmp_path / "free.npy", labels, 32, 1.0, 3)
+    alone = make_model(tmp_path / "alone.npy", labels, 32, 1.0, 3)
     x, o = np.load(new), np.load(old)
     x[:, 16:] *= np.random.default_rng(0).uniform(0, 4, (len(x), 1))  # of each norm another share
     np.save(new, x)
@@ -198,15 +199,15 @@ def test_widths_that_differ(run, tmp_path):
     found, _ = run("-m", new, *common, "--dimensions", "zero_pad", "--metric", "l2")
     padded = np.pad(o, ((0, 0), (0, 8)))
     expect(found["tests"]["new / old"]["all queries"], *plain(x, labels, padded, labels, "l2"))
-    # the paragon need not meet the old model
-    found, page = run("-m", old, *common, "-m_free", free)
-    assert "free / old is left out: 32 and 16 dimensions" in page
+    # the model alone need not meet the old model
+    found, page = run("-m", old, *common, "-m_free", alone)
+    assert "alone / old is left out: 32 and 16 dimensions" in page
     assert "update_gain" in found["compatibility"]["new"]["all queries"]["top1"]
 
 
 def test_a_chain(run, tmp_path):
     folder, labels = make_set(tmp_path / "val")
-    names = ["old", "v1", "free"]  # of a chain these are names like others
+    names = ["old", "transformed", "alone"]  # of a chain these are names like others
     files = [
         make_model(tmp_path / f"{name}.npy", labels, 8 + 4 * k, 2.0 - 0.5 * k, k)
         for k, name in enumerate(names)
@@ -224,7 +225,7 @@ def test_a_chain(run, tmp_path):
     for key in ("average_compatibility", "average_quality", "backward_transfer",
                 "forward_transfer"):  # fmt: skip
         assert found["chain"]["map"][key] == pytest.approx(getattr(chain, key)(np.array(matrix)))
-    assert "| free gallery |" in page and "backward transfer" in page
+    assert "| alone gallery |" in page and "backward transfer" in page
 
 
 def test_backfill_of_a_transformed_gallery(run, tmp_path):
@@ -262,6 +263,28 @@ def test_backfill_of_a_transformed_gallery(run, tmp_path):
     assert best["enough_for_old"] == pytest.approx(np.flatnonzero(values >= goal)[0] / 10)
     assert best["area"] > curves["random"]["map"]["area"]
     assert "new, sigma, top-1" in page
+
+
+def test_what_a_model_is_called_decides_nothing(run, tmp_path):
+    """New models in files called as roles are: who is who is what the options said."""
+    folder, labels = make_set(tmp_path / "val")
+    names = ["transformed", "alone"]
+    files = [make_model(tmp_path / f"{k}.npy", labels, 8, 1.0, i) for i, k in enumerate(names)]
+    old = make_model(tmp_path / "x.npy", labels, 8, 2.0, 5)
+    common = ("--data", folder, "--leave-one-out")
+    found, _ = run("-m", *files, "-m_old", old, *common)
+    assert list(found["tests"]) == ["old / old", "transformed / old", "transformed / transformed",
+                                    "alone / old", "alone / alone"]  # fmt: skip
+    x = np.load(files[0])
+    expect(found["tests"]["transformed / transformed"]["all queries"], *plain(x, labels, x, labels))
+    assert all(set(parts["all queries"]["map"]) == {"compatible", "difference"}
+               for parts in found["compatibility"].values())  # fmt: skip
+    roles = {"new": names, "old": "old", "mapped": None, "alone": None, "chain": False}
+    assert found["roles"] == roles
+    found, _ = run("--matrix", old.rename(tmp_path / "old.npy"), *files, *common)
+    assert "compatibility" not in found and found["roles"]["old"] is None
+    with pytest.raises(BctError, match="two have one name"):
+        run("-m", *files, "-m_alone", tmp_path / "old.npy", *common)
 
 
 def test_the_same_model_again_is_not_compatible(run, tmp_path):
@@ -347,7 +370,8 @@ def test_networks_see_what_they_were_trained_on(run, tmp_path):
     again, _ = run("-m", out / "r_new.npy", "-m_old", out / "r_old.npy", *arguments[4:7],
                    "--old-classes", tmp_path / "old/model.json")  # fmt: skip
     assert again["tests"] == found["tests"]
-    line = ["x", "-o", tmp_path / "two", "--name", "r", "--amp", "off", "-j", "0", *arguments]
+    line = ["x", "-o", tmp_path / "two", "--name", "r", "--amp", "off", "-j", "0",
+            "--cache", tmp_path / "two/cache", *arguments]  # fmt: skip
     run_on_ranks(2, on_rank, list(map(str, line)))
     for label in x:
         two = np.load(tmp_path / f"two/r_{label}.npy")
@@ -361,12 +385,14 @@ def test_an_image_set_as_a_protocol(tmp_path):
     """3 images of each of 3 classes and one of a fourth, in an order of the labels' own."""
     folder, _ = make_set(tmp_path / "val", NAMES[:3], each=3)
     make_set(folder, ["zoo"], each=1)
-    faces = open_faces(folder)
-    protocol, galleries, probes = image_protocol(faces)
-    assert [g.subjects.tolist() for g in galleries] == [[0, 2], [1]]
-    assert probes.subjects.tolist() == [0, 0, 1, 1, 2, 2, 3]
-    assert protocol.templates.tolist() == [0, 5, 6, 1, 8, 9, 2, 11, 12, 13]
-    pairs = set(zip(protocol.first, protocol.second, protocol.genuine, strict=True))
+    faces = open_images(folder)
+    protocol = class_templates(faces)
+    assert [g.subjects.tolist() for g in protocol.galleries] == [[0, 2], [1]]
+    assert protocol.probes.subjects.tolist() == [0, 0, 1, 1, 2, 2, 3]
+    ids = protocol.templates.ids
+    assert ids[protocol.templates.row].tolist() == [0, 5, 6, 1, 8, 9, 2, 11, 12, 13]
+    first, second, genuine = protocol.pairs
+    pairs = set(zip(ids[first], ids[second], genuine, strict=True))
     assert len(pairs) == 3 * 7
     assert {(a, b) for a, b, genuine in pairs if genuine} == {
         (0, 5), (0, 6), (1, 8), (1, 9), (2, 11), (2, 12)
@@ -375,7 +401,7 @@ def test_an_image_set_as_a_protocol(tmp_path):
     make_set(tmp_path / "two/val", ["a"], each=4)
     make_set(tmp_path / "two/val", ["b"], each=1)
     with pytest.raises(BctError, match="1 classes of two images or more"):
-        image_protocol(open_faces(tmp_path / "two/val"))
+        class_templates(open_images(tmp_path / "two/val"))
 
 
 def test_the_upgrade_report_of_an_image_set(monkeypatch, tmp_path):
@@ -451,7 +477,7 @@ def test_refusals(run, tmp_path):
         "no list of class names": (*with_old, "--old-classes", tmp_path / "names.json"),
         "has no class names": (*with_old, "--old-classes", tmp_path / "none.json"),
         "is no order": (*with_old, "--backfill", "by_weight"),
-        "for 30 gallery images": (*with_old, "--backfill", tmp_path / "short.npy"),
+        "7 rows for 30 images": (*with_old, "--backfill", tmp_path / "short.npy"),
         "can't be read": (*with_old, "--backfill", tmp_path / "broken.npy"),
         "is no .npy": (*with_old, "--old-gallery", folder / "ant/0.jpg"),
     }.items():

@@ -6,12 +6,14 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from faces import jpeg
-from script import run_script
 from sklearn.metrics import roc_curve
+from support.pictures import jpeg
+from support.script import run_script
 
 from backbones import get_model
-from bct.verification import accuracy, embed, load_bin
+from bct.metrics.folds import accuracy
+from bct.models.embed import embed_set
+from bct.protocols.pairs import load_bin
 
 
 @pytest.fixture
@@ -36,7 +38,7 @@ def make_set(path, same, different):
 
 
 def run(tmp_path, *arguments, ranks=1):
-    common = ("-o", tmp_path / "out", "--amp", "off")
+    common = ("-o", tmp_path / "out", "--cache", tmp_path / "cache", "--amp", "off")
     return run_script("eval/verification.py", *common, *arguments, ranks=ranks)
 
 
@@ -55,7 +57,7 @@ def test_self_and_cross_figures(models, tmp_path):
     for name, file in (("old", old), ("new", new)):
         network = get_model("demo_w16", 8)
         network.load_state_dict(torch.load(file))
-        unit[name] = embed(network, images.images, torch.device("cpu"))
+        unit[name] = embed_set(network, images, torch.device("cpu"), 256, mirror=True)
     for query, gallery in (("old", "old"), ("new", "old"), ("new", "new")):
         first, second = unit[gallery][0::2], unit[query][1::2]  # the first image is the gallery's
         figures = found["a"][f"{query} / {gallery}"]
@@ -102,7 +104,8 @@ def test_stored_embeddings_stand_for_a_model(models, tmp_path):
     path = make_set(tmp_path / "a.bin", 12, 18)
     network = get_model("demo_w16", 8)
     network.load_state_dict(torch.load(models[0]))
-    np.save(tmp_path / "e.npy", embed(network, load_bin(path).images, torch.device("cpu")))
+    rows = embed_set(network, load_bin(path), torch.device("cpu"), 256, mirror=True)
+    np.save(tmp_path / "e.npy", rows)
     common = ("--far", "0.1", "--set", path)
     of_model = run(tmp_path, "-m", models[0], "-net", "demo_w16", *common)
     of_rows = run(tmp_path, "-m", tmp_path / "e.npy", *common)

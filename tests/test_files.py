@@ -11,9 +11,9 @@ import threading
 import numpy as np
 import pytest
 
-from bct.artefacts import is_valid, open_artefact, write_artefact
 from bct.errors import BctError
 from bct.files import atomic
+from bct.stored.artefacts import is_valid, open_artefact, write_artefact
 
 VALUES = {"old": 1.0, "new": 2.0}
 fork = multiprocessing.get_context("fork").Process

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bct.errors import BctError
-from bct.flips import (
+from bct.metrics.flips import (
     Flips,
     flipped,
     flips,
@@ -18,7 +18,7 @@ from bct.flips import (
     threshold_drift,
     verification_flips,
 )
-from bct.metrics import identification, probe_ranks, tar_at_far
+from bct.metrics.scores import identification, probe_ranks, tar_at_far
 
 DECISIONS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=50)
 

@@ -15,9 +15,9 @@ from backbones import get_model
 from bct.config import load_config
 from bct.files import ROOT
 from bct.method import Method
-from bct.optimizer import make_optimizer
-from bct.partial_fc import PartialFC
 from bct.train import make_head, train_step
+from bct.training.heads import PartialFC
+from bct.training.optimizer import make_optimizer
 from benchmarks.classic import (
     ClassicHead,
     ClassicNetwork,

@@ -11,17 +11,18 @@ import zlib
 
 import numpy as np
 import pytest
-from faces import picture
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from support.cifar import write_cifar
+from support.pictures import picture
 from torchvision import datasets as reference
 
-from bct.datasets import FolderFaces, RecordFaces, open_faces
+from bct.data.image_files import list_text, read_list
+from bct.data.sets import FolderSet, RecordSet, open_images
 from bct.errors import BctError
 from bct.files import sha256, write_json
-from bct.image_sets import list_text, read_list
-from bct.safe_dict import load_dict
+from bct.safe.dicts import load_dict
 from tools.unpack import find_zips, unpack
 
 
@@ -47,7 +48,7 @@ def folder(tmp_path):
 
 
 def test_a_folder_is_torchvisions(folder):
-    ours, theirs = open_faces(folder), reference.ImageFolder(folder)
+    ours, theirs = open_images(folder), reference.ImageFolder(folder)
     assert ours.class_names == theirs.classes and ours.num_classes == 3
     assert ours.labels.tolist() == theirs.targets and ours.labels.dtype == np.int64
     for k, (file, _) in enumerate(theirs.samples):
@@ -60,16 +61,16 @@ def test_a_folder_is_torchvisions(folder):
 
 
 def test_of_a_folder_the_training_set_is_opened(folder):
-    assert isinstance(open_faces(folder.parent), FolderFaces)
-    assert open_faces(folder.parent).path == folder
+    assert isinstance(open_images(folder.parent), FolderSet)
+    assert open_images(folder.parent).path == folder
     save(folder / "train" / "0.png")  # CIFAR-100 has a class of this name
-    assert open_faces(folder).class_names == ["10", "2 b", "ant", "train"]
+    assert open_images(folder).class_names == ["10", "2 b", "ant", "train"]
 
 
 def test_layouts(tmp_path):
     for name in ("Greek/c01/1.png", "Greek/c02/1.png", "Greek 2/c01/1.png", "Greek/.x/1.png"):
         save(tmp_path / "omniglot" / name)
-    found = open_faces(tmp_path / "omniglot")
+    found = open_images(tmp_path / "omniglot")
     assert found.class_names == ["Greek 2/c01", "Greek/c01", "Greek/c02"]
     tiny = tmp_path / "tiny"
     for wnid in ("n01", "n02", "n03"):
@@ -79,12 +80,12 @@ def test_layouts(tmp_path):
         save(tiny / f"val/images/val_{k}.JPEG", variant=k)
     lines = [f"val_{k}.JPEG\t{wnid}\t0\t0\t1\t1" for k, wnid in enumerate(("n03", "n01", "n02"))]
     (tiny / "val/val_annotations.txt").write_text("\n".join(lines) + "\n")
-    train, val = open_faces(tiny), open_faces(tiny / "val")
+    train, val = open_images(tiny), open_images(tiny / "val")
     assert train.class_names == val.class_names == ["n01", "n02", "n03"]
     assert val.labels.tolist() == [2, 0, 1] and train.labels.tolist() == [0, 1, 2]
     assert val.describe(1).endswith("val/images/val_1.JPEG") and val.image(2).shape == (9, 7, 3)
     (tiny / "val/val_annotations.txt").write_text(lines[0] + "\nval_1.JPEG n01\n")
-    refused("val_annotations.txt, line 2 is not", open_faces, tiny / "val")
+    refused("val_annotations.txt, line 2 is not", open_images, tiny / "val")
 
 
 def test_omniglot(shared, tmp_path):
@@ -98,7 +99,7 @@ def test_omniglot(shared, tmp_path):
         parts.append(zipped(tmp_path / zip_file.name, few))
     assert len(characters) == 242
     unpack(parts, tmp_path / "omniglot")
-    found = open_faces(tmp_path / "omniglot")
+    found = open_images(tmp_path / "omniglot")
     assert found.class_names == sorted(c for c in characters if c.endswith("/character01"))
     assert np.bincount(found.labels).tolist() == [20] * 8
     assert found.image(0).shape == (105, 105, 3) and set(np.unique(found.image(0))) == {0, 255}
@@ -139,7 +140,7 @@ def test_other_modes_become_rgb(tmp_path):
     (tmp_path / "a").mkdir()
     for name, (image, _) in cases.items():
         image.save(tmp_path / "a" / name)
-    found = open_faces(tmp_path)
+    found = open_images(tmp_path)
     assert len(found) == len(cases)
     for k in range(len(found)):
         want = cases[os.path.basename(found.describe(k))][1]
@@ -152,7 +153,7 @@ def test_images_that_can_not_be_used_are_named(tmp_path, kind):
     save(tmp_path / "a/0.png")
     file = tmp_path / "a/0.png"
     good = file.read_bytes()
-    found = open_faces(tmp_path)
+    found = open_images(tmp_path)
     file.unlink()
     data = {
         "grey16": png16((4, 5)),
@@ -169,9 +170,9 @@ def test_images_that_can_not_be_used_are_named(tmp_path, kind):
 
 
 def test_records_have_images_of_their_own_size(tmp_path):
-    from faces import write_faces
+    from support.pictures import write_faces
 
-    faces = RecordFaces(write_faces(tmp_path / "train.rec", [1, 1]))
+    faces = RecordSet(write_faces(tmp_path / "train.rec", [1, 1]))
     out = np.zeros((112, 112, 3), np.uint8)
     faces.load(1, out)
     assert np.array_equal(faces.image(1), out) and faces.class_names is None
@@ -209,13 +210,13 @@ def test_lists_of_openbct(folder, place):
     text = "\r\n".join(lines)
     path.write_bytes(text.encode())
     if place.startswith("elsewhere"):
-        refused("neither in", open_faces, path)
+        refused("neither in", open_images, path)
         path.write_bytes(b"# root: ../train\r\n" + text.encode())
-    found, whole = open_faces(path), open_faces(folder)
+    found, whole = open_images(path), open_images(folder)
     assert found.labels.tolist() == [1, 0, 1] and found.class_names == ["10", "ant"]
     for k, same in enumerate((5, 1, 3)):
         assert np.array_equal(found.image(k), whole.image(same))
-    assert np.array_equal(open_faces(path).fingerprint, found.fingerprint)
+    assert np.array_equal(open_images(path).fingerprint, found.fingerprint)
 
 
 @pytest.mark.parametrize(
@@ -237,12 +238,12 @@ def test_lists_of_openbct(folder, place):
 )
 def test_bad_lists(folder, lines, word):
     (folder / "l.txt").write_text("\n".join(lines) + "\n")
-    refused(word, open_faces, folder / "l.txt")
+    refused(word, open_images, folder / "l.txt")
 
 
 def test_a_listed_file_that_is_gone(folder):
     (folder / "l.txt").write_text("10/0 x.png 0\n10/7 x.png 0\n")
-    found = open_faces(folder / "l.txt")
+    found = open_images(folder / "l.txt")
     refused("10/7 x.png can't be read", found.image, 1)
     refused("it is in " + str(folder / "l.txt"), lambda: found.fingerprint)
 
@@ -255,23 +256,23 @@ def test_a_manifest_of_another_list(folder, change):
     path.write_bytes(list_text(path, folder, [b"ant/0 x.png"], np.array([1])))
     fits = {"images": 1, "classes": 2, "class_names": ["a", "b"]}
     write_json(folder / "l.json", fits)
-    found = open_faces(path)  # class 0 has no image, but the manifest knows it
+    found = open_images(path)  # class 0 has no image, but the manifest knows it
     assert found.class_names == ["a", "b"] and found.num_classes == 2
     write_json(folder / "l.json", [] if change is None else fits | change)
-    refused("does not belong to the list", open_faces, path)
+    refused("does not belong to the list", open_images, path)
 
 
 def test_fingerprints(folder):
-    first = open_faces(folder)
+    first = open_images(folder)
     files = sorted(folder.glob("*/*"), key=lambda file: str(file))
     known = [f"{file.relative_to(folder)} {file.stat().st_size}" for file in files]
     assert first.fingerprint == sha256(*known)  # as before there were lists: old artefacts stay
     seen = {first.fingerprint}
     for lines in ("10/0 x.png 0\nant/0 x.png 1\n", "10/0 x.png 1\nant/0 x.png 0\n"):
         (folder / "l.txt").write_text(lines)
-        seen.add(open_faces(folder / "l.txt").fingerprint)
+        seen.add(open_images(folder / "l.txt").fingerprint)
     (folder / "10/0 x.png").write_bytes(b"")
-    seen |= {open_faces(folder / "l.txt").fingerprint, open_faces(folder).fingerprint}
+    seen |= {open_images(folder / "l.txt").fingerprint, open_images(folder).fingerprint}
     assert len(seen) == 5
 
 
@@ -280,59 +281,16 @@ def test_names_that_are_not_utf8(tmp_path):
     os.mkdir(os.path.dirname(name))
     with open(name, "wb") as file:
         Image.fromarray(picture(0, 0, 8)).save(file, "png")
-    whole = open_faces(tmp_path)
+    whole = open_images(tmp_path)
     (tmp_path / "l.txt").write_bytes(
         list_text(tmp_path / "l.txt", tmp_path, whole.names.tolist(), whole.labels)
     )
-    found = open_faces(tmp_path / "l.txt")
+    found = open_images(tmp_path / "l.txt")
     assert found.class_names == whole.class_names == ["a\udcff"]
     assert np.array_equal(found.image(0), whole.image(0)) and len(whole.fingerprint) == 64
 
 
 # --- CIFAR
-
-
-def python2(value) -> bytes:
-    """The pickle operations by which Python 2's pickler, protocol 2, writes a value."""
-    if isinstance(value, dict):
-        items = b"".join(python2(k) + python2(v) for k, v in value.items())
-        return b"}(" + items + b"u"
-    if isinstance(value, list):
-        return b"](" + b"".join(map(python2, value)) + b"e"
-    if isinstance(value, str):
-        return b"U" + bytes([len(value)]) + value.encode()
-    if isinstance(value, int):
-        return b"J" + struct.pack("<i", value)
-    shape = b"".join(map(python2, value.shape))
-    return (
-        b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\nK\0\x85U\x01btR(K\x01(" + shape
-        + b"tcnumpy\ndtype\n(U\x02u1K\0K\x01tR(K\x03U\x01|NNN" + 2 * b"J\xff\xff\xff\xff"
-        + b"K\0tb\x89T"
-        + struct.pack("<i", value.size) + value.tobytes() + b"tb"
-    )  # fmt: skip
-
-
-def write_cifar(root, per_file=6, classes=100):
-    """CIFAR-100 or CIFAR-10 with random pixels in torchvision's layout; its folder."""
-    rng = np.random.default_rng(0)
-    folder = root / ("cifar-100-python" if classes == 100 else "cifar-10-batches-py")
-    folder.mkdir(parents=True)
-    files = ["train", "test"]
-    if classes == 10:
-        files = [*(f"data_batch_{k}" for k in range(1, 6)), "test_batch"]
-    for file in files:
-        labels = rng.integers(0, classes, per_file).tolist()
-        labels[: min(per_file, classes)] = range(min(per_file, classes))
-        content = {
-            "filenames": [f"{k}.png" for k in range(per_file)],
-            "fine_labels" if classes == 100 else "labels": labels,
-            "data": rng.integers(0, 256, (per_file, 3072), np.uint8),
-        }
-        (folder / file).write_bytes(b"\x80\x02" + python2(content) + b".")
-    key, meta = ("fine_label_names", "meta") if classes == 100 else ("label_names", "batches.meta")
-    names = {key: [f"c{k:02}" for k in range(classes)]}
-    (folder / meta).write_bytes(b"\x80\x02" + python2(names) + b".")
-    return folder
 
 
 def unchecked(kind):
@@ -348,26 +306,26 @@ def test_cifar_is_torchvisions(tmp_path, classes, part):
     folder = write_cifar(tmp_path, classes=classes)
     kind = unchecked(reference.CIFAR100 if classes == 100 else reference.CIFAR10)
     theirs = kind(tmp_path, train=part == "train")
-    ours = open_faces(folder / part)
+    ours = open_images(folder / part)
     assert np.array_equal(np.stack([ours.image(k) for k in range(len(ours))]), theirs.data)
     assert ours.labels.tolist() == theirs.targets and ours.class_names == theirs.classes
     assert ours.num_classes == classes and ours.native == 32 and ours.image(0).dtype == np.uint8
     out = np.zeros((32, 32, 3), np.uint8)
     assert ours.load(3, out) == theirs.targets[3] and np.array_equal(out, theirs.data[3])
     refused("are 32x32, not 8x8", ours.load, 0, np.zeros((8, 8, 3), np.uint8))
-    assert open_faces(folder).path == folder / "train"
+    assert open_images(folder).path == folder / "train"
 
 
 def test_lists_of_cifar(tmp_path):
     folder = write_cifar(tmp_path)
-    whole, path = open_faces(folder), tmp_path / "l.txt"
+    whole, path = open_images(folder), tmp_path / "l.txt"
     path.write_bytes(list_text(path, folder / "train", [b"4", b"1"], np.array([0, 1])))
-    part = open_faces(path)
+    part = open_images(path)
     assert part.labels.tolist() == [0, 1] and part.num_classes == 2 and part.native == 32
     assert np.array_equal(part.image(1), whole.image(1)) and part.describe(0).endswith("image 4")
     assert part.fingerprint != whole.fingerprint
     path.write_bytes(list_text(path, folder / "train", [b"6"], np.array([0])))
-    refused("names an image '6'", open_faces, path)
+    refused("names an image '6'", open_images, path)
 
 
 class Evil:
@@ -395,7 +353,7 @@ def test_cifar_files_that_are_not(tmp_path):
         b"",
     ):
         file.write_bytes(content)
-        refused(str(file), open_faces, file)
+        refused(str(file), open_images, file)
     assert not marker.exists()
 
 

@@ -6,18 +6,17 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from faces import picture
-from house import tool
 from PIL import Image
+from support.old_models import tool
+from support.pictures import picture
 
-from bct.artefacts import OldModel
 from bct.config import load_config
+from bct.data.label_map import new_to_old
 from bct.errors import BctError
-from bct.label_map import new_to_old
-from bct.method import Method
+from bct.method import Method, load_method
+from bct.models.weights import load_backbone
+from bct.old_model import OldModel
 from bct.train import train
-from bct.weights import load_backbone
-from methods import method_class
 
 CPU = torch.device("cpu")
 NAMES = ["b", "a10", "a9", "c"]  # sorted: a10, a9, b, c
@@ -82,7 +81,7 @@ def test_labels_are_matched_by_the_names_of_the_classes(built):
 
 def test_bct_asks_the_old_classifier_by_its_own_labels(built):
     """a9 and b are classes 1 and 2 of the new set, 0 and 1 of the old model."""
-    BCT = method_class("BCT")
+    BCT = load_method("BCT")
     given = ["influence=old_classifier", f"old_prototype={built}/means.npy"]
     cfg = load_config(built / "new.py", given, BCT.defaults)
     cfg.num_classes = 4

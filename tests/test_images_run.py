@@ -8,8 +8,8 @@ import zipfile
 from io import BytesIO
 
 import pytest
-from faces import picture
 from PIL import Image
+from support.pictures import picture
 
 from bct.files import ROOT
 
@@ -34,7 +34,7 @@ def run(out, source, *arguments):
     methods = " ".join(f"methods/{m}.py" for m in METHODS)
     return subprocess.run(
         ["bash", "runs/omniglot.sh", f"SOURCE={source}", f"OUT={out}", "SEEDS=0", *arguments,
-         f"METHODS={methods}", *(f"{who}_EXTRA={short}" for who in ("OLD", "NEW", "FCT"))],
+         f"METHODS={methods}", *(f"{who}_EXTRA={short}" for who in ("OLD", "NEW", "MAP"))],
         cwd=ROOT, capture_output=True, text=True,
         env={**os.environ, "PYTHON": sys.executable},
     )  # fmt: skip
@@ -46,7 +46,7 @@ def test_from_zips_to_the_table(tmp_path):
     first = run(out, tmp_path)
     assert first.returncode == 0, first.stderr
     table = json.loads((out / "retrieval_table.json").read_text())
-    assert set(table) == {"map", "top1"} and set(table["map"]) == {"l2", "bt2", "fct", "free"}
+    assert set(table) == {"map", "top1"} and set(table["map"]) == {"l2", "bt2", "fct", "alone"}
     for rows in table["map"].values():
         assert set(rows[0]) == {"all", "old classes", "new classes"}
         assert all(0 < rows[0]["all"][key] <= 1 for key in ("old", "cross", "own"))

@@ -5,12 +5,12 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
-from test_backbones import fill
+from support.networks import fill
 from torch import nn
 
 from backbones import get_model
 from backbones.inference import fold_batch_norm
-from bct.weights import load_backbone
+from bct.models.weights import load_backbone
 
 
 def close(got, want, limit):

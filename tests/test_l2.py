@@ -9,14 +9,16 @@ import torch
 from easydict import EasyDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranks import run_on_ranks
-from test_partial_fc import dense_loss, head_with
+from support.gradients import numeric_gradient
+from support.heads import dense_loss, head_with
+from support.methods import OldArrays
+from support.ranks import run_on_ranks
 
 from bct import distributed
-from bct.loader import Batch
-from methods import OldArrays, method_class
+from bct.data.loader import Batch
+from bct.method import load_method
 
-L2 = method_class("L2")
+L2 = load_method("L2")
 
 
 def make(old_embedding, **changes):
@@ -35,17 +37,6 @@ def by_hand(f, old, threshold):
         gap = o_i / math.sqrt(o_i @ o_i) - f_i / math.sqrt(f_i @ f_i)
         total += max(math.sqrt(gap @ gap) - threshold, 0.0)
     return total / len(f)
-
-
-def numeric_gradient(function, x, step=1e-5):
-    """Central differences of a float64 function of an array."""
-    grad = np.zeros_like(x)
-    for at in np.ndindex(x.shape):
-        up, down = x.copy(), x.copy()
-        up[at] += step
-        down[at] -= step
-        grad[at] = (function(up) - function(down)) / (2 * step)
-    return grad
 
 
 @pytest.mark.parametrize("name,threshold", [("l2", 0.0), ("weakened_l2", 0.2)])

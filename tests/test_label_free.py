@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from scipy.linalg import orthogonal_procrustes
 from scipy.stats import ortho_group
 
-from bct import label_free
 from bct.errors import BctError
-from bct.label_free import neighbour_overlap, procrustes_residual
+from bct.metrics import label_free
+from bct.metrics.label_free import neighbour_overlap, procrustes_residual
 
 
 def normal(seed, n, d):

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bct.data.label_map import load_map, new_to_old
 from bct.errors import BctError
-from bct.label_map import load_map, new_to_old
 
 
 def refused(word, function, *arguments):

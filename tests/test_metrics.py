@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from bct.errors import BctError
-from bct.metrics import auc, identification, rate_name, roc, roc_points, tar_at_far
+from bct.metrics.scores import auc, identification, rate_name, roc, roc_points, tar_at_far
 
 FARS = (1e-3, 1e-2, 0.1, 0.5, 1.0)
 

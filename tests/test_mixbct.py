@@ -8,14 +8,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from easydict import EasyDict
-from ranks import run_on_ranks
-from test_partial_fc import dense_loss, head_with
+from support.heads import dense_loss, head_with
+from support.methods import OldArrays
+from support.ranks import run_on_ranks
 
 from bct import distributed
-from bct.loader import Batch
-from methods import OldArrays, method_class
+from bct.data.loader import Batch
+from bct.method import load_method
+from bct.streams import generator
 
-MixBCT = method_class("MixBCT")
+MixBCT = load_method("MixBCT")
 
 
 def make(images=40, dim=8, credible=None, mix_ratio=0.3):
@@ -29,7 +31,7 @@ def make(images=40, dim=8, credible=None, mix_ratio=0.3):
 
 
 def stream(*key):
-    return distributed.generator("cpu", *key)
+    return generator("cpu", *key)
 
 
 def test_golden(shared):

@@ -10,60 +10,26 @@ import torch.nn.functional as F
 from easydict import EasyDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranks import run_on_ranks
-from test_partial_fc import head_with
-from test_train import small_cfg
+from support.heads import head_with
+from support.nccl import CLASSES, CREDIBLE, NCCL, OLD, SLOTS, TAU, WEIGHTS, make, problem, step
+from support.ranks import run_on_ranks
+from support.tiny import small_cfg
 
-from bct import class_similarity, distributed
+from bct import distributed
 from bct.amp import make_scaler
-from bct.checkpoint import load_checkpoint, save_checkpoint
 from bct.errors import BctError
-from bct.loader import Batch
-from bct.optimizer import make_optimizer
-from methods import OldArrays, method_class
-
-NCCL = method_class("NCCL")
-IMAGES, CLASSES, DIM, SLOTS = 64, 11, 6, 40  # 11 classes do not divide by 2 or 4
-WEIGHTS = {"feature": 0.7, "class": 0.3}
-TAU = 0.5
-OLD = np.random.default_rng(0).standard_normal((IMAGES, DIM)).astype(np.float32)
-CREDIBLE = np.random.default_rng(1).random(IMAGES) < 0.6
-
-
-def make(old=OLD, **more):
-    cfg = {"alpha": WEIGHTS["feature"], "beta": WEIGHTS["class"], "temperature": TAU}
-    cfg |= {"queue_size": SLOTS, "batch_size": 16 // distributed.world_size(), "head": "margin"}
-    cfg |= {"num_classes": CLASSES, "embedding_size": old.shape[1], "sample_rate": 1.0}
-    arrays = OldArrays(old_embedding=old, credible_by_entropy=CREDIBLE)
-    return NCCL(EasyDict({**NCCL.defaults, **cfg, "parity": "corrected", **more}), arrays)
-
-
-def problem(batches=3, rows=16, pull=0.0):
-    """[(f, y, index)] of successive global batches, and centres; pull: of f to its centre."""
-    rng = torch.Generator().manual_seed(3)
-    w, parts = torch.randn(CLASSES, DIM, generator=rng), []
-    for _ in range(batches):
-        y, index = (torch.randint(0, high, (rows,), generator=rng) for high in (CLASSES, IMAGES))
-        parts.append((torch.randn(rows, DIM, generator=rng) + pull * w[y], y, index))
-    return parts, w
-
-
-def step(method, head, f, y, index):
-    """The terms of this rank's rows of a batch, and the embeddings to differentiate by."""
-    n = len(f) // distributed.world_size()
-    mine = slice(distributed.rank() * n, (distributed.rank() + 1) * n)
-    f = f[mine].clone().requires_grad_()
-    fetched = method.fetch(index[mine], y[mine], None)
-    return method(f, Batch(None, y[mine], index[mine], fetched), head, None), f
+from bct.training import class_similarity
+from bct.training.checkpoint import load_checkpoint, save_checkpoint
+from bct.training.optimizer import make_optimizer
 
 
 def terms(parts, w, scale=8.0, exact=True, options=None):
     """[{term: (value, gradient by f after DDP's mean, gradient by w)}] of batch after batch, and
     the bytes of the stored opinions. exact: they are kept in float32."""
     method, head, out = make(**(options or {})), head_with(w, scale=scale), []
-    stored = method.opinions.nbytes
+    stored = method.loss.opinions.nbytes
     if exact:
-        method.opinions = method.opinions.float()
+        method.loss.opinions = method.loss.opinions.float()
     for part in parts:
         losses, f = step(method, head, *part)
         out.append({})
@@ -127,10 +93,12 @@ def test_golden(shared):
     """Published mode, two batches through a queue of both; only the first term has a gradient."""
     data = np.load(shared / "golden/methods/inputs_and_grads.npz")
     want = json.loads((shared / "golden/methods/expected.json").read_text())
-    published = {"parity": "published", "num_classes": 97, "batch_size": 48, "queue_size": 96}
-    method = make(data["f_old"], alpha=1, beta=1, temperature=1, **published)
+    classes, batch = len(data["W"]), len(data["labels"])
+    sizes = {"num_classes": classes, "batch_size": batch, "queue_size": 2 * batch}
+    published = {"alpha": 1, "beta": 1, "temperature": 1, "parity": "published"}
+    method = make(data["f_old"], **published, **sizes)
     head = head_with(torch.from_numpy(data["W"]), margin=(1, 0, 0), scale=1.0)
-    orders = torch.arange(48), torch.from_numpy(data["nccl_perm"])
+    orders = torch.arange(batch), torch.from_numpy(data["nccl_perm"])
     for tag, index in zip(("first", "second"), orders, strict=True):
         f, y = (torch.from_numpy(data[key])[index] for key in ("f_new", "labels"))
         losses, f = step(method, head, f, y, index)
@@ -191,12 +159,12 @@ def test_queue_is_first_in_first_out(size, data):
         old = F.normalize(torch.from_numpy(OLD[index.numpy()]))
         opinions = (64 * old @ F.normalize(w).T).softmax(1)
         want.extend(zip(old, opinions, y.tolist(), strict=True))
-        shift, empty = -int(method.position), size - len(want)
+        shift, empty = -int(method.loss.position), size - len(want)
         labels = [label for _, _, label in want]
-        assert method.queue_labels.roll(shift).tolist() == [-1] * empty + labels
+        assert method.loss.queue_labels.roll(shift).tolist() == [-1] * empty + labels
         features, stored = (torch.stack([row[k] for row in want]) for k in (0, 1))
-        assert torch.equal(method.queue.roll(shift, 0)[empty:], features)
-        got = method.opinions.roll(shift, 1)[:, empty:].t().float()
+        assert torch.equal(method.loss.queue.roll(shift, 0)[empty:], features)
+        got = method.loss.opinions.roll(shift, 1)[:, empty:].t().float()
         torch.testing.assert_close(got, stored, rtol=1e-2, atol=1e-6)
 
 
@@ -219,12 +187,12 @@ def checkpoint_on_ranks(path, save):
 def test_a_checkpoint_keeps_the_queue_on_any_number_of_ranks(tmp_path):
     args = checkpoint_on_ranks, tmp_path
     saved = run_on_ranks(2, *args, True)
-    opinions = torch.cat([state["opinions"] for state, _ in saved])
+    opinions = torch.cat([state["loss.opinions"] for state, _ in saved])
     assert opinions.shape == (CLASSES, SLOTS) and (opinions[:, :32].sum(0) > 0.9).all()
     for world_size in (1, 4):
         loaded = run_on_ranks(world_size, *args, False)
-        assert torch.equal(torch.cat([state["opinions"] for state, _ in loaded]), opinions)
-        for name in ("queue", "queue_labels", "position"):
+        assert torch.equal(torch.cat([state["loss.opinions"] for state, _ in loaded]), opinions)
+        for name in ("loss.queue", "loss.queue_labels", "loss.position"):
             assert all(torch.equal(state[name], saved[0][0][name]) for state, _ in loaded)
         a, b = (np.mean([losses for _, losses in r], 0) for r in (saved, loaded))
         np.testing.assert_allclose(a, b, rtol=1e-4)

@@ -5,18 +5,18 @@ import logging
 
 import pytest
 import torch
-from faces import write_faces
-from ranks import run_on_ranks
-from tiny import stopping_at
+from support.pictures import write_faces
+from support.ranks import run_on_ranks
+from support.tiny import stopping_at
 
 from bct import distributed
-from bct.checkpoint import checkpoints
-from bct.datasets import open_faces
+from bct.data.recordio import RecordReader
+from bct.data.sets import open_images
 from bct.errors import BctError
 from bct.method import Method
-from bct.recordio import RecordReader
-from bct.tensors import read_tensors
+from bct.safe.tensors import read_tensors
 from bct.train import train
+from bct.training.checkpoint import checkpoints
 
 CPU = torch.device("cpu")
 
@@ -139,13 +139,13 @@ def test_ranks_stay_in_step(job, tmp_path):
 
 
 def test_the_image_in_its_place_comes_with_its_own_label_and_index(tmp_path):
-    from bct.loader import Loader
+    from bct.data.loader import Loader
 
     write_faces(tmp_path / "train.rec", [2, 2, 2])
     break_images(tmp_path, 2, 6)
     problems = []
     loader = Loader(
-        open_faces(tmp_path), 3, CPU, num_workers=0, train=False,
+        open_images(tmp_path), 3, CPU, num_workers=0, train=False,
         broken=lambda _, found: problems.extend(found),
     )  # fmt: skip
     batches = list(loader.epoch())

@@ -13,8 +13,8 @@ from torch import nn
 from backbones import NETWORKS, get_model
 from bct.errors import BctError
 from bct.files import sha256_file, write_json
-from bct.onnx_model import PREPROCESSING, WEIGHTS_FILE, load_onnx
-from bct.weights import load_backbone
+from bct.models.onnx_model import PREPROCESSING, WEIGHTS_FILE, load_onnx
+from bct.models.weights import load_backbone
 from tools import export_onnx
 from tools.export_onnx import check, export
 
@@ -23,7 +23,8 @@ ort = pytest.importorskip("onnxruntime")
 helper, TensorProto = onnx.helper, onnx.TensorProto
 
 TWO_FILES = ("vit_h", "r2060")  # weights of more than one file holds
-QUICK = ("demo_w16", "mbf", "vit_t")  # one of each family
+QUICK = ("demo_w16",)
+SLOW = ("mbf", "r50", "vit_t", "vit_s_dp005_mask_0")  # of each family; `make faults` has the rest
 
 
 def trained(name: str, size: int = 32) -> nn.Module:
@@ -53,7 +54,10 @@ def compare(model, loaded):
 @pytest.mark.parametrize(
     "name",
     [
-        name if name in QUICK else pytest.param(name, marks=pytest.mark.slow)
+        pytest.param(
+            name,
+            marks=() if name in QUICK else pytest.mark.slow if name in SLOW else pytest.mark.faults,
+        )
         for name in NETWORKS
         if name != "r2060"  # 8 minutes and 19 GiB: `python -m benchmarks.export` does it
     ],

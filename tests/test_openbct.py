@@ -7,25 +7,24 @@ import numpy as np
 import pytest
 import torch
 from easydict import EasyDict
-from ranks import run_on_ranks
-from test_l2 import numeric_gradient
-from test_partial_fc import dense_loss, head_with
+from support.gradients import numeric_gradient
+from support.heads import dense_loss, head_with
+from support.methods import OldArrays
+from support.ranks import run_on_ranks
 
 from backbones import get_model
 from bct import distributed
-from bct.artefacts import OldModel, write_artefact
 from bct.config import base_config
-from bct.datasets import SyntheticFaces
+from bct.data.loader import Batch
+from bct.data.sets import SyntheticSet
 from bct.errors import BctError
 from bct.files import sha256_file, write_json
-from bct.loader import Batch
-from methods import OldArrays, method_class
+from bct.method import load_method
+from bct.old_model import OldModel
+from bct.stored.artefacts import write_artefact
+from methods.OpenBCT import contrastive, pseudo_classifier, triplet
 
-OpenBCT = method_class("OpenBCT")
-import contrastive  # noqa: E402, from the method's directory
-import triplet  # noqa: E402
-from pseudo_classifier import old_classifier  # noqa: E402
-
+OpenBCT = load_method("OpenBCT")
 BATCH, CLASSES, KNOWN, DIM = 10, 5, 3, 6  # KNOWN: classes of the old model
 NUMBERS = np.random.default_rng(7)
 NEW = NUMBERS.standard_normal((BATCH, 9))
@@ -374,7 +373,7 @@ def mean_of_unit(c):
 @pytest.mark.parametrize("fill", ["all", "missing"])
 def test_made_rows(fill, normalise, monkeypatch):
     """In pieces of 3 images. Missing: the own rows and biases as they are, then classes 1 and 4."""
-    monkeypatch.setitem(old_classifier.__globals__, "BLOCK", 3)
+    monkeypatch.setattr(pseudo_classifier, "BLOCK", 3)
     method = make("influence", fill=fill, normalise=normalise)
     made = [mean_of_unit(c) for c in (range(CLASSES) if fill == "all" else [1, 4])]
     made = [unit(row) if normalise else row for row in made]
@@ -459,7 +458,7 @@ def disk(tmp_path):
     torch.save(network.state_dict(), tmp_path / "model.pt")
     about = {"network": "demo_w16", "embedding_size": DIM, "num_classes": KNOWN}
     write_json(tmp_path / "model.json", about)
-    faces = SyntheticFaces(BATCH, CLASSES)
+    faces = SyntheticSet(BATCH, CLASSES)
     made_from = {"weights": str(tmp_path / "model.pt"), "model": sha256_file(tmp_path / "model.pt")}
     made_from |= {"data": faces.fingerprint, "data_path": "synthetic", "kind": "old_embedding"}
     with write_artefact(tmp_path / "f.npy", (BATCH, DIM), "float32", **made_from) as out:

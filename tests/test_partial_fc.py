@@ -8,41 +8,17 @@ import weakref
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from ranks import run_on_ranks
+from support.heads import dense_loss, head_with, problem
+from support.ranks import run_on_ranks
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bct import distributed
 from bct.errors import BctError
-from bct.partial_fc import PartialFC, SoftmaxHead, margin_logit
+from bct.streams import generator
+from bct.training.heads import PartialFC, SoftmaxHead
+from bct.training.margin_softmax import margin_logit
 
 MARGINS = [(1, 0.5, 0), (1, 0, 0.35), (1.35, 0, 0), (1, 0.3, 0.2), (0.9, 0.4, 0.15)]
-
-
-def dense_loss(f, w, y, margin, scale, filter_above=0.0):
-    """The textbook formula in float64, by autograd through arccos."""
-    cos = F.normalize(f) @ F.normalize(w).T
-    m1, m2, m3 = margin
-    target = torch.cos(m1 * torch.acos(cos.gather(1, y[:, None])) + m2) - m3
-    if filter_above:
-        cos = torch.where(cos > filter_above, torch.zeros_like(cos), cos)
-    logits = scale * cos.scatter(1, y[:, None], target)
-    return F.cross_entropy(logits, y)
-
-
-def problem(classes=53, dim=16, batch=24, seed=0):
-    rng = torch.Generator().manual_seed(seed)
-    f = torch.randn(batch, dim, generator=rng, dtype=torch.float64)
-    w = torch.randn(classes, dim, generator=rng, dtype=torch.float64)
-    y = torch.randint(0, classes, (batch,), generator=rng)
-    f = f + w[y]  # targets away from the wrap-around at theta + m = pi
-    return f, w, y
-
-
-def head_with(w, **options):
-    head = PartialFC(w.shape[1], w.shape[0], **options)
-    head.weight.data.copy_(w[head.start : head.start + len(head.weight)])
-    return head
 
 
 @pytest.mark.parametrize(
@@ -112,7 +88,7 @@ def on_ranks(f, w, y, rate):
     head = head_with(w, sample_rate=rate, scale=30.0)
     rows = len(f) // size
     local = f[rank * rows : (rank + 1) * rows].clone().requires_grad_()
-    rng = distributed.generator("cpu", "negatives", rank)
+    rng = generator("cpu", "negatives", rank)
     loss = head(local, y[rank * rows : (rank + 1) * rows], rng)
     loss.backward()
     return loss.item(), head.sampled, local.grad / size, head.weight.grad
@@ -162,13 +138,13 @@ def in_blocks(f, w, y, block):
         options = {"margin": margin, "filter_above": filter_above, "sample_rate": rate}
         head = head_with(w, scale=30.0, block=block, **options)
         local = f[mine].clone().requires_grad_()
-        loss = head(local, y[mine], distributed.generator("cpu", "negatives", rank))
+        loss = head(local, y[mine], generator("cpu", "negatives", rank))
         (3.0 * loss).backward()
         out.append((loss.detach(), local.grad, head.weight.grad))
     return out
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_blocks_of_classes_give_what_one_block_gives(world_size):
     """Blocks of 1 class, and of some numbers that do not divide the classes."""
     f, w, y = problem(classes=101)
@@ -235,7 +211,7 @@ def test_negatives_change_from_step_to_step_and_repeat_with_the_seed():
     head = head_with(w.float(), sample_rate=0.5)
     draws = []
     for step in (0, 1, 0):
-        head(f.float(), y, distributed.generator("cpu", "step", step))
+        head(f.float(), y, generator("cpu", "step", step))
         draws.append(head.sampled.tolist())
     assert draws[0] != draws[1] and draws[0] == draws[2]
 

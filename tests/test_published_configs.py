@@ -8,14 +8,14 @@ import pytest
 
 from bct.config import load_config
 from bct.files import ROOT
+from bct.method import load_method
 from bct.scenarios import artefact_name
-from methods import method_class
 
 CLASS70, DATA70, WHOLE = "train_part_70_class.rec", "train_part_70_data.rec", "train.rec"
 COUNTS = {  # classes, images
     CLASS70: "65,402 | 3,598,269", DATA70: "93,431 | 3,625,372", WHOLE: "93,431 | 5,179,510",
 }  # fmt: skip
-# key: scenario, loss of the old model, D, old config, record file, SD of the artefacts, paragon
+# key: scenario, loss of the old model, D, old config, record file, SD of the artefacts, alone
 ROWS = {
     "c1": ("EXclass", "arc", 512, "f512_r18_arc_class30", WHOLE,
            "f512_r18_arc_class100", "f512_r50_arc_data100"),
@@ -68,7 +68,7 @@ REC = "rec=ms1m/train.rec"  # so that the record file's name does not depend on 
 
 @cache
 def defaults(directory):
-    return method_class(directory).defaults
+    return load_method(directory).defaults
 
 
 def new_file(method, row):
@@ -97,7 +97,7 @@ def test_there_are_these_files_and_no_others():
 
 @pytest.mark.parametrize(("method", "row"), NEW)
 def test_new_model(method, row, base):
-    scenario, _, dim, old_config, record_file, sd, paragon = ROWS[row]
+    scenario, _, dim, old_config, record_file, sd, alone_config = ROWS[row]
     directory, settings = METHODS[method]
     file, known = new_file(method, row), defaults(directory)
     cfg = load_config(file, [], known)
@@ -106,8 +106,8 @@ def test_new_model(method, row, base):
     assert artefact_name(cfg.old_config, cfg.shard) == sd
     assert {key: cfg[key] for key in settings} == settings
     assert Path(load_config(file, [REC], known).rec).name == record_file
-    # the same shard, D, network and schedule as the paragon: only the method makes the difference
-    alone = load_config(ROOT / "configs" / paragon)
+    # the same shard, D, network and schedule as the one alone: only the method makes the difference
+    alone = load_config(ROOT / "configs" / alone_config)
     same = base.keys() - {"scenario", "old_config", "shard", "output"}
     assert {key: alone[key] for key in same} == {key: cfg[key] for key in same}
     assert load_config(ROOT / "configs" / old_config).embedding_size == dim
@@ -126,7 +126,7 @@ def test_model_trained_alone(name, base):
 def test_the_document_has_the_same_matrix():
     lines = (ROOT / "docs" / "published_configs.md").read_text().splitlines()
     cells = {line.split("|")[1].strip(): line for line in lines if line.startswith("| ")}
-    for row, (scenario, _, dim, old_config, record_file, sd, paragon) in ROWS.items():
+    for row, (scenario, _, dim, old_config, record_file, sd, alone_config) in ROWS.items():
         shard, counts = f"`{record_file[:-4]}`", COUNTS[record_file]
         want = f"| {row} | {scenario} | `{old_config}` | {dim} | {shard} | {counts} | `{sd}`"
-        assert cells[row] == f"{want} | `{paragon}` |"
+        assert cells[row] == f"{want} | `{alone_config}` |"

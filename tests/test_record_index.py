@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bct import record_index
+from bct.data import record_index
+from bct.data.record_index import cache_folder, read_index
+from bct.data.recordio import MAGIC, RecordReader
 from bct.errors import BctError
-from bct.record_index import cache_folder, read_index
-from bct.recordio import MAGIC, RecordReader
 
 numbers = st.integers(0, 2**63 - 2)
 RECORD = np.dtype(

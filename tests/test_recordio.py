@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bct.data.record_writer import RecordWriter
+from bct.data.recordio import MAGIC, Header, RecordReader
 from bct.errors import BctError
-from bct.recordio import MAGIC, Header, RecordReader, RecordWriter
 
 MAGIC_BYTES = struct.pack("<I", MAGIC)
 

@@ -8,15 +8,15 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from test_torchvision_nets import settle
+from support.networks import settle
 from torch import nn
 from torch.nn.utils.parametrizations import orthogonal
 
 from backbones import get_model, own_state
 from bct.errors import BctError
 from bct.files import write_json
-from bct.reference_checkpoints import is_torchscript, reference_classifier
-from bct.weights import load_backbone, network_of
+from bct.models.reference_checkpoints import is_torchscript, reference_classifier
+from bct.models.weights import load_backbone, network_of
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 IMAGES = IMAGES.contiguous(memory_format=torch.channels_last)

@@ -4,22 +4,24 @@ import json
 import re
 import shutil
 import subprocess
-from collections import Counter
-from html.parser import HTMLParser
 
 import numpy as np
 import pytest
-from script import run_script
+from support.pages import Nothing, Reader
+from support.script import run_script
 
-from tools.ijbc.protocol import Gallery, Protocol
-from tools.ijbc.scoring import pair_scores, template_features
-from tools.upgrade import page
-from tools.upgrade.analysis import SHARES, Study, analyse, spread, units, verdict
+from bct.metrics.bootstrap import Interval
+from bct.protocols.protocol import Pairs, Protocol, Side
+from bct.protocols.templates import Templates, pair_scores
+from bct.report import page
+from bct.report.analysis import analyse, decide
+from bct.report.pairs import measure_at, spread
+from bct.report.study import SHARES, Study
 
 SUBJECTS, PROBES, DIM = 30, 4, 16
 
 
-def study(new_noise=0.5, old_noise=1.0, rotate=False, independent=False):
+def study(new_noise=0.5, old_noise=1.0, rotate=False, alone=False):
     """30 subjects with a gallery template of 2 images and 4 probes of 1; embeddings are the
     subject's own vector plus noise, the new ones rotated away on request."""
     rng = np.random.default_rng(0)
@@ -27,15 +29,17 @@ def study(new_noise=0.5, old_noise=1.0, rotate=False, independent=False):
     probes = np.concatenate([np.arange(SUBJECTS) * 10 + 1 + k for k in range(PROBES)])
     templates = np.concatenate([enrolled, probes])
     n = len(templates)
-    first, second = (a.ravel() for a in np.meshgrid(np.unique(enrolled), probes))
+    layout = Templates(templates)
+    gallery, probe = layout.rows(np.unique(enrolled)), layout.rows(probes)
+    first, second = (a.ravel() for a in np.meshgrid(gallery, probe))
+    subjects = layout.ids // 10
     protocol = Protocol(
-        None, "IJBC", [""] * n, np.zeros((n, 5, 2)), np.ones(n, np.float32), templates,
-        np.arange(n), first, second, first // 10 == second // 10,
+        "IJBC", Nothing(n), layout, Pairs(first, second, subjects[first] == subjects[second]),
+        Side("probe_mixed", probe, probes // 10),
+        [Side("gallery_G1", gallery[:15], np.arange(15)),
+         Side("gallery_G2", gallery[15:], np.arange(15, 30))],
+        subjects=subjects,
     )  # fmt: skip
-    galleries = [
-        Gallery("gallery_G1", np.arange(0, 150, 10), np.arange(15)),
-        Gallery("gallery_G2", np.arange(150, 300, 10), np.arange(15, 30)),
-    ]
     own = rng.standard_normal((SUBJECTS, DIM))[templates // 10]
     noise = rng.standard_normal((n, DIM))  # the same for both: equal noise is the same model
     features = {
@@ -45,12 +49,9 @@ def study(new_noise=0.5, old_noise=1.0, rotate=False, independent=False):
     rotation = np.linalg.qr(rng.standard_normal((DIM, DIM)))[0]
     if rotate:
         features["new"] = (features["new"] @ rotation).astype(np.float32)
-    if independent:
-        features["independent"] = (features["new"] @ rotation).astype(np.float32)
-    return Study(
-        protocol, galleries, Gallery("probe_mixed", probes, probes // 10), features,
-        {label: template_features(f, protocol) for label, f in features.items()},
-    )  # fmt: skip
+    if alone:
+        features["alone"] = (features["new"] @ rotation).astype(np.float32)
+    return Study.of(protocol, features)
 
 
 def test_the_same_model_again():
@@ -75,12 +76,12 @@ def test_the_same_model_again():
 
 
 def test_a_better_compatible_model():
-    made = study(independent=True)
+    made = study(alone=True)
     report, _ = analyse(made, 1e-2, resamples=200)
     tar = report["compatibility"]["tar"]
     assert tar["old / old"] < tar["new / old"] < tar["new / new"]
-    # the independent model is the new one in other coordinates
-    assert tar["independent / independent"] == tar["new / new"]
+    # the model trained alone is the new one in other coordinates
+    assert tar["alone / alone"] == tar["new / new"]
     assert report["compatibility"]["price"] == 0 and report["compatibility"]["p_up"] == 0.5
     o, c, s = (tar[name] for name in ("old / old", "new / old", "new / new"))
     assert report["compatibility"]["update_gain"] == pytest.approx((c - o) / (s - o))
@@ -108,72 +109,52 @@ def test_an_incompatible_model_needs_the_whole_gallery():
 def test_examples_are_the_largest_changes():
     made = study()
     report, _ = analyse(made, 1e-2, resamples=20)
+    first, second, genuine = made.protocol.pairs
     old, new = (
-        pair_scores(made.templates["old"], made.templates[m], made.protocol.first,
-                    made.protocol.second) for m in ("old", "new")
-    )  # fmt: skip
-    at = {
-        pair: i
-        for i, pair in enumerate(zip(made.protocol.first, made.protocol.second, strict=True))
-    }
+        pair_scores(made.items["old"], made.items[m], first, second) for m in ("old", "new")
+    )
+    ids = made.protocol.templates.ids
+    at = {pair: i for i, pair in enumerate(zip(ids[first], ids[second], strict=True))}
     won = report["flips"]["examples"]["genuine pairs won"]
     assert won
     for pair in won:
         i = at[pair["gallery"], pair["query"]]
-        assert made.protocol.genuine[i]
+        assert genuine[i]
         assert (pair["old"], pair["new"]) == (old[i], new[i])
     changes = [pair["new"] - pair["old"] for pair in won]
     assert changes == sorted(changes, reverse=True)
 
 
-def test_units_are_subjects_and_strangers_are_their_own():
-    made = study()
-    assert units(made, np.array([0, 1, 4, 290, 291])).tolist() == [0, 0, 0, 29, 29]
-    alone = units(made, np.array([5, 6]))
-    assert len(set(alone.tolist())) == 2 and (alone < 0).all()
-
-
 def test_spread_is_the_mean_distance_of_a_templates_images():
     made = study()
-    unit = made.features["old"] / np.linalg.norm(made.features["old"], axis=1, keepdims=True)
-    got = spread(made, np.arange(SUBJECTS) * 10)
+    unit = made.images["old"] / np.linalg.norm(made.images["old"], axis=1, keepdims=True)
+    got = spread(made, made.protocol.templates.rows(np.arange(SUBJECTS) * 10))
     for subject in range(SUBJECTS):
-        mine = unit[made.protocol.templates == 10 * subject]
+        mine = unit[made.protocol.templates.ids[made.protocol.templates.row] == 10 * subject]
         centre = mine.sum(0) / np.linalg.norm(mine.sum(0))
         assert got[subject] == pytest.approx(np.linalg.norm(mine - centre, axis=1).mean(), rel=1e-5)
 
 
-def plain(old, cross, own, low=0.0, ratio=1.0, enough=0.4, there=0.6):
-    """A report with just what a verdict is made from."""
-    names = ("old / old", "new / old", "new / new")
-    difference = {"estimate": cross - old, "low": low, "high": 1.0}
+def verdict(old, cross, own, low=0.0, ratio=1.0, enough=0.4, there=0.6):
+    """From just what it is made from."""
+    qualities = {"old / old": old, "new / old": cross, "new / new": own}
     drift = {"far": 1e-2, "threshold": 0.3, "far_ratio": ratio, "restored": 0.4,
              "new_tar": there}  # fmt: skip
-    return {
-        "far": 1e-2,
-        "compatibility": {
-            "tar": dict(zip(names, (old, cross, own), strict=True)),
-            "differences": {"new / old": difference},
-        },
-        "drift": [drift],
-        "backfill": {
-            "orders": {"random": {"enough_for_old": 0.9}, "best": {"enough_for_old": enough}}
-        },
-    }  # fmt: skip
+    gap, orders = Interval(cross - old, low, 1.0), {"random": 0.9, "best": enough}
+    return decide(measure_at(1e-2), qualities, gap, orders, drift)
 
 
 @pytest.mark.parametrize(
-    ("report", "decision", "words"),
+    ("result", "decision", "words"),
     [
-        (plain(0.5, 0.6, 0.7, low=0.05), "deploy now", "can stay as it is"),
-        (plain(0.5, 0.6, 0.7, low=-0.05), "deploy now", "within the uncertainty"),
-        (plain(0.5, 0.4, 0.7), "backfill first", "backfill 40 % of the gallery first"),
-        (plain(0.5, 0.4, 0.7, enough=None), "backfill first", "backfill 90 %"),
-        (plain(0.5, 0.4, 0.5), "do not", "no better than the old one"),
+        (verdict(0.5, 0.6, 0.7, low=0.05), "deploy now", "can stay as it is"),
+        (verdict(0.5, 0.6, 0.7, low=-0.05), "deploy now", "within the uncertainty"),
+        (verdict(0.5, 0.4, 0.7), "backfill first", "backfill 40 % of the gallery first"),
+        (verdict(0.5, 0.4, 0.7, enough=None), "backfill first", "backfill 90 %"),
+        (verdict(0.5, 0.4, 0.5), "do not", "no better than the old one"),
     ],
 )
-def test_verdict(report, decision, words):
-    result = verdict(report)
+def test_verdict(result, decision, words):
     assert result["decision"] == decision and words in result["headline"]
 
 
@@ -187,14 +168,14 @@ def test_verdict(report, decision, words):
     ],
 )
 def test_verdict_on_the_threshold(ratio, words):
-    result = verdict(plain(0.5, 0.6, 0.7, ratio=ratio))
+    result = verdict(0.5, 0.6, 0.7, ratio=ratio)
     assert words in result["reasons"][-1]
     assert ("with a new threshold" in result["headline"]) == (ratio == 3.0)
 
 
 def test_a_threshold_at_which_the_gain_is_lost_is_to_be_changed():
     """Similarities to another model's embeddings are lower: fewer accepts of both kinds."""
-    result = verdict(plain(0.5, 0.6, 0.7, ratio=0.2, there=0.3))
+    result = verdict(0.5, 0.6, 0.7, ratio=0.2, there=0.3)
     assert result["headline"].startswith("Deploy now, with a new threshold: ")
     assert (
         "from 0.300 to 0.400: at the old one, new queries reach TAR 0.300" in result["reasons"][-1]
@@ -204,25 +185,10 @@ def test_a_threshold_at_which_the_gain_is_lost_is_to_be_changed():
 # ---- the page
 
 
-class Reader(HTMLParser):
-    def __init__(self, text):
-        super().__init__()
-        self.tags, self.ids, self.addresses = Counter(), Counter(), []
-        self.feed(text)
-
-    def handle_starttag(self, tag, attributes):
-        self.tags[tag] += 1
-        for name, value in attributes:
-            if name == "id":
-                self.ids[value] += 1
-            if name in ("src", "href", "xlink:href"):
-                self.addresses.append(value)
-
-
 def whole(made, **changes):
     report, drawings = analyse(made, 1e-2, resamples=20)
     models = {
-        label: {"name": f"<{label}>", "file": "x", "sha256": "0" * 64} for label in made.features
+        label: {"name": f"<{label}>", "file": "x", "sha256": "0" * 64} for label in made.items
     }
     cost = {"images_per_second": 100.0, "measured": True, "gallery_size": 10**6,
             "price_per_hour": 2.0, "hours": 2.8, "price": 5.6}  # fmt: skip
@@ -236,11 +202,11 @@ def whole(made, **changes):
     }, drawings
 
 
-@pytest.mark.parametrize("independent", [False, True])
-def test_page_is_self_contained_and_described(tmp_path, independent):
-    made = study(independent=independent)
+@pytest.mark.parametrize("alone", [False, True])
+def test_page_is_self_contained_and_described(tmp_path, alone):
+    made = study(alone=alone)
     report, drawings = whole(made)
-    page.write(tmp_path, report, drawings, made.protocol.genuine)
+    page.write(tmp_path, report, drawings)
     text = (tmp_path / "report.html").read_text()
     read = Reader(text)
     assert read.tags["svg"] == read.tags["figure"] == text.count('role="img"') == 4
@@ -253,17 +219,17 @@ def test_page_is_self_contained_and_described(tmp_path, independent):
     assert "&lt;new&gt;" in text and "<new>" not in text
     assert not re.search(r"#0\\d0a0b|#01010|#02020|#03030", text)  # every colour is the page's
     assert "2.8 hours" in text and "5.60" in text
-    assert f"TAR at FAR 1e-2 on IJBC: {len(made.protocol.genuine):,} pairs" in text
+    assert f"TAR at FAR 1e-2 on IJBC: {len(made.protocol.pairs.genuine):,} pairs" in text
     assert json.loads((tmp_path / "report.json").read_text()) == json.loads(json.dumps(report))
     markdown = (tmp_path / "report.md").read_text()
     assert report["verdict"]["headline"] in markdown
-    assert ("Update gain" in markdown) == independent
+    assert ("Update gain" in markdown) == alone
 
 
 def test_unknown_speed_is_said(tmp_path):
     made = study()
     report, drawings = whole(made, images_per_second=None, hours=None, price=None)
-    page.write(tmp_path, report, drawings, made.protocol.genuine)
+    page.write(tmp_path, report, drawings)
     assert "Give <code>--images-per-second</code>" in (tmp_path / "report.html").read_text()
 
 
@@ -294,7 +260,7 @@ def test_command_line_with_faces_on_request(command, tmp_path):
     new, old = command.index("-m") + 1, command.index("-m_old") + 1
     command[new], command[old] = command[old], command[new]
     done = run(*command)
-    assert done.returncode == 1 and "the report on other models" in done.stderr
+    assert done.returncode == 1 and "results of other models" in done.stderr
     assert json.loads((tmp_path / "report/report.json").read_text()) == report
     assert run(*command, "--overwrite").returncode == 0
 
@@ -305,7 +271,7 @@ def test_command_line_with_faces_on_request(command, tmp_path):
         (["--far", "1e-4"], "allows no false accept"),
         (["--far", "0.3"], "not a FAR of the tables"),
         (["--gallery-size", "0"], "--gallery-size is 0"),
-        (["-m_independent", "nothing.pt"], "nothing.pt does not exist"),
+        (["-m_alone", "nothing.pt"], "nothing.pt does not exist"),
         (["-d", "nowhere"], "holds no IJBC/meta"),
     ],
 )
@@ -332,9 +298,9 @@ CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser"))
 @pytest.mark.parametrize("width", [400, 1280])
 def test_in_chromium(tmp_path, width):
     """No console message, four figures with a size, nothing wider than the window."""
-    made = study(independent=True)
+    made = study(alone=True)
     report, drawings = whole(made)
-    page.write(tmp_path, report, drawings, made.protocol.genuine)
+    page.write(tmp_path, report, drawings)
     probe = """<script>
         const boxes = [...document.querySelectorAll("svg")].map(s => s.getBoundingClientRect());
         document.documentElement.dataset.found = JSON.stringify({

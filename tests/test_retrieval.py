@@ -11,12 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score
+from support.searches import leave_one_out, two_sets
 
-from bct import ranking
-from bct import retrieval as r
-from bct.distributed import generator
 from bct.errors import BctError
-from bct.retrieval import leave_one_out, retrieval
+from bct.metrics import blocks, ranking
+from bct.metrics import retrieval as r
+from bct.metrics.relevance import ByClass, ByItem, Rows, by_query, positives
+from bct.metrics.retrieval import retrieve
+from bct.streams import generator
 
 SEEDS = st.integers(0, 10**6)
 METRICS = st.sampled_from(r.METRICS)
@@ -71,7 +73,7 @@ def test_two_sets_against_brute_force(seed, metric):
     labels, others = rng.integers(0, classes + 3, q), rng.integers(0, classes, g)
     labels[0] = others[0]
     expected = brute_force(score_matrix(query, gallery, metric), labels, others)
-    check(retrieval(query, labels, gallery, others, metric, ks=(1, 2, 5, 99)), *expected)
+    check(two_sets(query, labels, gallery, others, metric, ks=(1, 2, 5, 99)), *expected)
 
 
 @settings(max_examples=20, deadline=None)
@@ -130,15 +132,15 @@ def test_real_numbers_against_scikit_learn_on_the_very_scores(metric):
     x, old = (identity[labels] + 2 * rng.standard_normal((2, 200, 32))).astype(np.float32)
     old[50:90] = old[110:150]  # duplicates, mostly of another class
     order = np.arange(200)
-    a, b = ranking._factors(x, order, metric)[0], ranking._factors(old, order, metric)[1]
+    a, b = blocks.factors(x, order, metric)[0], blocks.factors(old, order, metric)[1]
     scores = (a @ b.T).numpy()
     assert np.allclose(scores, score_matrix(x, old, metric), atol=1e-4)
     expected = brute_force(scores, labels, labels, own=True)
     check(leave_one_out(x, labels, old, metric), *expected)
     expected = brute_force(scores[:77], labels[:77], labels)
-    a = ranking._factors(x[:77], order[:77], metric)[0]
+    a = blocks.factors(x[:77], order[:77], metric)[0]
     expected = brute_force((a @ b.T).numpy(), labels[:77], labels)
-    check(retrieval(x[:77], labels[:77], old, labels, metric), *expected)
+    check(two_sets(x[:77], labels[:77], old, labels, metric), *expected)
 
 
 @settings(max_examples=30, deadline=None)
@@ -147,9 +149,9 @@ def test_the_order_of_queries_and_gallery_changes_nothing(seed, metric):
     rng = np.random.default_rng(seed)
     query, gallery = exact(rng, 30, metric), exact(rng, 50, metric)
     labels, others = rng.integers(0, 9, 30), np.arange(50) % 8
-    result = retrieval(query, labels, gallery, others, metric)
+    result = two_sets(query, labels, gallery, others, metric)
     p, q = rng.permutation(50), rng.permutation(30)
-    again = retrieval(query[q], labels[q], gallery[p], others[p], metric)
+    again = two_sets(query[q], labels[q], gallery[p], others[p], metric)
     np.testing.assert_array_equal(again.ap, result.ap[q])
     np.testing.assert_array_equal(again.rank, result.rank[q])
     one = leave_one_out(gallery, others, metric=metric)
@@ -164,12 +166,12 @@ def test_a_new_negative_never_helps_and_a_far_one_does_nothing(seed):
     rng = np.random.default_rng(seed)
     query, gallery = exact(rng, 20, "l2"), exact(rng, 30, "l2")
     labels, others = rng.integers(0, 6, 20), np.arange(30) % 6
-    before = retrieval(query, labels, gallery, others, "l2")
+    before = two_sets(query, labels, gallery, others, "l2")
     near = np.concatenate([gallery, exact(rng, 5, "l2")])
-    after = retrieval(query, labels, near, np.append(others, [99] * 5), "l2")
+    after = two_sets(query, labels, near, np.append(others, [99] * 5), "l2")
     assert (after.ap <= before.ap + 1e-12).all() and (after.rank >= before.rank).all()
     far = np.concatenate([gallery, np.full((5, 16), 50, np.float32)])
-    after = retrieval(query, labels, far, np.append(others, [99] * 5), "l2")
+    after = two_sets(query, labels, far, np.append(others, [99] * 5), "l2")
     np.testing.assert_array_equal(after.ap, before.ap)
     np.testing.assert_array_equal(after.rank, before.rank)
 
@@ -192,8 +194,8 @@ def test_l2_ranks_unit_vectors_as_cosine_does():
 def test_l2_depends_on_lengths_by_hand():
     query, gallery = np.array([[1.0, 0.0]]), np.array([[3.0, 0.0], [0.5, 0.5]])
     labels = np.array([7]), np.array([7, 8])
-    assert retrieval(query, labels[0], gallery, labels[1]).rank.tolist() == [1]
-    assert retrieval(query, labels[0], gallery, labels[1], "l2").rank.tolist() == [2]
+    assert two_sets(query, labels[0], gallery, labels[1]).rank.tolist() == [1]
+    assert two_sets(query, labels[0], gallery, labels[1], "l2").rank.tolist() == [2]
 
 
 def test_ties_count_against_the_query():
@@ -201,7 +203,7 @@ def test_ties_count_against_the_query():
     average precision takes both together."""
     vector = np.array([[0.3, 0.7, -0.2]], np.float32)
     for metric in r.METRICS:
-        result = retrieval(
+        result = two_sets(
             vector, np.array([1]), vector.repeat(3, 0), np.array([1, 2, 1]), metric, ks=(1, 2)
         )
         assert result.top == {1: 0.0, 2: 1.0}
@@ -228,7 +230,7 @@ def test_queries_without_a_positive_are_counted_apart():
     assert (result.queries, result.without) == (4, 2)
     assert np.isnan(result.ap[[3, 5]]).all() and result.rank[[3, 5]].tolist() == [0, 0]
     assert result.mean_ap == pytest.approx(np.nanmean(result.ap))
-    half = retrieval(x[:2], np.array([4, 5]), x[2:], np.array([4, 4, 6, 6]))
+    half = two_sets(x[:2], np.array([4, 5]), x[2:], np.array([4, 4, 6, 6]))
     assert (half.queries, half.without) == (1, 1) and half.rank[1] == 0
 
 
@@ -242,7 +244,7 @@ def test_random_features_hit_by_chance():
     """The reference evaluators report 100% here: their path for a separate gallery is wrong."""
     rng = np.random.default_rng(7)
     query, gallery = rng.standard_normal((400, 16)), rng.standard_normal((200, 16))
-    result = retrieval(query, np.arange(400) % 10, gallery, np.arange(200) % 10)
+    result = two_sets(query, np.arange(400) % 10, gallery, np.arange(200) % 10)
     assert abs(result.top[1] - 0.1) < 0.06 and abs(result.mean_ap - 0.1) < 0.05
 
 
@@ -263,9 +265,9 @@ def test_types_of_features_and_memory_maps(tmp_path):
 
 def test_a_zero_vector_is_orthogonal_to_everything():
     x = np.array([[0, 0], [1, 0], [1, 1], [-1, 0]], np.float32)
-    result = retrieval(x[:1], np.array([0]), x[1:], np.array([0, 1, 1]))
+    result = two_sets(x[:1], np.array([0]), x[1:], np.array([0, 1, 1]))
     assert result.rank.tolist() == [3] and result.ap.tolist() == [pytest.approx(1 / 3)]
-    result = retrieval(x[1:2], np.array([0]), x[[0, 2, 3]], np.array([0, 1, 1]))
+    result = two_sets(x[1:2], np.array([0]), x[[0, 2, 3]], np.array([0, 1, 1]))
     assert result.rank.tolist() == [2]
 
 
@@ -283,15 +285,15 @@ def test_classes_too_large_for_the_thresholds_take_the_plain_way(monkeypatch):
 def test_memory_stays_within_the_blocks(metric, monkeypatch):
     """No block of scores is larger than what SCORES allows, but for a class that must be whole."""
     sizes = []
-    count = ranking._count_at_least
+    count = ranking.count_at_least
 
     def watched(scores, *rest):
         sizes.append(scores.size)
         return count(scores, *rest)
 
-    monkeypatch.setattr(ranking, "_count_at_least", watched)
+    monkeypatch.setattr(ranking, "count_at_least", watched)
     monkeypatch.setattr(ranking, "SCORES", 5000)
-    monkeypatch.setattr(ranking, "LANES", 1)  # no padding
+    monkeypatch.setattr(blocks, "LANES", 1)  # no padding
     rng = np.random.default_rng(10)
     x, labels = exact(rng, 300, metric), np.arange(300) % 30
     leave_one_out(x, labels, x.copy(), metric)
@@ -307,7 +309,7 @@ def test_an_error_in_the_threads_ends_it(monkeypatch):
     def no_memory(*_):
         raise MemoryError
 
-    monkeypatch.setattr(ranking, "_count_at_least", no_memory)
+    monkeypatch.setattr(ranking, "count_at_least", no_memory)
     x, labels = exact(np.random.default_rng(11), 300, "l2"), np.arange(300) % 30
     for by in (
         lambda: ranking.by_pairs(x, labels, "l2", side=30),
@@ -322,20 +324,20 @@ def test_errors():
     broken, huge = x.copy(), x * np.float32(1e19)
     broken[2, 1] = np.nan
     for wrong, call in {
-        "queries have 3 dimensions, the gallery 2": lambda: retrieval(x, y, x[:, :2], y),
-        r"query embeddings are \(4, 3\), their labels \(3,\)": lambda: leave_one_out(x, y[:3]),
-        r"gallery embeddings are \(0, 3\)": lambda: retrieval(x, y, x[:0], y[:0]),
+        "queries have 3 dimensions, the gallery 2": lambda: two_sets(x, y, x[:, :2], y),
+        r"4 query embeddings, their labels are \(3,\)": lambda: leave_one_out(x, y[:3]),
+        r"gallery embeddings are \(0, 3\)": lambda: two_sets(x, y, x[:0], y[:0]),
         r"query embeddings are \(3,\)": lambda: leave_one_out(x[0], y[:3]),
         "4 queries and 3 gallery rows": lambda: leave_one_out(x, y, x[:3]),
         "NaN": lambda: leave_one_out(broken, y),
-        "hold NaN or inf": lambda: retrieval(x, y, broken / 0.0, y, "l2"),
+        "hold NaN or inf": lambda: two_sets(x, y, broken / 0.0, y, "l2"),
         "too long for float32": lambda: leave_one_out(huge, y, metric="l2"),
         "metric is 'dot'": lambda: leave_one_out(x, y, metric="dot"),
         r"k of \(0,\)": lambda: leave_one_out(x, y, ks=(0,)),
         r"k of \(\)": lambda: leave_one_out(x, y, ks=()),
-        "no query has": lambda: retrieval(x, y, x, y + 2),
-        "no query has an item": lambda: leave_one_out(x, np.arange(4)),
-        "no query has an item of": lambda: leave_one_out(x, np.arange(4), x.copy()),
+        "no query has": lambda: two_sets(x, y, x, y + 2),
+        "no query has a": lambda: leave_one_out(x, np.arange(4)),
+        "no query has a positive": lambda: leave_one_out(x, np.arange(4), x.copy()),
     }.items():
         with np.errstate(divide="ignore", invalid="ignore"), pytest.raises(BctError, match=wrong):
             call()
@@ -419,3 +421,125 @@ def test_bootstrap_spreads_as_class_means_do():
     }.items():
         with pytest.raises(BctError, match=wrong):
             call()
+
+
+# ---- positive and ignored items of each query
+
+
+def by_sorting(scores, positive, ignored):
+    """(ap, rank) of one query by a plain sort: items in descending order, those that are ignored
+    left out, a negative before a positive of its score."""
+    kept = [j for j in range(len(scores)) if j not in ignored]
+    order = sorted(kept, key=lambda j: (-scores[j], j in positive))
+    hits = [j in positive for j in order]
+    if not any(hits):
+        return np.nan, 0
+    precisions = []
+    for p in positive:  # those of one score are taken together
+        last = max(k for k, j in enumerate(order) if scores[j] == scores[p])
+        precisions.append(sum(hits[: last + 1]) / (last + 1))
+    return np.mean(precisions), 1 + hits.index(True)
+
+
+def random_items(rng, q, g):
+    """Positive and ignored items of each query, of any number; some have no positive."""
+    positive, ignored = [], []
+    for _ in range(q):
+        chosen = rng.permutation(g)[: rng.integers(0, g + 1)]
+        cut = rng.integers(0, len(chosen) + 1) * rng.integers(0, 2)
+        positive.append(chosen[:cut])
+        ignored.append(chosen[cut:])
+    positive[0], ignored[0] = np.array([g - 1]), ignored[0][ignored[0] != g - 1]
+    return positive, ignored
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=SEEDS, metric=METRICS)
+def test_items_of_each_query_against_a_plain_sort(seed, metric):
+    rng = np.random.default_rng(seed)
+    q, g = rng.integers(1, [20, 30])
+    query, gallery = exact(rng, q, metric), exact(rng, g, metric)
+    positive, ignored = random_items(rng, q, g)
+    relevance = ByItem(Rows.of_lists(positive), Rows.of_lists(ignored))
+    scores = score_matrix(query, gallery, metric)
+    plain = [by_sorting(*row) for row in zip(scores, map(set, positive), map(set, ignored))]  # noqa: B905
+    expected = [np.array(column) for column in zip(*plain, strict=True)]
+    check(retrieve(query, gallery, relevance, metric, ks=(1, 2, 5)), *expected)
+    assert positives(relevance).tolist() == [len(rows) for rows in positive]
+    for block in (1, 3):
+        ap, rank = ranking.by_item(query, gallery, relevance, metric, block)
+        np.testing.assert_allclose(ap, expected[0], rtol=0, atol=1e-12)
+        np.testing.assert_array_equal(rank, expected[1])
+
+
+def test_ignored_items_at_the_top_by_hand():
+    """The query, its junk and a tie: gallery items 0 and 1 score highest and are ignored."""
+    query, gallery = np.array([[1.0, 0.0]]), np.array([[1, 0], [2, 0], [1, 1], [1, 1], [0, 1.0]])
+
+    def one(positive, ignored):
+        found = retrieve(
+            query, gallery, ByItem(Rows.of_lists([positive]), Rows.of_lists([ignored]))
+        )
+        return found.rank[0], found.ap[0]
+
+    assert one([2, 3], [0, 1]) == (1, 1.0)
+    assert one([2, 3], []) == (3, 0.5)
+    assert one([2], [0, 1]) == (2, 0.5)  # item 3 scores as high and counts against it
+    assert one([2, 4], [0, 1, 3]) == (1, 1.0)
+    with pytest.raises(BctError, match="no query has a positive"):
+        one([], [0])
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS, metric=METRICS, own=st.booleans())
+def test_items_made_from_classes_give_what_classes_give(seed, metric, own):
+    rng = np.random.default_rng(seed)
+    n, classes = rng.integers(2, [60, 20])
+    x, old = exact(rng, n, metric), exact(rng, n, metric)
+    labels, others = rng.permuted(np.arange(n) % classes), rng.permuted(np.arange(n) % classes)
+    relevance = ByClass(labels, labels if own else others, own)
+    if not positives(relevance).any():
+        return
+    items = by_query(relevance)(np.arange(n))
+    np.testing.assert_array_equal(positives(items), positives(relevance))
+    result, of_classes = (retrieve(x, old, either, metric) for either in (items, relevance))
+    np.testing.assert_array_equal(result.rank, of_classes.rank)
+    np.testing.assert_array_equal(result.ap, of_classes.ap)
+    some = rng.permutation(n)[:7]
+    for side, chosen in zip(items, by_query(relevance)(some), strict=True):
+        assert [set(part) for part in np.split(chosen.rows, chosen.offsets[1:-1])] == [
+            set(side.rows[side.offsets[i] : side.offsets[i + 1]]) for i in some
+        ]
+
+
+def test_items_in_blocks_of_bounded_size(monkeypatch):
+    sizes = []
+    count = ranking.count_at_least
+
+    def watched(scores, *rest):
+        sizes.append(scores.size)
+        return count(scores, *rest)
+
+    monkeypatch.setattr(ranking, "count_at_least", watched)
+    monkeypatch.setattr(ranking, "SCORES", 5000)
+    rng = np.random.default_rng(16)
+    x = exact(rng, 300, "l2")
+    relevance = by_query(ByClass(np.arange(300) % 30, np.arange(300) % 30))(np.arange(300))
+    retrieve(x, exact(rng, 300, "l2"), relevance, "l2")
+    assert max(sizes) <= 5000 and len(sizes) > 18
+
+
+def test_relevance_that_does_not_fit():
+    x, none = np.ones((3, 2), np.float32), Rows.of_lists([[], [], []])
+    one = Rows.of_lists([[0], [], []])
+    for wrong, relevance in {
+        "positive rows are not those of 3": ByItem(Rows.of_lists([[0], [1]]), none),
+        "ignored rows are not those of 3": ByItem(one, Rows(one.offsets + 1, one.rows)),
+        "outside the gallery of 3": ByItem(Rows.of_lists([[3], [], []]), none),
+        "outside the gallery": ByItem(one, Rows.of_lists([[], [-1], []])),
+        "twice": ByItem(Rows.of_lists([[], [1, 1], []]), none),
+        "as positive and as ignored": ByItem(one, one),
+        "different labels": ByClass(np.arange(3), np.arange(3) + 1, True),
+    }.items():
+        with pytest.raises(BctError, match=wrong):
+            retrieve(x, x, relevance)

@@ -6,18 +6,19 @@ import math
 import pytest
 import torch
 from easydict import EasyDict
-from ranks import run_on_ranks
+from support.ranks import run_on_ranks
 from torch import nn
 
-from bct import distributed, row_sgd
+from bct import distributed
 from bct.amp import make_scaler
-from bct.checkpoint import load_checkpoint, save_checkpoint
-from bct.loader import Batch
+from bct.data.loader import Batch
 from bct.method import Method
-from bct.optimizer import make_optimizer
-from bct.partial_fc import PartialFC
-from bct.row_sgd import RowSGD, products
 from bct.train import replicate, train_step
+from bct.training import row_sgd
+from bct.training.checkpoint import load_checkpoint, save_checkpoint
+from bct.training.heads import PartialFC
+from bct.training.optimizer import make_optimizer
+from bct.training.row_sgd import RowSGD, products
 
 CPU = torch.device("cpu")
 ROWS, DIM = 37, 5
@@ -140,8 +141,8 @@ def trained(world_batch, steps, *, lazy=True, accumulate=1, fp16=False, path=Non
     optimizer = make_optimizer(cfg, backbone, method, head, fused=not fp16)
     assert isinstance(optimizer, RowSGD)
     if not lazy:
-        groups, head.row_sgd = [backbone.parameters(), head.parameters()], None
-        groups = [{"params": list(group)} for group in groups]
+        groups, head.row_sgd = (("body", backbone), ("head", head)), None
+        groups = [{"name": name, "params": list(m.parameters())} for name, m in groups]
         optimizer = torch.optim.SGD(groups, 0.1, momentum=0.9, weight_decay=0.01)
     scaler = make_scaler(torch.float16 if fp16 else None, CPU)
     whole = backbone, method, head, optimizer, scaler
@@ -169,7 +170,7 @@ def trained(world_batch, steps, *, lazy=True, accumulate=1, fp16=False, path=Non
     return head.current().detach(), backbone[1].weight.detach(), torch.stack(losses)
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.slow)])
 def test_training_equals_dense_sgd_with_the_same_samples(world_size):
     for cases in run_on_ranks(world_size, trained_both_ways):
         for ours, dense in cases:

@@ -10,8 +10,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from easydict import EasyDict
-from ranks import run_on_ranks
-from test_nccl import make, problem, step
+from support.nccl import make, problem, step
+from support.ranks import run_on_ranks
 from torch import nn
 
 from backbones import get_model
@@ -19,9 +19,11 @@ from bct import distributed
 from bct.errors import BctError
 from bct.files import ROOT
 from bct.method import Method
-from bct.optimizer import make_optimizer
-from bct.partial_fc import PartialFC, prototype_softmax
+from bct.streams import generator
 from bct.train import replicate
+from bct.training.heads import PartialFC
+from bct.training.margin_softmax import prototype_softmax
+from bct.training.optimizer import make_optimizer
 from benchmarks.scaling import MARGIN, SCALE, bytes_sent, classic_loss, counted
 from tools import scaling
 from tools.scaling import Job, Message, Network
@@ -32,7 +34,7 @@ CLASSES, DIM, BATCH, RATE = 45, 6, 8, 0.5  # 45 classes do not divide by 2 or 4
 def on_a_rank():
     """What this rank holds, hands to collectives and sends."""
     ranks, rank = distributed.world_size(), distributed.rank()
-    rng = distributed.generator("cpu", "batch", rank)
+    rng = generator("cpu", "batch", rank)
     e = torch.randn(BATCH, DIM, generator=rng)
     y = torch.randint(0, CLASSES, (BATCH,), generator=rng)
     head = PartialFC(DIM, CLASSES, margin=MARGIN, scale=SCALE)
@@ -72,7 +74,7 @@ def on_a_rank():
     with counted() as out["calls"]["queue"]:
         sum(step(method, queue_head, *parts[0])[0].values()).backward()
     out["queue"] = method.cfg.queue_size, method.cfg.num_classes
-    kept = (method.opinions, method.queue, method.queue_labels)
+    kept = (method.loss.opinions, method.loss.queue, method.loss.queue_labels)
     out["queue bytes"] = sum(tensor.nbytes for tensor in kept)
 
     if ranks > 1:

@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 import torch
 from easydict import EasyDict
-from faces import jpeg
+from support.pictures import jpeg
 
-from bct.artefacts import OldModel, open_artefact, write_artefact
-from bct.embeddings import stored_embeddings
+from bct.data.sets import SyntheticSet
 from bct.errors import BctError
 from bct.files import ROOT, sha256_file, write_json
-from bct.onnx_model import WEIGHTS_FILE, load_onnx
-from bct.safe_pickle import load_lists
-from bct.verification import load_bin
-from bct.weights import load_backbone
+from bct.models.onnx_model import WEIGHTS_FILE, load_onnx
+from bct.models.weights import load_backbone
+from bct.old_model import OldModel
+from bct.protocols.pairs import load_bin
+from bct.safe.lists import load_lists
+from bct.stored.artefacts import open_artefact, write_artefact
+from bct.stored.vector_files import open_vectors
 from tools.ijbc.report import read_scores
 
 FAKE = "<img src=x onerror=alert(1)>&\"'"
@@ -76,7 +78,7 @@ def test_weights(tmp_path, evil, name, how):
 def test_the_classifier_of_an_old_model_that_a_manifest_names(tmp_path, evil):
     torch.save({"cls_fc.weight": evil}, tmp_path / "model.pt")
     write_json(tmp_path / "model.json", {"num_classes": 3})
-    old = OldModel(EasyDict(), None)
+    old = OldModel(EasyDict(), SyntheticSet(3, 3))
     old.manifests["old_embedding"] = {"weights": str(tmp_path / "model.pt")}
     refused(old.classifier, word="can't be read as weights")
 
@@ -113,17 +115,17 @@ def test_arrays(tmp_path, evil):
     array = np.array([[evil]], object)
     path = tmp_path / "a.npy"
     save_npy(path, array)
-    refused(stored_embeddings, path, 1, word="can't be read as embeddings")
+    refused(open_vectors, path, 1, word="can't be read as embeddings")
     refused(read_scores, path, word="holds no scores")
     np.savez(tmp_path / "a.npz", embeddings=array, scores=array)
-    refused(stored_embeddings, tmp_path / "a.npz", 1, word="can't be read as embeddings")
+    refused(open_vectors, tmp_path / "a.npz", 1, word="can't be read as embeddings")
     refused(read_scores, tmp_path / "a.npz", word="holds no scores")
     for member in ("names", "label"):
         np.savez(tmp_path / "b.npz", **{"scores": np.ones((1, 2)), member: array})
         refused(read_scores, tmp_path / "b.npz", word="holds no scores")
     for name in ("c.npy", "c.npz"):  # a bare pickle, which np.load would take for one of its own
         (tmp_path / name).write_bytes(pickle.dumps(evil))
-        refused(stored_embeddings, tmp_path / name, 1, word="can't be read as embeddings")
+        refused(open_vectors, tmp_path / name, 1, word="can't be read as embeddings")
         refused(read_scores, tmp_path / name, word="holds no scores")
 
 

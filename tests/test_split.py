@@ -4,15 +4,15 @@ import sys
 
 import numpy as np
 import pytest
-from faces import picture, write_faces
 from PIL import Image
-from script import run_script
-from test_image_sets import write_cifar
+from support.cifar import write_cifar
+from support.pictures import picture, write_faces
+from support.script import run_script
 
-from bct.datasets import FolderFaces, RecordFaces, open_faces
+from bct.data.label_map import new_to_old
+from bct.data.sets import FolderSet, RecordSet, open_images
 from bct.errors import BctError
 from bct.files import read_json
-from bct.label_map import new_to_old
 from bct.scenarios import new_shard, shard_file
 from tools import split_dataset
 from tools.split_dataset import split_by_class, split_by_data, write_part
@@ -62,10 +62,10 @@ def test_ms1mv3_sizes():
 
 
 def test_parts_are_copies_with_new_keys_and_labels(tmp_path):
-    source = RecordFaces(write_faces(tmp_path / "train.rec", COUNTS[:6]))
+    source = RecordSet(write_faces(tmp_path / "train.rec", COUNTS[:6]))
     part = split_by_class(source.labels, 30)[1]
     write_part(source, part, tmp_path / "part.rec")
-    copy = RecordFaces(tmp_path / "part.rec")
+    copy = RecordSet(tmp_path / "part.rec")
     assert copy.num_classes == 4 and len(copy) == len(part[0])
     assert copy.reader.read(0)[0].label.tolist() == [len(copy) + 1, 4]
     for i, origin in enumerate(part[0]):
@@ -98,7 +98,7 @@ def test_a_part_may_not_be_empty():
 
 
 def test_lfw(shared):
-    faces = RecordFaces(shared / "data/lfw/train.rec")
+    faces = RecordSet(shared / "data/lfw/train.rec")
     (old, old_labels), (new, new_labels) = split_by_class(faces.labels, 30)
     assert (len(old), old_labels.max() + 1, len(new), new_labels.max() + 1) == (
         1777,
@@ -127,9 +127,9 @@ def content(faces):
 
 def test_parts_of_a_folder_by_classes(folder, split):
     split(folder, "--ratio", 25, "--by", "class")
-    whole, parts = open_faces(folder), [folder / f"train_part_{p}_class.txt" for p in (25, 75)]
-    old, new = map(open_faces, parts)
-    assert isinstance(whole, FolderFaces) and whole.class_names[:4] == ["0", "1", "10", "11"]
+    whole, parts = open_images(folder), [folder / f"train_part_{p}_class.txt" for p in (25, 75)]
+    old, new = map(open_images, parts)
+    assert isinstance(whole, FolderSet) and whole.class_names[:4] == ["0", "1", "10", "11"]
     assert old.class_names == ["0", "1", "10"] and old.num_classes == 3 and len(old) == 12
     assert new.class_names[:2] == ["11", "2"] and np.unique(new.labels).tolist() == [*range(9)]
     assert content(old) | content(new) == content(whole)
@@ -140,7 +140,7 @@ def test_parts_of_a_folder_by_classes(folder, split):
     }  # fmt: skip
     assert shard_file(folder, "class25") == parts[0]
     before = content(old), old.fingerprint
-    again = open_faces(folder.rename(folder.parent / "moved") / "train_part_25_class.txt")
+    again = open_images(folder.rename(folder.parent / "moved") / "train_part_25_class.txt")
     assert (content(again), again.fingerprint) == before
 
 
@@ -148,10 +148,10 @@ def test_orders_and_numbers_of_classes(folder, split, tmp_path):
     for order, want in (("numeric", "0 1 2 3 4"), ("lexicographic", "0 1 10 11 2")):
         out = tmp_path / order
         split(folder, "--classes", 5, "--order", order, "--out", out)
-        old, new = open_faces(out / "train_part_42_class.txt"), out / "train_part_58_class.txt"
+        old, new = open_images(out / "train_part_42_class.txt"), out / "train_part_58_class.txt"
         assert old.class_names == want.split()
-        assert content(old) | content(open_faces(new)) == content(open_faces(folder))
-        assert content(open_faces(out)) == content(open_faces(folder))  # train.txt, the whole
+        assert content(old) | content(open_images(new)) == content(open_images(folder))
+        assert content(open_images(out)) == content(open_images(folder))  # train.txt, the whole
 
 
 def test_parts_by_images_follow_their_names_and_can_be_split_again(folder, split, tmp_path, capsys):
@@ -159,17 +159,17 @@ def test_parts_by_images_follow_their_names_and_can_be_split_again(folder, split
     (folder / "mine.txt").write_text("\n".join(lines))
     split(folder / "mine.txt", "--by", "data", "--ratio", 75)
     old, new = (folder / f"mine_part_{p}_data.txt" for p in (75, 25))
-    assert {name[-5:] for name in open_faces(old).names} == {b"0.png", b"1.png", b"2.png"}
-    assert {name[-5:] for name in open_faces(new).names} == {b"3.png"}
-    assert open_faces(new).class_names == [str(label) for label in range(12)]
+    assert {name[-5:] for name in open_images(old).names} == {b"0.png", b"1.png", b"2.png"}
+    assert {name[-5:] for name in open_images(new).names} == {b"3.png"}
+    assert open_images(new).class_names == [str(label) for label in range(12)]
     for _ in range(2):
         split(old, "--by", "class", "--ratio", 50)
     assert capsys.readouterr().out.count("reusing it") == 2
     first = shard_file(old, "class50")
     assert first.name == "mine_part_75_data_part_50_class.txt"
-    rest = open_faces(first.with_name("mine_part_75_data_part_50_class_rest.txt"))
-    assert open_faces(first).class_names + rest.class_names == open_faces(old).class_names
-    assert len(open_faces(first)) == len(rest) == 18
+    rest = open_images(first.with_name("mine_part_75_data_part_50_class_rest.txt"))
+    assert open_images(first).class_names + rest.class_names == open_images(old).class_names
+    assert len(open_images(first)) == len(rest) == 18
     assert shard_file(first, "class50") == first and shard_file(first, "class100") == first
     assert shard_file(folder / "mine.txt", "data30") == folder / "mine_part_30_data.txt"
     with pytest.raises(BctError, match="was not made from"):
@@ -182,15 +182,15 @@ def test_published_splits_of_cifar(tmp_path, split):
     found = {}
     for name in split_dataset.PUBLISHED:
         split(source, "--split", name, "--out", tmp_path / name)
-        found[name] = open_faces(tmp_path / name / "train_part_50_class.txt")
+        found[name] = open_images(tmp_path / name / "train_part_50_class.txt")
         assert found[name].num_classes == 50 and len(found[name]) == 50
-    whole = open_faces(source)
+    whole = open_images(source)
     lexicographic = found["cifar100_first50_lex"]
     assert sorted(lexicographic.class_names) == [f"c{label:02}" for label in labels]
     assert lexicographic.class_names[:4] == ["c00", "c01", "c10", "c11"]  # their checkpoints' order
     assert found["cifar100_first50_num"].class_names == [f"c{k:02}" for k in range(50)]
     assert content(lexicographic).items() <= content(whole).items()
-    everything = open_faces(tmp_path / name / "train.txt")
+    everything = open_images(tmp_path / name / "train.txt")
     assert content(everything) == content(whole) and everything.labels.tolist() == [*range(100)]
     with pytest.raises(BctError, match="was not made from"):  # the two are never mixed
         split(source, "--by", "class", "--split", "cifar100_first50_lex", "--out", tmp_path / name)
@@ -199,7 +199,7 @@ def test_published_splits_of_cifar(tmp_path, split):
         (tmp_path / "png" / str(label)).mkdir(parents=True)
         Image.fromarray(picture(label, 0, 8)).save(tmp_path / "png" / str(label) / "0.png")
     split(tmp_path / "png", "--by", "class", "--split", "cifar100_first50_lex")
-    numbered = open_faces(tmp_path / "png/train_part_50_class.txt").class_names
+    numbered = open_images(tmp_path / "png/train_part_50_class.txt").class_names
     assert numbered == sorted(map(str, range(100)))[:50]
     assert sorted(map(int, numbered)) == labels
 
@@ -209,12 +209,12 @@ def test_halves_of_records_have_two_names(tmp_path, split):
     split(tmp_path, "--ratio", 50)
     for kind in ("class", "data"):
         one, other = (tmp_path / f"train_part_50_{kind}{rest}.rec" for rest in ("", "_rest"))
-        assert len(RecordFaces(one)) == len(RecordFaces(other)) == 4
+        assert len(RecordSet(one)) == len(RecordSet(other)) == 4
         with pytest.raises(BctError, match="can't tell the halves"):
             new_shard(f"OP{kind}", f"x_{kind}50")
         assert new_shard(f"EX{kind}", f"x_{kind}50") == f"{kind}100"
     split(tmp_path, "--by", "class", "--classes", 1)
-    assert RecordFaces(tmp_path / "train_part_25_class.rec").num_classes == 1
+    assert RecordSet(tmp_path / "train_part_25_class.rec").num_classes == 1
     assert shard_file(tmp_path, "class25").suffix == ".rec"
 
 

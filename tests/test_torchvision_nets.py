@@ -6,22 +6,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from support.networks import settle
 from torch import nn
 
 from backbones import IMAGE_NETWORKS, NETWORKS, get_model
 from backbones.torchvision_nets import NATIVE
 from bct.errors import BctError
 from bct.files import write_json
-from bct.weights import load_backbone
-
-
-def settle(model):
-    """Running statistics that are neither 0 nor 1, as after training; eval mode."""
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.running_mean.uniform_(-0.3, 0.3)
-            module.running_var.uniform_(0.5, 1.5)
-    return model.eval()
+from bct.models.weights import load_backbone
 
 
 @pytest.fixture(scope="module")

@@ -9,21 +9,22 @@ import sys
 import pytest
 import torch
 from easydict import EasyDict
-from ranks import run_on_ranks
-from tiny import TINY
+from support.ranks import run_on_ranks
+from support.script import run_script
+from support.tiny import TINY, small_cfg
 from torch import nn
 
 from bct import distributed
 from bct.amp import amp_dtype, make_scaler
-from bct.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from bct.config import load_config
+from bct.data.loader import Batch
 from bct.errors import BctError
 from bct.files import ROOT
-from bct.loader import Batch
 from bct.method import Method
-from bct.optimizer import lr_at, make_optimizer
-from bct.partial_fc import PartialFC, SoftmaxHead
 from bct.train import replicate, share_statistics, train, train_step
+from bct.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
+from bct.training.heads import PartialFC, SoftmaxHead
+from bct.training.optimizer import lr_at, make_optimizer
 
 CPU = torch.device("cpu")
 
@@ -37,11 +38,6 @@ def test_schedule():
 
 
 # ---- single steps, with a network small enough to follow
-
-
-def small_cfg(**more):
-    base = {"gradient_acc": 1, "clip_norm": 5.0, "seed": 1, "optimizer": "sgd", "lr": 0.1}
-    return EasyDict({**base, "momentum": 0.9, "weight_decay": 5e-4, **more})
 
 
 def step_on_ranks(head_kind, gradient_acc, batch_size, optimizer="sgd"):
@@ -143,7 +139,7 @@ def test_an_overflow_on_one_rank_makes_all_skip():
 
 def test_precision_rules():
     def choose(amp=None, fp16=None):
-        return amp_dtype(EasyDict(amp=amp, fp16=fp16), CPU)
+        return amp_dtype(amp, CPU, fp16)
 
     assert choose("off") is None and choose(None, False) is None
     assert choose("bf16") == torch.bfloat16 and choose("fp16") == torch.float16
@@ -273,14 +269,16 @@ def test_bad_input_is_named(job, override, word):
 
 
 def test_torchrun_and_plain_python_are_the_same_command(job, tmp_path):
-    common = [str(ROOT / "train_old.py"), str(job.path), *TINY, "num_epoch=1"]
+    one, two = (
+        [str(ROOT / "train_old.py"), str(job.path), *TINY, "num_epoch=1", f"output={tmp_path / n}"]
+        for n in ("one", "two")
+    )
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone"]
-    for name, launcher in (("one", [sys.executable]), ("two", torchrun)):
-        done = subprocess.run(
-            [*launcher, *common, f"output={tmp_path / name}"],
-            cwd=tmp_path, capture_output=True, text=True, check=False,
-        )  # fmt: skip
+    for done in (
+        run_script(*one, cwd=tmp_path),
+        subprocess.run([*torchrun, *two], cwd=tmp_path, capture_output=True, text=True),
+    ):
         assert done.returncode == 0, done.stderr
-        assert weights(tmp_path / name).keys() == weights(tmp_path / "one").keys()
+    assert weights(tmp_path / "two").keys() == weights(tmp_path / "one").keys()
     centres = torch.load(checkpoints(tmp_path / "two")[0], weights_only=True)["head"]["weight"]
     assert centres.shape == (5, 16)

@@ -3,14 +3,16 @@
 import numpy as np
 import pytest
 import torch
-from house import tool
-from test_fct import House, randomly
+from support.networks import randomly
+from support.old_models import tool
+from support.searches import leave_one_out
+from support.stored_vectors import VectorJob
 
 from backbones.fct import Transformation
-from bct import backfill
-from bct.artefacts import open_artefact, write_artefact
 from bct.files import sha256_file
-from bct.retrieval import leave_one_out
+from bct.metrics import backfill
+from bct.search import orders
+from bct.stored.artefacts import open_artefact, write_artefact
 
 D_OLD, D_NEW, D_SIDE, N = 6, 5, 4, 41
 
@@ -118,7 +120,7 @@ def test_what_does_not_fit_is_refused(files, capsys):
 def test_the_predicted_order_is_the_better_one(tmp_path):
     """Some old embeddings say little of their image, and look like it. The head learns that they
     do; on a gallery of other images, refreshing those first lifts the curve."""
-    house, rng = House(tmp_path), np.random.default_rng(5)
+    house, rng = VectorJob(tmp_path), np.random.default_rng(5)
     labels, old, new = house.sample(rng)
     for features in (old, house.old):
         blurred = rng.random(len(features)) < 0.4
@@ -137,8 +139,8 @@ def test_the_predicted_order_is_the_better_one(tmp_path):
     def curve(order):
         return backfill.curve(order, np.linspace(0, 1, 9), quality)
 
-    predicted = curve(backfill.order_by_distance(s))
+    predicted = curve(orders.order_by_distance(s))
     assert predicted.values[0] == leave_one_out(new, labels, mapped, metric="l2").mean_ap
     assert predicted.values[-1] == leave_one_out(new, labels, metric="l2").mean_ap
-    by_chance = [backfill.area(curve(backfill.order_random(len(s), seed))) for seed in range(5)]
+    by_chance = [backfill.area(curve(orders.order_random(len(s), seed))) for seed in range(5)]
     assert backfill.area(predicted) > max(by_chance)

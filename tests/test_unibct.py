@@ -8,22 +8,24 @@ import torch
 from easydict import EasyDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from ranks import run_on_ranks
-from test_bct import assert_equal, influence_of, mean_cross_entropy
-from test_partial_fc import head_with
+from support.gradients import assert_influence, influence_of, mean_cross_entropy
+from support.heads import head_with
+from support.methods import OldArrays
+from support.ranks import run_on_ranks
 from torch import nn
 
 from bct import distributed
 from bct.amp import make_scaler
-from bct.checkpoint import load_checkpoint, save_checkpoint
+from bct.data.loader import Batch
 from bct.errors import BctError
-from bct.loader import Batch
-from bct.optimizer import make_optimizer
-from bct.partial_fc import PartialFC
-from bct.statistics import class_means
-from methods import OldArrays, method_class
+from bct.method import load_method
+from bct.stored.class_statistics import class_means
+from bct.training.checkpoint import load_checkpoint, save_checkpoint
+from bct.training.heads import PartialFC
+from bct.training.optimizer import make_optimizer
+from methods.UniBCT import loss
 
-UniBCT = method_class("UniBCT")
+UniBCT = load_method("UniBCT")
 SIZES = [3, 1, 7, 2, 3, 1, 3, 2, 7, 1, 1]  # three classes of 3: a stack of systems that is a cube
 
 
@@ -108,7 +110,7 @@ def test_prototypes_match_the_full_inverse(sizes, lam, t, seed):
 @pytest.mark.parametrize("block", [1, 9, 20, 99])
 def test_blocks_change_nothing(monkeypatch, block):
     want = refreshed(*images()).prototypes
-    monkeypatch.setitem(UniBCT.begin_epoch.__globals__, "_BLOCK", block)
+    monkeypatch.setattr(loss, "_BLOCK", block)
     torch.testing.assert_close(refreshed(*images()).prototypes, want, rtol=1e-5, atol=1e-6)
 
 
@@ -177,7 +179,7 @@ def test_influence_and_gradient_match_float64_by_hand(parity):
     def by_hand(x):
         return 0.7 * mean_cross_entropy([p @ x_i / math.sqrt(x_i @ x_i) for x_i in x], y)
 
-    assert_equal(method, by_hand, f, y)
+    assert_influence(method, by_hand, f, y)
 
 
 def test_the_old_side_and_the_prototypes_are_constant():

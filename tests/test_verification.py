@@ -2,18 +2,21 @@
 
 import pickle
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import simplejpeg
 import torch
-from faces import jpeg, picture
-from ranks import run_on_ranks
+from support.pictures import jpeg, picture
+from support.ranks import run_on_ranks
 
 from backbones import get_model
+from bct.data.images import decode, to_network
 from bct.errors import BctError
-from bct.images import decode, to_network
-from bct.verification import VerificationSet, accuracy, embed, load_bin, verify
+from bct.metrics.folds import accuracy
+from bct.models.embed import embed_set
+from bct.protocols.pairs import VerificationSet, load_bin, verify
 
 
 def write_bin(path, images, issame, **options):
@@ -119,20 +122,20 @@ def test_sets_of_one_kind_and_of_one_pair():
         ([False] * 2, "impostor"),
         ([True, False], None),
     ):
-        assert VerificationSet("toy", images, np.array(flags)).only == only
+        assert VerificationSet(Path("toy"), images, np.array(flags), "").only == only
     with pytest.raises(BctError, match="at least two pairs"):
         accuracy(np.ones((1, 4)), np.ones((1, 4)), np.array([True]))
 
 
 def random_set():
     images = np.stack([picture(i // 2, i) for i in range(14)])
-    return VerificationSet("toy", images, np.arange(7) % 2 == 0)
+    return VerificationSet(Path("toy"), images, np.arange(7) % 2 == 0, "")
 
 
 def embeddings():
     torch.manual_seed(0)
     model = get_model("demo_w16", 8).eval()
-    return embed(model, random_set().images, torch.device("cpu"), batch_size=4)
+    return embed_set(model, random_set(), torch.device("cpu"), 4, mirror=True)
 
 
 def test_embedding_is_image_plus_mirror_image_on_any_number_of_ranks():

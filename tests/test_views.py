@@ -6,17 +6,20 @@ import numpy as np
 import pytest
 import torch
 from easydict import EasyDict
-from faces import picture
 from PIL import Image
+from support.pictures import picture
 from torchvision.transforms import v2
 
-from bct import dimensions, views
 from bct.config import load_config
-from bct.datasets import open_faces
+from bct.data import views
+from bct.data.image_set import ImageSet
+from bct.data.loader import Loader
+from bct.data.sets import open_images
+from bct.data.views import View
 from bct.errors import BctError
 from bct.files import ROOT
-from bct.loader import Loader
-from bct.views import View
+from bct.models import widths
+from bct.models.about import view_of_config, view_of_model
 
 CPU = torch.device("cpu")
 
@@ -34,7 +37,7 @@ def folder(tmp_path_factory):
 
 
 def seen(folder, view, epoch=0, train=True, start=0, **options):
-    loader = Loader(open_faces(folder), 2, CPU, train=train, view=view, **options)
+    loader = Loader(open_images(folder), 2, CPU, train=train, view=view, **options)
     return {
         int(index): image
         for batch in loader.epoch(epoch, start=start)
@@ -96,7 +99,7 @@ def normalised(images):
     ],
 )
 def test_evaluation_sees_torchvisions_transform(folder, view, resize):
-    faces = open_faces(folder)
+    faces = open_images(folder)
     got = seen(folder, view, train=False, num_workers=0)
     pixels = {k: torch.from_numpy(faces.image(k).copy()).permute(2, 0, 1) for k in range(8)}
     want = normalised({k: resize(x).permute(1, 2, 0).numpy() for k, x in pixels.items()})
@@ -109,7 +112,7 @@ def test_a_face_of_another_size_is_refused(folder):
         seen(folder, View(24), num_workers=0)
 
 
-class Small:
+class Small(ImageSet):
     """8 images of one size in memory, as CIFAR's are."""
 
     native, path, num_classes = 12, "small", 1
@@ -143,6 +146,7 @@ def test_images_of_one_small_size_are_resized_on_the_device():
 class Rows:
     """Stored vectors."""
 
+    native, resizable, vectors = None, False, True
     width, path, num_classes = 5, "rows", 9
     labels = np.arange(9)
     rows = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)
@@ -171,28 +175,28 @@ def test_vectors_take_the_same_path(workers):
 
 def test_a_view_is_written_and_read_back(tmp_path):
     cfg = EasyDict(network="conv4_w32", image_size=64, augment="resized_crop", pixels="imagenet")
-    view = views.of_config(cfg)
+    view = view_of_config(cfg)
     assert view == View(64, "resized", True, "imagenet")
     (tmp_path / "model.json").write_text(json.dumps({"view": view._asdict()}))
-    assert views.of_model(tmp_path / "model.pt") == view
-    assert views.of_model(tmp_path / "other.pt") == View()
+    assert view_of_model(tmp_path / "model.pt") == view
+    assert view_of_model(tmp_path / "other.pt") == View()
     for wrong in ({"size": 3, "zoom": 1}, {**view._asdict(), "crop": "oval"}, 7):
         (tmp_path / "model.json").write_text(json.dumps({"view": wrong}))
         with pytest.raises(BctError, match="no view of ours"):
-            views.of_model(tmp_path / "model.pt")
+            view_of_model(tmp_path / "model.pt")
 
 
 def test_every_word_of_the_config_is_a_view():
     for word in ("mirror", "resized_crop", "shift", "none"):
         cfg = load_config(ROOT / "configs" / "ms1mv3_r50.py", [f"augment={word}"])
-        assert views.of_config(cfg).crop in views.CROPS
+        assert view_of_config(cfg).crop in views.CROPS
 
 
 def test_widths_meet():
     x = torch.arange(6.0).reshape(2, 3)
-    assert torch.equal(dimensions.fit(x, 3, "equal"), x)
-    assert torch.equal(dimensions.fit(x, 2, "leading"), x[:, :2])
-    assert torch.equal(dimensions.fit(x, 5, "zero_pad")[:, 3:], torch.zeros(2, 2))
+    assert torch.equal(widths.fit(x, 3, "equal"), x)
+    assert torch.equal(widths.fit(x, 2, "leading"), x[:, :2])
+    assert torch.equal(widths.fit(x, 5, "zero_pad")[:, 3:], torch.zeros(2, 2))
     for old, policy in ((2, "equal"), (4, "leading"), (2, "zero_pad")):
         with pytest.raises(BctError, match=f"3 dimensions, old ones {old}"):
-            dimensions.fit(x, old, policy)
+            widths.fit(x, old, policy)

@@ -6,32 +6,21 @@ Reads feature_save/<scenario>/<SD>_feature.npy and _label.npy, writes <SD>_avg_f
 (C, D): the mean of each class's raw embeddings, L2-normalised afterwards.
 """
 
-import argparse
-from pathlib import Path
-
-from bct.artefacts import artefact_path, is_valid, open_features, write_artefact
-from bct.errors import run_cli
-from bct.files import ROOT
-from bct.scenarios import scenario_of
-from bct.statistics import class_means
+from bct.command import artefact_parser, run_cli
+from bct.stored.artefacts import make_artefact
+from bct.stored.class_statistics import class_means
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--SD", required=True, help="name of the artefact, e.g. f128_r18_..._class70"
+    args = artefact_parser(__doc__.split("\n")[0]).parse_args()
+    said = make_artefact(
+        "old_prototype",
+        args.SD,
+        args.feature_save,
+        class_means,
+        lambda means: f"{means.shape[0]} classes x {means.shape[1]}",
     )
-    parser.add_argument("--feature-save", type=Path, default=ROOT / "feature_save")
-    args = parser.parse_args()
-    features, labels, made_from = open_features(args.feature_save, args.SD)
-    path = artefact_path("old_prototype", args.feature_save, scenario_of(args.SD), args.SD)
-    made_from["kind"] = "old_prototype"
-    if is_valid(path, **made_from):
-        return print(f"{path} is up to date: reusing it")
-    means = class_means(features, labels)
-    with write_artefact(path, means.shape, "float32", **made_from) as out:
-        out[:] = means
-    print(f"{path}: {means.shape[0]} classes x {means.shape[1]}")
+    print(said)
 
 
 if __name__ == "__main__":

@@ -22,12 +22,13 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bct.errors import BctError, run_cli
+from bct.command import run_cli
+from bct.data.images import decode
+from bct.data.record_index import can_be_keys, ids_are_keys, no_keys, read_index, repeated
+from bct.data.recordio import RecordFile, RecordReader
+from bct.errors import BctError
 from bct.files import atomic
-from bct.images import decode
 from bct.log import progress
-from bct.record_index import can_be_keys, ids_are_keys, no_keys, read_index, repeated
-from bct.recordio import RecordFile, RecordReader
 
 _CHUNK = 256  # images that a process decodes at a time
 

@@ -9,43 +9,36 @@ feature_save/<scenario>/, writes <SD>_credible_ratio_90_feature.npy or
 <SD>_credible_entropy_50_feature.npy, bool (n,).
 """
 
-import argparse
-from pathlib import Path
+import numpy as np
 
-from bct.artefacts import artefact_path, is_valid, open_features, write_artefact
-from bct.errors import BctError, run_cli
-from bct.files import ROOT
-from bct.scenarios import scenario_of
-from bct.statistics import credible_mask, entropy_mask
+from bct.command import artefact_parser, run_cli
+from bct.errors import BctError
+from bct.stored.artefacts import make_artefact
+from bct.stored.class_statistics import credible_mask, entropy_mask
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "--SD", required=True, help="name of the artefact, e.g. f128_r18_..._class70"
-    )
+    parser = artefact_parser(__doc__.split("\n")[0])
     parser.add_argument("--by", default="distance", choices=("distance", "entropy"))
     parser.add_argument("--T", type=float, help="see above; 0.9, or 0.5 by entropy")
-    parser.add_argument("--feature-save", type=Path, default=ROOT / "feature_save")
     args = parser.parse_args()
-    by_distance = args.by == "distance"
-    if args.T is None:
-        args.T = 0.9 if by_distance else 0.5
-    if not 0 < args.T <= 1:
-        raise BctError(
-            f"--T {args.T} is not a share", "give a value above 0, at most 1, such as 0.9"
-        )
-    kind = "credible_old_feature" if by_distance else "credible_by_entropy"
-    scenario = scenario_of(args.SD)
-    path = artefact_path(kind, args.feature_save, scenario, args.SD, args.T)
-    features, labels, made_from = open_features(args.feature_save, args.SD)
-    made_from |= {"kind": kind, "T": args.T}
-    if is_valid(path, **made_from):
-        return print(f"{path} is up to date: reusing it")
-    mask = (credible_mask if by_distance else entropy_mask)(features, labels, args.T)
-    with write_artefact(path, mask.shape, "bool", **made_from) as out:
-        out[:] = mask
-    print(f"{path}: {mask.sum()} of {len(mask)} embeddings are credible ({mask.mean():.1%})")
+    kind, mask_of, T = {
+        "distance": ("credible_old_feature", credible_mask, 0.9),
+        "entropy": ("credible_by_entropy", entropy_mask, 0.5),
+    }[args.by]
+    if args.T is not None:
+        T = args.T
+    if not 0 < T <= 1:
+        raise BctError(f"--T {T} is not a share", "give a value above 0, at most 1, such as 0.9")
+
+    def compute(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+        return mask_of(features, labels, T)
+
+    print(make_artefact(kind, args.SD, args.feature_save, compute, said, T=T))
+
+
+def said(mask: np.ndarray) -> str:
+    return f"{mask.sum()} of {len(mask)} embeddings are credible ({mask.mean():.1%})"
 
 
 if __name__ == "__main__":

@@ -19,12 +19,13 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bct.distributed import generator
-from bct.errors import BctError, run_cli
+from bct.command import run_cli
+from bct.data.images import SIZE
+from bct.errors import BctError
 from bct.files import sha256_file
-from bct.images import SIZE
-from bct.onnx_model import NETWORK, OURS, PREPROCESSING, WEIGHTS_FILE, load_onnx, require
-from bct.weights import load_backbone, network_of
+from bct.models.onnx_model import NETWORK, OURS, PREPROCESSING, WEIGHTS_FILE, load_onnx, require
+from bct.models.weights import load_backbone, network_of
+from bct.streams import generator
 
 LIMIT = 1e-4  # of check: the networks have 1e-6 to 1e-5, a wrong graph about 1
 _LOWEST_OPSET = 18  # torch's exporter has implementations from here on

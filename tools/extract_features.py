@@ -17,17 +17,19 @@ from pathlib import Path
 import torch
 from easydict import EasyDict
 
-from bct import distributed, views
+from bct import distributed
 from bct.amp import amp_dtype, dtype_name
-from bct.artefacts import artefact_path, is_valid, shared_artefact
+from bct.command import run_cli
 from bct.config import load_config, require
-from bct.datasets import open_faces
-from bct.errors import BctError, run_cli
+from bct.data.loader import Loader
+from bct.data.sets import open_images
+from bct.errors import BctError
 from bct.files import sha256_file
-from bct.loader import Loader
-from bct.log import progress
+from bct.models.about import view_of_config
+from bct.models.embed import embedded
+from bct.models.weights import load_backbone, network_of
 from bct.scenarios import artefact_name, scenario_of, split_name
-from bct.weights import load_backbone, network_of
+from bct.stored.artefacts import artefact_path, is_valid, shared_artefact
 
 
 def main() -> None:
@@ -56,7 +58,6 @@ def main() -> None:
     distributed.shutdown()
 
 
-@torch.inference_mode()
 def extract(
     cfg: EasyDict, sd: str, device: torch.device, batch_size: int, force: bool = False
 ) -> None:
@@ -65,7 +66,7 @@ def extract(
     parity="published" mirrors a random half of the images, as the reference does.
     """
     weights = Path(cfg.output) / "model.pt"
-    dtype = amp_dtype(cfg, device)
+    dtype = amp_dtype(cfg.amp, device, cfg.fp16)
     network = trained_as(weights, cfg.network)
     backbone = load_backbone(weights, network, dtype, fold=True).to(device)
     width = backbone.embedding_size
@@ -74,14 +75,14 @@ def extract(
             f"{weights} has {width}-d embeddings, config {cfg.name} says {cfg.embedding_size}",
             "use the config the model was trained with",
         )
-    faces = open_faces(cfg.rec, cfg.rec_backend)
+    dataset = open_images(cfg.rec, cfg.rec_backend)
     paths = [
         artefact_path(kind, cfg.feature_save, scenario_of(sd), sd)
         for kind in ("old_embedding", "old_embedding_label")
     ]
     made_from = {
         "model": sha256_file(weights),
-        "data": faces.fingerprint,
+        "data": dataset.fingerprint,
         "parity": cfg.parity,
         "amp": dtype_name(dtype),
     }
@@ -90,29 +91,28 @@ def extract(
         return distributed.say(f"{paths[0]} is up to date: reusing it")
 
     loader = Loader(
-        faces,
+        dataset,
         batch_size,
         device,
         seed=cfg.seed,
         num_workers=cfg.num_workers,
         train=False,
         mirror=cfg.parity == "published",
-        view=views.of_config(cfg),
+        view=view_of_config(cfg),
     )
-    manifest = {**made_from, "weights": str(weights), "data_path": str(faces.path)}
+    manifest = {**made_from, "weights": str(weights), "data_path": str(dataset.path)}
     with contextlib.ExitStack() as stack:
-        shapes = ((len(faces), width), "float32"), ((len(faces),), "int64")
+        shapes = ((len(dataset), width), "float32"), ((len(dataset),), "int64")
         features, labels = (
             stack.enter_context(shared_artefact(path, *shape, kind=kind, **manifest))
             for path, shape, kind in zip(paths, shapes, ("old_embedding", "label"), strict=True)
         )
         started = time.perf_counter()
-        for batch in progress(loader.epoch(), f"features {sd}", len(loader), "batch"):
+        for batch, rows in embedded({sd: backbone}, loader, f"features {sd}"):
             index = batch.index.cpu().numpy()
-            features[index] = backbone(batch.images).cpu().numpy()
-            labels[index] = batch.labels.cpu().numpy()
-    speed = len(faces) / (time.perf_counter() - started)
-    distributed.say(f"{paths[0]}: {len(faces)} x {width}, {speed:.0f} images/s")
+            features[index], labels[index] = rows[sd], batch.labels.cpu().numpy()
+    speed = len(dataset) / (time.perf_counter() - started)
+    distributed.say(f"{paths[0]}: {len(dataset)} x {width}, {speed:.0f} images/s")
 
 
 def trained_as(weights: Path, network: str) -> str:

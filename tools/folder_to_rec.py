@@ -11,12 +11,14 @@ from pathlib import Path
 
 import numpy as np
 
-from bct.datasets import FolderFaces
-from bct.errors import BctError, run_cli
+from bct.command import run_cli
+from bct.data.images import SIZE
+from bct.data.record_writer import RecordWriter
+from bct.data.recordio import Header
+from bct.data.sets import FolderSet
+from bct.errors import BctError
 from bct.files import atomic
-from bct.images import SIZE
 from bct.log import progress
-from bct.recordio import Header, RecordWriter
 
 
 def main() -> None:
@@ -29,28 +31,28 @@ def main() -> None:
     path = args.out / "train.rec"
     if path.exists():
         raise BctError(f"{path} exists already", "move it away, or give another folder")
-    faces = FolderFaces(args.folder)
-    write_record_file(faces, path)
-    print(f"{path}: {len(faces)} images, {faces.num_classes} identities")
+    dataset = FolderSet(args.folder)
+    write_record_file(dataset, path)
+    print(f"{path}: {len(dataset)} images, {dataset.num_classes} identities")
 
 
-def write_record_file(faces: FolderFaces, path: Path) -> None:
+def write_record_file(dataset: FolderSet, path: Path) -> None:
     """Images have keys 1..n by identity, then one record per identity with its key range, then the
     header [n + 1, n + identities + 1] under key 0: the layout of insightface's builders."""
-    images, scratch = len(faces), np.empty((SIZE, SIZE, 3), np.uint8)
+    images, scratch = len(dataset), np.empty((SIZE, SIZE, 3), np.uint8)
     with RecordWriter(path) as writer:
         for index in progress(range(images), path.stem, unit="img"):
-            label = faces.load(index, scratch)  # refuses a broken or unaligned image
-            writer.write(index + 1, Header([label, 0], index + 1), faces.payload(index)[0])
-        ends = np.cumsum(np.bincount(faces.labels, minlength=faces.num_classes)) + 1
+            label = dataset.load(index, scratch)  # refuses a broken or unaligned image
+            writer.write(index + 1, Header([label, 0], index + 1), dataset.payload(index)[0])
+        ends = np.cumsum(np.bincount(dataset.labels, minlength=dataset.num_classes)) + 1
         for identity, end in enumerate(ends):
             key = images + 1 + identity
             start = ends[identity - 1] if identity else 1
             writer.write(key, Header([start, end], key), b"")
-        writer.write(0, Header([images + 1, images + faces.num_classes + 1]), b"")
+        writer.write(0, Header([images + 1, images + dataset.num_classes + 1]), b"")
     for name, text in (
-        ("property", f"{faces.num_classes},{SIZE},{SIZE}\n"),
-        ("identities.txt", "\n".join(faces.identities) + "\n"),
+        ("property", f"{dataset.num_classes},{SIZE},{SIZE}\n"),
+        ("identities.txt", "\n".join(dataset.identities) + "\n"),
     ):
         with atomic(path.with_name(name)) as temporary:
             temporary.write_text(text, encoding="utf-8")

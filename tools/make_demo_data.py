@@ -32,11 +32,13 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from bct.errors import BctError, run_cli
+from bct.command import run_cli
+from bct.data.images import SIZE, decode
+from bct.data.record_writer import RecordWriter
+from bct.data.recordio import Header
+from bct.errors import BctError
 from bct.files import ROOT, read_json, sha256_file, write_json
-from bct.images import SIZE, decode
 from bct.log import progress
-from bct.recordio import Header, RecordWriter
 from tools.demo import people as demo_people
 from tools.demo.faces import draw
 from tools.ijbc.align import align, similarity_to_template

@@ -15,9 +15,10 @@ import torch
 from torch import nn
 
 from backbones import NETWORKS, get_model
-from bct.errors import BctError, run_cli
-from bct.images import SIZE
-from bct.partial_fc import BLOCK
+from bct.command import run_cli
+from bct.data.images import SIZE
+from bct.errors import BctError
+from bct.training.heads import BLOCK
 
 _FIRST_BUCKET, _BUCKET = 1 << 20, 25 << 20  # bytes of gradient that DDP reduces at a time
 

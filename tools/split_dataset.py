@@ -22,8 +22,8 @@ of their names, --split is one that was published:
 
 A record file's parts are record files: images are copied byte for byte, renumbered from key 1,
 behind an insightface header [n + 1, C]. Those of image folders, lists and CIFAR are lists, see
-bct/image_sets.py, each with a JSON manifest; --out then gets a list of the whole set, too. Images
-of a class are taken in the order of their names, CIFAR's in their own.
+bct/data/image_files.py, each with a JSON manifest; --out then gets a list of the whole set, too.
+Images of a class are taken in the order of their names, CIFAR's in their own.
 """
 
 import argparse
@@ -32,13 +32,15 @@ from pathlib import Path
 
 import numpy as np
 
-from bct.cifar import Cifar
-from bct.datasets import RecordFaces, open_faces
-from bct.errors import BctError, run_cli
+from bct.command import run_cli
+from bct.data.cifar import Cifar
+from bct.data.image_files import ImageFiles, list_root, list_text
+from bct.data.record_writer import RecordWriter
+from bct.data.recordio import Header
+from bct.data.sets import RecordSet, open_images
+from bct.errors import BctError
 from bct.files import atomic, read_json, write_json
-from bct.image_sets import ImageFiles, list_root, list_text
 from bct.log import progress
-from bct.recordio import Header, RecordWriter
 from bct.scenarios import shard_stem
 
 PUBLISHED = {"cifar100_first50_lex": str, "cifar100_first50_num": int}  # what labels are sorted as
@@ -62,53 +64,57 @@ def main() -> None:
     if of_classes and args.by not in (None, "class"):
         raise BctError("--classes, --split and --order are about classes", "leave --by out")
     kinds = ("class",) if of_classes else ("class", "data")
-    faces, stem = open_faces(args.rec), shard_stem(args.rec)
-    if isinstance(faces, RecordFaces):
-        stem = faces.path.with_suffix("")
+    dataset, stem = open_images(args.rec), shard_stem(args.rec)
+    if isinstance(dataset, RecordSet):
+        stem = dataset.path.with_suffix("")
     out = args.out or stem.parent
     if args.out is None and not os.access(out, os.W_OK):
         raise BctError(f"{out} can't be written to", "give a folder for the parts: --out")
 
-    percent, classes = args.ratio or 30, np.arange(count_classes(faces))
+    percent, classes = args.ratio or 30, np.arange(count_classes(dataset))
     for kind in kinds if args.by in (None, "both") else (args.by,):
         if kind == "data":
-            names = faces.names if isinstance(faces, ImageFiles) else None
-            parts = split_by_data(faces.labels, percent, names)
+            names = dataset.names if isinstance(dataset, ImageFiles) else None
+            parts = split_by_data(dataset.labels, percent, names)
             groups = [classes, classes]
         else:
-            order = class_order(faces, args.order, args.split)
+            order = class_order(dataset, args.order, args.split)
             first = 50 if args.split else args.classes
             if first is not None:
                 percent = min(max(round(100 * first / len(order)), 1), 99)
             else:
                 first = round(percent / 100 * len(order))
-            parts = split_by_class(faces.labels, percent, order, first)
+            parts = split_by_class(dataset.labels, percent, order, first)
             groups = np.split(order, [first])
         paths = part_paths(out / stem.name, percent, kind)
         for part, group, path in zip(parts, groups, paths, strict=True):
-            if isinstance(faces, RecordFaces):
-                write_part(faces, part, path.with_name(f"{path.name}.rec"))
+            if isinstance(dataset, RecordSet):
+                write_part(dataset, part, path.with_name(f"{path.name}.rec"))
             else:
-                write_list_part(faces, part, group, path.with_name(f"{path.name}.txt"))
+                write_list_part(dataset, part, group, path.with_name(f"{path.name}.txt"))
     whole = out / f"{stem.name}.txt"
-    if args.out and not isinstance(faces, RecordFaces) and whole.resolve() != faces.path.resolve():
-        write_list_part(faces, (np.arange(len(faces)), faces.labels), classes, whole)
+    if (
+        args.out
+        and not isinstance(dataset, RecordSet)
+        and whole.resolve() != dataset.path.resolve()
+    ):
+        write_list_part(dataset, (np.arange(len(dataset)), dataset.labels), classes, whole)
 
 
-def count_classes(faces: RecordFaces | ImageFiles | Cifar) -> int:
+def count_classes(dataset: RecordSet | ImageFiles | Cifar) -> int:
     """Of a record file those up to the last label: a header can promise more."""
-    return int(faces.labels.max()) + 1 if isinstance(faces, RecordFaces) else faces.num_classes
+    return int(dataset.labels.max()) + 1 if isinstance(dataset, RecordSet) else dataset.num_classes
 
 
 def class_order(
-    faces: RecordFaces | ImageFiles | Cifar, order: str | None, split: str | None
+    dataset: RecordSet | ImageFiles | Cifar, order: str | None, split: str | None
 ) -> np.ndarray:
     """int64 (C,): all labels, the old model's first. BctError where it needs other names."""
-    labels, names = range(count_classes(faces)), faces.class_names
+    labels, names = range(count_classes(dataset)), dataset.class_names
     if split:
         if len(labels) != 100:
             raise BctError(
-                f"{split} is a split of CIFAR-100, {faces.path} has {len(labels)} classes",
+                f"{split} is a split of CIFAR-100, {dataset.path} has {len(labels)} classes",
                 "give .../cifar-100-python, or a folder with its 100 classes",
             )
         numbered = names is not None and all(name.isdigit() for name in names)
@@ -117,7 +123,7 @@ def class_order(
     if order is None:
         return np.array(labels)
     if names is None:
-        raise BctError(f"the classes of {faces.path} have no names", "leave --order out")
+        raise BctError(f"the classes of {dataset.path} have no names", "leave --order out")
     if order == "numeric" and not all(name.isdigit() for name in names):
         other = next(name for name in names if not name.isdigit())
         raise BctError(f"class {other!r} is not a number", "use --order lexicographic")
@@ -167,18 +173,20 @@ def part_paths(stem: Path, percent: int, kind: str) -> list[Path]:
     return [stem.with_name(f"{stem.name}_part_{name}") for name in (f"{percent}_{kind}", second)]
 
 
-def write_list_part(faces: ImageFiles | Cifar, part: Part, classes: np.ndarray, path: Path) -> None:
+def write_list_part(
+    dataset: ImageFiles | Cifar, part: Part, classes: np.ndarray, path: Path
+) -> None:
     """Writes the list of one part and its manifest, unless they are there.
 
     Args:
-        classes: the labels in `faces` of the part's labels 0, 1, ...
+        classes: the labels in `dataset` of the part's labels 0, 1, ...
     """
     indices, labels = part
-    text = list_text(path, faces.root, faces.names[indices].tolist(), labels)
-    names = faces.class_names
+    text = list_text(path, dataset.root, dataset.names[indices].tolist(), labels)
+    names = dataset.class_names
     manifest = {
-        "source": faces.fingerprint,
-        "root": list_root(path, faces.root),
+        "source": dataset.fingerprint,
+        "root": list_root(path, dataset.root),
         "class_names": None if names is None else [names[label] for label in classes],
         "images": len(indices),
         "classes": len(classes),
@@ -187,28 +195,28 @@ def write_list_part(faces: ImageFiles | Cifar, part: Part, classes: np.ndarray, 
     if path.is_file():
         if path.read_bytes() == text and side.is_file() and read_json(side) == manifest:
             return print(f"{path} is up to date: reusing it")
-        raise other(path, faces.path)
+        raise other(path, dataset.path)
     write_json(side, manifest)  # first: a list of ours always has one
     with atomic(path) as temporary:
         temporary.write_bytes(text)
     print(f"{path}: {len(indices)} images, {len(classes)} classes")
 
 
-def write_part(faces: RecordFaces, part: Part, path: Path) -> None:
+def write_part(dataset: RecordSet, part: Part, path: Path) -> None:
     """Writes one part and its manifest, unless a valid one is there."""
     indices, labels = part
     classes = int(labels.max()) + 1
-    manifest = {"source": faces.fingerprint, "images": len(indices), "classes": classes}
+    manifest = {"source": dataset.fingerprint, "images": len(indices), "classes": classes}
     side = path.with_suffix(".json")
     if path.is_file():
         if side.is_file() and read_json(side) == manifest:
             return print(f"{path} is up to date: reusing it")
-        raise other(path, faces.path)
+        raise other(path, dataset.path)
     with RecordWriter(path) as writer:
         writer.write(0, Header([len(indices) + 1, classes]), b"")
         pairs = zip(indices, labels, strict=True)
         for key, (index, label) in enumerate(progress(pairs, path.stem, len(indices), "img"), 1):
-            header, data = faces.reader.read(int(faces.keys[index]))
+            header, data = dataset.reader.read(int(dataset.keys[index]))
             new_label = float(label)
             if np.ndim(header.label):
                 new_label = header.label.copy()

@@ -1,14 +1,15 @@
-"""Maps a gallery of old embeddings into the new model's space with a trained FCT transformation.
+"""Maps a gallery of old embeddings into the new model's space with an adapter, e.g. FCT's.
 
     python tools/transform_gallery.py old.npy mapped.npy -m work_dirs/cifar100_r50_FCT/model.pt
     python tools/transform_gallery.py old.npy mapped.npy -m ... --side side.npy --uncertainty u.npy
+    python tools/transform_gallery.py old.npy mapped.npy -m procrustes.npz
 
 old.npy: float (n, d_o), stored embeddings in any order; side.npy: float (n, d_z), the side
 information of the same items. Writes mapped.npy, float32 (n, d_n), and with --uncertainty the
 predicted log-variance of each, float32 (n,): backfill the items with the largest first, as
-bct.backfill.order_by_distance sorts them. No images are needed, and the memory needed does not
-depend on n. A transformation trained with parity=published and no side information takes the old
-embeddings as such: --side old.npy.
+bct.search.orders.order_by_distance sorts them. No images are needed, and the memory needed does
+not depend on n. A transformation of FCT trained with parity=published and no side information
+takes the old embeddings as such: --side old.npy.
 
 Both files get a manifest: what that of old.npy says of the data, and what they were made from.
 """
@@ -19,17 +20,16 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from backbones.fct import Transformation, from_state
-from backbones.inference import fold_batch_norm
 from bct import distributed
-from bct.artefacts import is_valid, write_artefact
-from bct.errors import BctError, run_cli
+from bct.adapters.base import Adapter, load_adapter
+from bct.command import run_cli
+from bct.errors import BctError
 from bct.files import sha256_file
 from bct.log import progress
-from bct.reference_checkpoints import read_state
-from bct.vectors import open_side, open_vectors
+from bct.stored.artefacts import is_valid, write_artefact
+from bct.stored.vector_files import first_not_finite, open_vectors
+from bct.stored.vector_set import open_side
 
 _OF_THE_DATA = ("data", "data_path", "parity", "view")  # entries that stay true of mapped rows
 
@@ -38,7 +38,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("old", type=Path, help="the old embeddings, .npy")
     parser.add_argument("out", type=Path, help="where the mapped ones go, .npy")
-    parser.add_argument("-m", "--model", required=True, type=Path, help="model.pt of methods/FCT")
+    parser.add_argument(
+        "-m",
+        "--model",
+        required=True,
+        type=Path,
+        help="an adapter: model.pt of methods/FCT, or what a save wrote",
+    )
     parser.add_argument("--side", type=Path, help="side information, .npy")
     parser.add_argument("--uncertainty", type=Path, help="where the log-variances go, .npy")
     parser.add_argument("--batch-size", type=int, default=8192)
@@ -46,12 +52,12 @@ def main() -> None:
     args = parser.parse_args()
     if args.batch_size < 1:
         raise BctError(f"--batch-size {args.batch_size} is not positive", "give at least 1")
-    model = from_state(read_state(args.model), uncertainty=True)
-    old, manifest = open_vectors(args.old)
+    adapter = load_adapter(args.model)
+    old, manifest = open_vectors(args.old, finite=False)
     parts = [old]
     if args.side:
         parts.append(open_side(args.side, args.old, len(old), manifest))
-    check(args, model, parts)
+    check(args, adapter, parts)
 
     made_from = {key: manifest[key] for key in _OF_THE_DATA if key in manifest}
     made_from |= {"model": sha256_file(args.model), "old": sha256_file(args.old)}
@@ -64,26 +70,26 @@ def main() -> None:
     refuse_others(args, outputs, made_from)
     about = {"weights": str(args.model.absolute()), "old_model": manifest.get("model")}
     device = distributed.setup()
-    transform(model, parts, outputs, args.batch_size, device, {**about, **made_from})
-    print(f"{args.out}: {len(old)} x {model.embedding_size}")
+    transform(adapter.to(device), parts, outputs, args.batch_size, {**about, **made_from})
+    print(f"{args.out}: {len(old)} x {adapter.target_width}")
 
 
-def check(args: argparse.Namespace, model: Transformation, parts: list[np.ndarray]) -> None:
-    """Raises BctError for embeddings that the transformation was not trained for."""
-    d_old, d_side = model.widths
-    if parts[0].shape[1] != d_old:
+def check(args: argparse.Namespace, adapter: Adapter, parts: list[np.ndarray]) -> None:
+    """Raises BctError for embeddings that the adapter was not made for."""
+    width, taken = parts[0].shape[1], adapter.source_width
+    if width != taken:
         raise BctError(
-            f"{args.old} holds {parts[0].shape[1]}-d embeddings, {args.model} takes {d_old}-d ones",
-            "give the embeddings of the old model that it was trained with",
+            f"{args.old} holds {width}-d embeddings, {args.model} takes {taken}-d ones",
+            "give the embeddings of the old model that it was made with",
         )
-    found = parts[1].shape[1] if args.side else 0
+    d_side, found = adapter.side_width, parts[1].shape[1] if args.side else 0
     if found != d_side:
         raise BctError(
             f"{args.model} takes {d_side or 'no'} dimensions of side information, there are "
             f"{found or 'none'}",
             "give --side the file" if d_side else "leave --side out",
         )
-    if args.uncertainty and not hasattr(model, "uncertainty"):
+    if args.uncertainty and not adapter.predicts_variance:
         raise BctError(
             f"{args.model} predicts no uncertainty", "train it with uncertainty=True (FastFill)"
         )
@@ -107,18 +113,16 @@ def refuse_others(
             )
 
 
-@torch.inference_mode()
 def transform(
-    model: Transformation,
+    adapter: Adapter,
     parts: list[np.ndarray],
     outputs: dict[str, Path],
     batch_size: int,
-    device: torch.device,
     manifest: dict[str, Any],
 ) -> None:
     """Writes h(old, side) and, if it is among the outputs, its log-variance, block by block."""
-    n, model = len(parts[0]), fold_batch_norm(model).to(device)
-    shapes = {"mapped_embedding": (n, model.embedding_size), "log_variance": (n,)}
+    n = len(parts[0])
+    shapes = {"mapped_embedding": (n, adapter.target_width), "log_variance": (n,)}
     with contextlib.ExitStack() as stack:
         arrays = {
             kind: stack.enter_context(
@@ -130,16 +134,15 @@ def transform(
         for start in progress(starts, "transform", len(starts), "batch"):
             rows = slice(start, start + batch_size)
             block = np.concatenate([part[rows] for part in parts], axis=1, dtype=np.float32)
-            finite = np.isfinite(block).all(axis=1)
-            if not finite.all():
+            if (row := first_not_finite(block)) is not None:
                 raise BctError(
-                    f"row {start + int(finite.argmin())} of the embeddings is not finite",
+                    f"row {start + row} of the embeddings is not finite",
                     "extract that item's embedding again",
                 )
-            mapped = model(torch.from_numpy(block).to(device))
-            arrays["mapped_embedding"][rows] = mapped.embedding.cpu().numpy()
+            mapped, variance = adapter.transform_with_variance(block)
+            arrays["mapped_embedding"][rows] = mapped
             if "log_variance" in arrays:
-                arrays["log_variance"][rows] = mapped.log_variance.cpu().numpy()
+                arrays["log_variance"][rows] = variance
 
 
 if __name__ == "__main__":

@@ -20,7 +20,8 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from bct.errors import BctError, run_cli
+from bct.command import run_cli
+from bct.errors import BctError
 from bct.files import read_json, sha256_file, write_json
 
 MANIFEST = "unpacked.json"

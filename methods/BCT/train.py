@@ -1,33 +1,23 @@
-"""BCT: the old classifier judges the new embeddings, too.
+"""BCT: the classification loss + weight * the influence, which is the old classifier's; see
+loss.py.
 
-    loss = ArcFace(W; f, y) + weight * influence(f, y)
-    influence = -log softmax_y( s cos(f, p_c) ), averaged over the batch        ("prototype")
-              = -log softmax_z( V f + b ) over the images of old classes        ("old_classifier"),
-                f / |f| for f if the old model was trained so (head_unit)
+The old model has seen some of the classes or none: with prototypes (influence = "prototype") the
+others are synthesised in the same way, as in the paper (unseen = "synthesise"), or their images are
+left out of the influence (unseen = "ignore"). The old model's own classifier (influence =
+"old_classifier") knows only old classes; it gets n(f) for f if it was trained so (head_unit).
 
-p_c is the normalised mean of class c's old embeddings, V and b the old model's own classifier, in
-which class y has the label z; all are constants. The old model has seen some of the classes or
-none: with prototypes the others are synthesised in the same way, as in the paper (unseen =
-"synthesise"), or their images are left out of the influence (unseen = "ignore"). The old classifier
-knows only old classes.
-
-Paper: Shen et al., Towards Backward-Compatible Representation Learning, CVPR 2020, sec. 3.
 Needs of the old model: the class means of its embeddings of the new model's training set, and its
 model.pt for the old classifier.
-Differs from the published code, which with parity = "published" is computed as it is:
-- the prototypes' logits have a scale and an optional margin; published, they are bare cosines, and
-  over 65,402 classes the loss can only move between 11.09 and 10.09;
-- the prototypes are cut over the ranks like PartialFC's centres instead of held whole by each.
 """
 
 import torch
 import torch.nn.functional as F
 
-from bct.distributed import mean_of_chosen
 from bct.errors import BctError
 from bct.method import Method
-from bct.partial_fc import class_share, own_classes, prototype_softmax
 from bct.train import main
+from bct.training.class_shards import class_share, own_classes
+from methods.BCT.loss import classifier_influence, prototype_influence, published_influence
 
 
 class BCT(Method):
@@ -86,17 +76,15 @@ class BCT(Method):
         }
 
     def influence(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        if self.cfg.influence == "old_classifier":
+        cfg, old_labels = self.cfg, self.old_label[labels]
+        if cfg.influence == "old_classifier":
             features = F.normalize(embeddings) if self.unit else embeddings
-            logits = F.linear(features, self.weight, self.bias)  # (B, C_old)
-            old, seen = self.old_label[labels], self.old_label[labels] >= 0
-            each = F.cross_entropy(logits, old.where(seen, 0), reduction="none")
-            return mean_of_chosen(each, seen)
-        if self.cfg.parity == "published":
-            return F.cross_entropy(F.normalize(embeddings) @ self.prototypes.t(), labels)
-        margin, scale = self.cfg.influence_margin, self.cfg.influence_scale
-        labels = labels.where(self.old_label[labels] >= 0, -1)
-        return prototype_softmax(embeddings, labels, self.prototypes, self.start, margin, scale)
+            return classifier_influence(features, old_labels, self.weight, self.bias)
+        if cfg.parity == "published":
+            return published_influence(embeddings, labels, self.prototypes)
+        labels = labels.where(old_labels >= 0, -1)
+        settings = cfg.influence_margin, cfg.influence_scale
+        return prototype_influence(embeddings, labels, self.prototypes, *settings, self.start)
 
 
 if __name__ == "__main__":

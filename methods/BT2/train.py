@@ -1,33 +1,23 @@
-"""BT²: an embedding with extra coordinates, turned so that its first ones are an old embedding's.
+"""BT²: the classification loss + lambda_1 new + lambda_3 old + lambda_2 influence, see loss.py.
 
-    loss = CE(W f, y) + lambda_1 mean_i (1 - <n(t_i), f_i>) + lambda_3 mean_i (1 - <n(o_i), n(c_i)>)
-           - lambda_2 mean_i log softmax_y( s <n(c_i), p_k> ),            n(v) = v / |v|
+The teachers o and t see the batch as the student does (teacher = "view") or are stored ("cached").
+What is deployed is [c ; the other coordinates], extra_dim + embedding_size wide.
 
-f_i, of unit length, and c_i are the new embedding of an image and its compatible coordinates, see
-backbones/basis.py. o_i is the old model's embedding of the same image, t_i that of a new model
-trained alone, p_k the normalised mean of class k's old embeddings; all are constants. The teachers
-o and t see the batch as the student does (teacher = "view") or are stored ("cached"). What is
-deployed is [c ; the other coordinates], extra_dim + embedding_size wide.
-
-Paper: Zhou et al., BT²: Backward-compatible Training with Basis Transformation, ICCV 2023.
 Needs of the old model: its embeddings of the new model's training set and their class means; of the
 new model trained alone (new_config): its embeddings of the same set.
-Differs from the published code, of which parity = "published" computes
-- p_k as the plain mean of class k's unit embeddings and s = 1: over 1000 classes the term can only
-  move between 6.91 and 5.91, and it is 10 of the 11 parts of classification;
+Differs from the published code, of which parity = "published" computes what loss.py says and
 - stored teachers, of a randomly mirrored (extraction with parity = "published") or cropped image
   that is not the one the student sees; ours are not cropped;
 - rotations by the matrix exponential, see backbones/basis.py.
-Teachers are normalised in both; published, the old one of a second step has length sqrt(1 + C^2).
 """
 
 import torch
-import torch.nn.functional as F
 
 from backbones import basis, get_model
 from bct.errors import BctError
 from bct.method import Method
 from bct.train import main
+from methods.BT2.loss import bt2
 
 TEACHERS = ("old_embedding", "new_embedding")
 
@@ -100,20 +90,21 @@ class BT2(Method):
         return {kind: self.old.rows(kind, index) for kind in TEACHERS}
 
     def teachers(self, batch) -> list[torch.Tensor]:
-        """(B, d_old) of the old model and (B, d) of the new one trained alone, unit rows."""
+        """(B, d_old) of the old model and (B, d) of the new one trained alone."""
         if self.teacher == "cached":
-            return [F.normalize(batch.old[kind]) for kind in TEACHERS]
-        return [F.normalize(network(batch.images)) for network in self.networks]
+            return [batch.old[kind] for kind in TEACHERS]
+        return [network(batch.images) for network in self.networks]
 
     def forward(self, embeddings, batch, head, rng):
-        cfg, f, compatible = self.cfg, embeddings.new, F.normalize(embeddings.compatible)
-        old, new = self.teachers(batch)
-        logits = self.scale * compatible @ self.prototypes.t()  # (B, C)
+        cfg, new, compatible = self.cfg, embeddings.new, embeddings.compatible
+        given = *self.teachers(batch), self.prototypes, self.scale
+        classification = head(new, batch.labels, rng)
+        terms = bt2(new, compatible, batch.labels, *given)
         return {
-            "cls": head(f, batch.labels, rng),
-            "new": cfg.lambda_1 * (1 - (new * f).sum(1).mean()),
-            "old": cfg.lambda_3 * (1 - (old * compatible).sum(1).mean()),
-            "influence": cfg.lambda_2 * F.cross_entropy(logits, batch.labels),
+            "cls": classification,
+            "new": cfg.lambda_1 * terms["new"],
+            "old": cfg.lambda_3 * terms["old"],
+            "influence": cfg.lambda_2 * terms["influence"],
         }
 
 

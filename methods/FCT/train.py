@@ -1,37 +1,27 @@
 """FCT and FastFill: h maps the stored old embeddings into the new model's space, which stays as it
-is. The gallery is transformed (tools/transform_gallery.py), no image is seen again.
+is; see loss.py. The gallery is transformed (tools/transform_gallery.py), no image is seen again.
 
-    loss     = mean_i (e_i + w ce_i)                                                FCT: w = 0
-             = mean_i (exp(-s_i) (e_i + w ce_i) + s_i) / 2         uncertainty      FastFill: w = 1
-    e_i      = |f_i - h_i|^2 / d_n, or with target = "unit" |n(f_i) - n(h_i)|^2,  n(v) = v / |v|
-    ce_i     = -log softmax_y( V h_i + b ), smoothed by label_smoothing
-    h_i, s_i = h(o_i, z_i)
+FastFill is uncertainty = True and classification = 1.
 
-o_i is the stored old embedding of an image, z_i its side information, f_i the embedding of the new
-model, which was trained alone, V and b that model's own classifier: all are constants. s_i is the
-predicted log-variance of the error; backfilling begins where it is largest.
-
-Papers: Ramanujan et al., Forward Compatible Training, CVPR 2022, arXiv 2112.02805; Jaeckle et al.,
-FastFill, ICLR 2023.
-Needs of the old model: its embeddings of the new model's training set; of the new model: the same.
+Needs of the old model: its embeddings of the new model's training set; of the new model, which was
+trained alone (new_config): the same, and its classifier for the classification.
 Differs from the published code:
 - each image has its stored embeddings instead of new ones of another crop in each epoch;
 - without side information B is left out; published (parity), it is fed the old embedding again.
 """
 
-import torch
-import torch.nn.functional as F
-
 from backbones.fct import Transformation
-from bct.artefacts import OldModel
 from bct.errors import BctError
 from bct.method import Method
-from bct.reference_checkpoints import reference_classifier
+from bct.models.reference_checkpoints import reference_classifier
+from bct.old_model import OldModel
+from bct.stored.vector_set import Vectors
 from bct.train import main
-from bct.vectors import Vectors
+from methods.FCT.loss import fct
 
 
 class FCT(Method):
+    maps_gallery = True
     defaults = {  # noqa: RUF012
         "target": "raw",  # or "unit", for models that are compared by cosine
         "hidden_size": 2048,
@@ -110,24 +100,17 @@ class FCT(Method):
         return {"new": self.old.rows("new_embedding", index)}
 
     def forward(self, embeddings, batch, head, rng):
-        mapped, s = embeddings
-        if self.cfg.target == "unit":
-            error = (F.normalize(batch.old["new"]) - F.normalize(mapped)).square().sum(1)  # (B,)
-        else:
-            error = (batch.old["new"] - mapped).square().mean(1)
-        losses = {"error": error}
-        if self.cfg.classification:
-            each = F.cross_entropy(
-                F.linear(mapped, self.weight, self.bias),
-                batch.labels,
-                reduction="none",
-                label_smoothing=self.cfg.label_smoothing,
-            )
-            losses["cls"] = self.cfg.classification * each
-        if s is not None:
-            losses = {name: torch.exp(-s) * each / 2 for name, each in losses.items()}
-            losses["variance"] = s / 2
-        return {name: each.mean() for name, each in losses.items()}
+        cfg = self.cfg
+        return fct(
+            embeddings.embedding,
+            batch.old["new"],
+            embeddings.log_variance,
+            cfg.target == "unit",
+            batch.labels,
+            (self.weight, self.bias) if cfg.classification else None,
+            cfg.classification,
+            cfg.label_smoothing,
+        )
 
 
 def _vectors(cfg):

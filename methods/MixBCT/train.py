@@ -1,27 +1,13 @@
-"""MixBCT: old embeddings as additional training samples of the new classifier.
+"""MixBCT: old embeddings as additional training samples of the new classifier; see loss.py.
 
-    z_i  = n(o_i)  for int(mix_ratio * B) rows of the batch, drawn among the credible ones
-           f_i     for the others
-    loss = ArcFace(W; z, y),        n(v) = v / |v|
-
-f_i is the new embedding and o_i the stored old one of the same image. The old rows are constants:
-they pull the class centres W, and through these the new embeddings, into the old space. An old
-embedding is credible when it is among the T * n nearest to the mean of its class.
-
-Paper: Liang et al., MixBCT: Towards Self-Adapting Backward-Compatible Training, arXiv 2308.06948.
 Needs of the old model: its embeddings and the credible mask, of the new model's training set.
-Differs from the published code: the rows come from a seeded stream, only their old embeddings are
-read, and a batch with too few credible rows uses those it has. The arithmetic is the same, so
-parity = "published" changes nothing here (it does in tools/extract_features.py).
 """
 
 import logging
 
-import torch
-import torch.nn.functional as F
-
 from bct.method import Method
 from bct.train import main
+from methods.MixBCT.loss import draw_rows, mixbct
 
 
 class MixBCT(Method):
@@ -42,21 +28,19 @@ class MixBCT(Method):
         self.warned = False
 
     def fetch(self, index, labels, rng):
-        draw = torch.rand(len(index), generator=rng, device=index.device)
-        draw = draw.where(self.credible[index], -1.0)
-        top = draw.topk(int(self.cfg.mix_ratio * len(index)))
-        rows = top.indices[top.values >= 0]
-        if len(rows) < len(top.indices) and not self.warned:
+        rows = draw_rows(self.credible[index], self.cfg.mix_ratio, rng)
+        wanted = int(self.cfg.mix_ratio * len(index))
+        if len(rows) < wanted and not self.warned:
             logging.warning(
                 "a batch has %d credible rows, fewer than the %d to replace; using what there is",
-                len(rows), len(top.indices),
+                len(rows), wanted,
             )  # fmt: skip
             self.warned = True
         return {"rows": rows, "features": self.old.rows("old_embedding", index[rows])}
 
     def forward(self, embeddings, batch, head, rng):
-        mixed = embeddings.index_copy(0, batch.old["rows"], F.normalize(batch.old["features"]))
-        return {"cls": head(mixed, batch.labels, rng)}
+        old = batch.old["rows"], batch.old["features"]
+        return {"cls": mixbct(embeddings, batch.labels, *old, lambda z, y: head(z, y, rng))}
 
 
 if __name__ == "__main__":

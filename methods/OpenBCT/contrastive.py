@@ -32,7 +32,7 @@ def corrected(
 
     Args:
         features: float32 (B, d_o), new; old: (N, d_o), constant.
-        other: bool (B, N), of another class; positive: bool (B, N), at least one in each row.
+        other, positive: bool (B, N), see masks.py; at least one positive in each row.
     """
     s = similarities(features, old, temperature)
     negatives = s.masked_fill(~other, -torch.inf).logsumexp(1, keepdim=True)  # (B, 1)

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from easydict import EasyDict
 
-from bct.artefacts import OldModel
 from bct.errors import BctError
-from bct.statistics import BLOCK, class_sums
+from bct.old_model import OldModel
+from bct.rows import BLOCK
+from bct.stored.class_statistics import class_sums
 
 Classifier = tuple[torch.Tensor, torch.Tensor | None, torch.Tensor]
 

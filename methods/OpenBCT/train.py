@@ -23,26 +23,20 @@ Differs from the published code, apart from what the terms' files say, in both p
 """
 
 import math
-import sys
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 
-sys.path.append(str(Path(__file__).parent))  # tests and tools run this file by its path
-
-import contrastive
-import regression
-import triplet
-from influence import influence, old_logits
-from lwf import lwf
-from pseudo_classifier import old_classifier
-
-from bct.dimensions import fit
 from bct.distributed import all_gather, rank
 from bct.errors import BctError
 from bct.method import Method
+from bct.models.widths import fit
 from bct.train import main
+from methods.OpenBCT import contrastive, regression, triplet
+from methods.OpenBCT.influence import influence, old_logits
+from methods.OpenBCT.lwf import lwf
+from methods.OpenBCT.masks import masks
+from methods.OpenBCT.pseudo_classifier import old_classifier
 
 JUDGED, TAUGHT = {"influence", "lwf"}, {"lwf", "l2", "triplet", "contrastive"}
 CHOICES = {
@@ -131,16 +125,12 @@ class OpenBCT(Method):
     def compare(self, term, new, old, labels, setting) -> torch.Tensor:
         """triplet or contrastive, of new (B, d_o) and old embeddings of the batch: corrected, of
         all ranks, (N, d_o); published, of this one."""
-        own = torch.arange(len(labels), device=labels.device)
-        everyone, loss = labels, term.published
+        everyone, first, loss = labels, 0, term.published
         if not self.published:
-            own += rank() * len(labels)
+            first = rank() * len(labels)
             old, everyone, loss = all_gather(old), all_gather(labels), term.corrected
-        same = labels[:, None] == everyone  # (B, N)
-        positive = same
-        if self.cfg.positives == "self":
-            positive = F.one_hot(own, len(everyone)).bool()
-        return loss(new, old, ~same, positive, setting)
+        other, positive = masks(labels, everyone, first, self.cfg.positives)
+        return loss(new, old, other, positive, setting)
 
 
 def check(cfg) -> None:

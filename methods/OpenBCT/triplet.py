@@ -41,7 +41,7 @@ def corrected(
 
     Args:
         features: float32 (B, d_o), new; old: (N, d_o), constant.
-        other: bool (B, N), of another class; positive: bool (B, N), at least one in each row.
+        other, positive: bool (B, N), see masks.py; at least one positive in each row.
     """
     anchors, old = F.normalize(features), F.normalize(old)
     far = torch.linalg.vector_norm(anchors - old[hardest(anchors, old, other)], dim=1)  # (B,)

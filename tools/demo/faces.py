@@ -13,10 +13,10 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image, ImageFilter
 
+from tools.demo.canvas import Canvas, planes, spot
 from tools.demo.people import LANDMARK_NOISE, as_worn
 
-DEPTH = 0.95  # of the head's ellipsoid, from its middle to the front
-Window = tuple[slice, slice]
+_ALL = (slice(None), slice(None))
 
 
 def draw(face: SimpleNamespace, picture: SimpleNamespace) -> tuple[np.ndarray, np.ndarray]:
@@ -31,7 +31,7 @@ def draw(face: SimpleNamespace, picture: SimpleNamespace) -> tuple[np.ndarray, n
         landmarks: float64 (5, 2), left eye, right eye, nose tip, left and right mouth corner (x, y)
             in pixels, with the error a detector would make.
     """
-    canvas = _Canvas(as_worn(face, picture), picture)
+    canvas = Canvas(as_worn(face, picture), picture)
     _background(canvas)
     _head(canvas)
     for side in (-1, 1):
@@ -53,120 +53,12 @@ def draw(face: SimpleNamespace, picture: SimpleNamespace) -> tuple[np.ndarray, n
     return image, landmarks + LANDMARK_NOISE * rng.normal(size=(5, 2))
 
 
-class _Canvas:
-    """A picture in the making.
-
-    Attributes:
-        image: float32 (3, H, W), albedo, from 0 to 1.
-        u, v: float32 (H, W), every pixel's place in face units with the head's roll taken out.
-        outline, skin: float32 (H, W), distance to the head's outline and the mask of its inside.
-        nx, ny: float32 (H, W), slope of the relief (nose, cheeks, ...) on top of the ellipsoid.
-    """
-
-    def __init__(self, face: SimpleNamespace, picture: SimpleNamespace):
-        self.face, self.picture = face, picture
-        self.middle = (face.chin + face.crown) / 2
-        self.height = (face.chin - face.crown) / 2
-        self.edge = 1.3 / picture.scale  # edges are this wide: anti-aliasing
-        self.cos, self.sin = math.cos(picture.roll), math.sin(picture.roll)
-        pixels = np.arange(picture.side)
-        x = ((pixels - picture.x) / picture.scale).astype(np.float32)
-        y = ((pixels - picture.y) / picture.scale).astype(np.float32)[:, None]
-        self.u, self.v = self.cos * x + self.sin * y, self.cos * y - self.sin * x
-        self.outline = self.head(self.u, self.v)
-        self.skin = self.soft(self.outline)
-        self.image = np.empty((3, picture.side, picture.side), np.float32)
-        self.nx, self.ny = np.zeros((2, picture.side, picture.side), np.float32)
-        # the head turns about axes behind its middle, so that it stays roughly in place
-        self.shift = math.sin(picture.yaw), math.sin(picture.pitch)
-
-    def head(self, u: np.ndarray, v: np.ndarray, grow: float = 0.0) -> np.ndarray:
-        """Distance to the head's outline, about in face units, negative inside."""
-        t = (v - self.middle) / (self.height + grow)
-        chin = np.square(np.maximum(t, 0))  # 0 in the upper half
-        wide = (self.face.width + grow) * (1 - self.face.taper * chin)
-        down = np.square(t) - self.face.jaw * chin * (1 - chin)
-        return (np.sqrt(np.square(u / wide) + down) - 1) * self.face.width
-
-    def project(self, x: float, y: float, lift: float = 0.0) -> tuple[float, float]:
-        """Where a point of the head, `lift` above its surface, is seen on the plane (u, v)."""
-        z = self.depth(x, y) + lift - 0.25 * DEPTH
-        yaw, pitch = self.picture.yaw, self.picture.pitch
-        return x * math.cos(yaw) + z * self.shift[0], y * math.cos(pitch) + z * self.shift[1]
-
-    def depth(self, x: float, y: float) -> float:
-        rest = 1 - (x / self.face.width) ** 2 - ((y - self.middle) / self.height) ** 2
-        return DEPTH * math.sqrt(max(rest, 0.05))
-
-    def foreshortening(self, x: float, y: float) -> tuple[float, float]:
-        """How much shorter the surface around (x, y) looks across and down: du/dx and dv/dy."""
-        z = self.depth(x, y)
-        slope_x = -x / z * (DEPTH / self.face.width) ** 2
-        slope_y = -(y - self.middle) / z * (DEPTH / self.height) ** 2
-        short_x = math.cos(self.picture.yaw) + slope_x * self.shift[0]
-        short_y = math.cos(self.picture.pitch) + slope_y * self.shift[1]
-        return min(max(short_x, 0.4), 1.2), min(max(short_y, 0.6), 1.2)
-
-    def decal(
-        self, x: float, y: float, radius: float, side: int = 1, tilt: float = 0.0, lift: float = 0.0
-    ) -> tuple[Window, np.ndarray, np.ndarray]:
-        """Local coordinates of a patch of the face's surface around (x, y).
-
-        Returns:
-            where: the part of the picture it can cover.
-            a, b: float32, coordinates within it, a outwards on that side of the face, b down.
-        """
-        u, v = self.project(x, y, lift)
-        short_x, short_y = self.foreshortening(x, y)
-        where = self.window(u, v, radius)
-        a, b = (self.u[where] - u) / (side * short_x), (self.v[where] - v) / short_y
-        if tilt:
-            cos, sin = math.cos(tilt), math.sin(tilt)
-            a, b = cos * a + sin * b, cos * b - sin * a
-        return where, a, b
-
-    def pixel(self, u: float, v: float) -> tuple[float, float]:
-        """Where a place of the plane lies in the picture (x, y)."""
-        x, y, scale = self.picture.x, self.picture.y, self.picture.scale
-        return x + scale * (self.cos * u - self.sin * v), y + scale * (self.sin * u + self.cos * v)
-
-    def window(self, u: float, v: float, radius: float) -> Window:
-        (x, y), r = self.pixel(u, v), radius * self.picture.scale + 2
-        return tuple(slice(max(int(c - r), 0), max(int(c + r) + 1, 0)) for c in (y, x))
-
-    def soft(self, distance: np.ndarray, width: float = 0.0) -> np.ndarray:
-        """1 inside (distance < 0), 0 outside, between them a smooth step as wide as `width`."""
-        t = distance * (-1 / (width + self.edge))
-        t += 0.5
-        np.minimum(np.maximum(t, 0, out=t), 1, out=t)  # np.clip takes longer to start
-        return t * t * (3 - 2 * t)
-
-    def paint(self, where: Window, mask: np.ndarray, colour: np.ndarray | tuple) -> None:
-        """Blends a colour in: (3,), or (3, h, w) for a texture."""
-        part = self.image[:, where[0], where[1]]
-        part += mask * (_planes(colour) - part)
-
-    def shade(self, where: Window, mask: np.ndarray, strength: float) -> None:
-        """Darkens what is there; brightens it when strength < 0."""
-        self.image[:, where[0], where[1]] *= 1 - strength * mask
-
-    def bump(self, x: float, y: float, width: float, tall: float, height: float) -> None:
-        """Adds a hill to the relief."""
-        where, a, b = self.decal(x, y, 2.2 * max(width, tall))
-        hill = height * _spot(a / width, b / tall)
-        self.nx[where] += hill * a / width
-        self.ny[where] += hill * b / tall
-
-
-_ALL = (slice(None), slice(None))
-
-
-def _background(canvas: _Canvas) -> None:
+def _background(canvas: Canvas) -> None:
     """Backdrop, neck and shoulders."""
     face, picture, u, v = canvas.face, canvas.picture, canvas.u, canvas.v
     mix = 0.5 + 0.3 * v + _waves(picture.waves, u, v)
     top, bottom = picture.background
-    canvas.image[:] = _planes(top) + mix * _planes(bottom - top)
+    canvas.image[:] = planes(top) + mix * planes(bottom - top)
     where = canvas.window(0, face.chin + 0.3, 1.0)
     canvas.paint(where, canvas.soft(np.abs(u[where]) - 0.62 * face.width), 0.80 * face.skin)
     where = canvas.window(0, face.chin + 2.2, 2.0)
@@ -174,7 +66,7 @@ def _background(canvas: _Canvas) -> None:
     canvas.paint(where, canvas.soft(shoulders - v[where]), picture.clothes)
 
 
-def _head(canvas: _Canvas) -> None:
+def _head(canvas: Canvas) -> None:
     """Hair behind the head, ears, and the skin with its relief and marks."""
     face, u, v = canvas.face, canvas.u, canvas.v
     if face.hair_length > 0.8:
@@ -190,16 +82,16 @@ def _head(canvas: _Canvas) -> None:
         canvas.paint(where, canvas.soft(ear), 0.92 * face.skin)
         canvas.shade(where, canvas.soft(ear + 0.45 * face.ear, 0.05), 0.25)
     tone = 1 + _waves(face.waves, u - 0.7 * canvas.shift[0], v - 0.7 * canvas.shift[1])
-    canvas.paint(_ALL, canvas.skin, tone * _planes(face.skin))
+    canvas.paint(_ALL, canvas.skin, tone * planes(face.skin))
     for side in (-1, 1):
         canvas.bump(side * 0.62, 0.42, 0.34, 0.24, face.cheek)
         canvas.bump(side * face.eye_gap, 0.02, 0.30, 0.20, -0.45)
         where, a, b = canvas.decal(side * 0.62, 0.62, 0.6)
-        canvas.paint(where, face.blush * _spot(a / 0.28, b / 0.28), face.skin * (1, 0.68, 0.66))
+        canvas.paint(where, face.blush * spot(a / 0.28, b / 0.28), face.skin * (1, 0.68, 0.66))
     canvas.bump(0, face.chin - 0.25, 0.3, 0.2, 0.35)
     canvas.bump(0, -0.35, 0.5, 0.16, 0.2)
     where, a, b = canvas.decal(0, face.chin - 0.22, 0.3)
-    canvas.shade(where, _spot(a / 0.03, b / 0.11), face.cleft)
+    canvas.shade(where, spot(a / 0.03, b / 0.11), face.cleft)
     for x, y, radius, darkness in face.spots:
         where, a, b = canvas.decal(x, y, 2 * radius)
         canvas.shade(where, canvas.soft(np.hypot(a, b) - radius, radius), darkness)
@@ -211,14 +103,14 @@ def _head(canvas: _Canvas) -> None:
         canvas.paint(where, face.beard * mask * canvas.skin[where], 0.9 * face.hair)
 
 
-def _eye(canvas: _Canvas, side: int) -> None:
+def _eye(canvas: Canvas, side: int) -> None:
     face, picture = canvas.face, canvas.picture
     where, a, b = canvas.decal(side * face.eye_gap, 0, 0.5, side, face.eye_tilt)
     w, h = face.eye_width, face.eye_height * max(picture.eyes, 0.05)
     arc = 1 - np.square(a / w)
     upper, lower = -1.1 * h * arc, 0.75 * h * arc  # the lids
-    canvas.shade(where, _spot(a / (1.2 * w), (b + 0.13) / 0.07), face.crease)
-    canvas.shade(where, _spot(a / w, (b - 0.15) / 0.05), 0.12)
+    canvas.shade(where, spot(a / (1.2 * w), (b + 0.13) / 0.07), face.crease)
+    canvas.shade(where, spot(a / w, (b - 0.15) / 0.05), 0.12)
     opening = canvas.soft(np.maximum(upper - b, b - lower))
     canvas.paint(where, opening, (0.93, 0.92, 0.90))
     c = a - side * picture.gaze
@@ -236,7 +128,7 @@ def _eye(canvas: _Canvas, side: int) -> None:
     canvas.shade(where, within * canvas.soft(np.abs(b - lower) - 0.006), 0.35)
 
 
-def _brow(canvas: _Canvas, side: int) -> None:
+def _brow(canvas: Canvas, side: int) -> None:
     face, picture = canvas.face, canvas.picture
     x, y, tilt = face.eye_gap + 0.03, face.brow_y - picture.brows, face.brow_angle + picture.frown
     where, a, b = canvas.decal(side * x, y, 0.45, side, tilt)
@@ -248,7 +140,7 @@ def _brow(canvas: _Canvas, side: int) -> None:
     canvas.paint(where, 0.85 * mask, 0.7 * face.hair)
 
 
-def _nose(canvas: _Canvas) -> None:
+def _nose(canvas: Canvas) -> None:
     face, w = canvas.face, canvas.face.nose_width
     u0, v0 = canvas.project(0, 0.05, 0.08)
     u1, v1 = canvas.project(0, face.nose_y, face.nose_height)
@@ -269,10 +161,10 @@ def _nose(canvas: _Canvas) -> None:
         canvas.shade(where, np.exp(-np.square(wing / 0.4)) * canvas.soft(0.6 * w - c, 0.05), 0.28)
         hole = np.hypot((c - 0.45 * w) / (0.26 * w), (b - 0.02) / 0.035) - 1
         canvas.shade(where, canvas.soft(0.05 * hole, 0.02), 0.6)
-    canvas.shade(where, _spot(a / (0.9 * w), (b - 0.07) / 0.06), 0.22)
+    canvas.shade(where, spot(a / (0.9 * w), (b - 0.07) / 0.06), 0.22)
 
 
-def _mouth(canvas: _Canvas) -> list[tuple[float, float]]:
+def _mouth(canvas: Canvas) -> list[tuple[float, float]]:
     """Returns where its corners are on the plane, left and right."""
     face, w, gap = canvas.face, canvas.face.mouth_width, canvas.picture.open
     where, a, b = canvas.decal(0, face.mouth_y, 0.62)
@@ -287,7 +179,7 @@ def _mouth(canvas: _Canvas) -> list[tuple[float, float]]:
         hairs = canvas.soft(np.maximum(top - b, b - upper), 0.05)
         hairs *= canvas.soft(np.abs(a) - 0.95 * w, 0.15)
         canvas.paint(where, face.moustache * hairs, 0.9 * face.hair)
-    canvas.shade(where, _spot(a / w, (b - lower - 0.06) / 0.05), 0.2)
+    canvas.shade(where, spot(a / w, (b - lower - 0.06) / 0.05), 0.2)
     canvas.paint(where, canvas.soft(np.maximum(upper - b, b - inner)), 0.88 * face.lips)
     canvas.paint(where, canvas.soft(np.maximum(parted - b, b - lower)), face.lips)
     if gap > 0.01:
@@ -295,13 +187,13 @@ def _mouth(canvas: _Canvas) -> list[tuple[float, float]]:
         teeth = np.maximum(np.maximum(inner - b, b - inner - 0.6 * gap * arc), np.abs(a) - 0.75 * w)
         canvas.paint(where, canvas.soft(teeth), (0.92, 0.90, 0.86))
     canvas.shade(where, canvas.soft(np.abs(b - inner) - 0.008) * canvas.soft(np.abs(a) - w), 0.55)
-    canvas.ny[where] += 1.2 * _spot(a / w, (b - lower) / 0.06) * (b - lower + 0.03) / 0.06
+    canvas.ny[where] += 1.2 * spot(a / w, (b - lower) / 0.06) * (b - lower + 0.03) / 0.06
     u, v = canvas.project(0, face.mouth_y)
     short_x, short_y = canvas.foreshortening(0, face.mouth_y)
     return [(u + side * w * short_x, v + ends * short_y) for side in (-1, 1)]
 
 
-def _hair(canvas: _Canvas) -> None:
+def _hair(canvas: Canvas) -> None:
     """Hair on top of the head and down its sides, as far as the hairline lets it."""
     face, u, v = canvas.face, canvas.u, canvas.v
     if face.hair_length < -1:
@@ -314,10 +206,10 @@ def _hair(canvas: _Canvas) -> None:
     beside = np.maximum(-canvas.outline, y - end)  # what sticks out past the skin
     mask = canvas.soft(np.maximum(top, np.minimum(y - line, beside)), 0.06)
     strands = np.cos(face.hair_wave * (u + 0.35 * np.cos(2.5 * v)) + 2 * np.abs(v))
-    canvas.paint(_ALL, mask, (1 + 0.2 * strands) * _planes(face.hair))
+    canvas.paint(_ALL, mask, (1 + 0.2 * strands) * planes(face.hair))
 
 
-def _glasses(canvas: _Canvas) -> None:
+def _glasses(canvas: Canvas) -> None:
     face = canvas.face
     for side in (-1, 1):
         where, a, b = canvas.decal(side * face.eye_gap, 0.04, 0.9, side, lift=0.1)
@@ -330,7 +222,7 @@ def _glasses(canvas: _Canvas) -> None:
         canvas.shade(where, canvas.soft(lens), -0.05)
 
 
-def _light(canvas: _Canvas) -> None:
+def _light(canvas: Canvas) -> None:
     """Lambert's law on the ellipsoid and its relief. What is beside the head goes on with it."""
     picture = canvas.picture
     lx = math.sin(picture.light) * picture.slant
@@ -342,10 +234,10 @@ def _light(canvas: _Canvas) -> None:
     facing = np.maximum((nx + canvas.nx) * lx + (ny + canvas.ny) * ly + nz * lz, 0)
     shade = (picture.ambient + (1.25 - picture.ambient) * facing) * picture.exposure
     tint = np.exp((picture.warmth, picture.tint, -picture.warmth))
-    canvas.image *= np.minimum(shade, 1.6) * _planes(tint)
+    canvas.image *= np.minimum(shade, 1.6) * planes(tint)
 
 
-def _occlusion(canvas: _Canvas) -> None:
+def _occlusion(canvas: Canvas) -> None:
     """Something in front of the face, if this picture has it."""
     face, picture, u, v = canvas.face, canvas.picture, canvas.u, canvas.v
     a, b, c = picture.place
@@ -359,7 +251,7 @@ def _occlusion(canvas: _Canvas) -> None:
         where, p, q = canvas.decal(0, face.nose_y + 0.05, 1.9)
         mask = canvas.soft(0.12 * np.square(p) - q - 0.15)
         mask *= canvas.soft(canvas.outline[where] - 0.04)
-        canvas.paint(where, mask, (1 - 0.08 * np.cos(14 * q)) * _planes(picture.cover))
+        canvas.paint(where, mask, (1 - 0.08 * np.cos(14 * q)) * planes(picture.cover))
     elif picture.occlusion == "hat":
         brim = v - 0.35 * canvas.shift[1] + 0.55 + 0.1 * c
         hat = canvas.soft(np.maximum(canvas.head(u, v, 0.25), brim), 0.03)
@@ -375,7 +267,7 @@ def _occlusion(canvas: _Canvas) -> None:
         canvas.paint(_ALL, canvas.soft(box), picture.cover)
 
 
-def _camera(canvas: _Canvas, rng: np.random.Generator) -> np.ndarray:
+def _camera(canvas: Canvas, rng: np.random.Generator) -> np.ndarray:
     """Tone curve, blur and noise. Returns uint8 (H, W, 3)."""
     picture = canvas.picture
     if picture.grey:
@@ -386,17 +278,6 @@ def _camera(canvas: _Canvas, rng: np.random.Generator) -> np.ndarray:
         pixels = pixels.filter(ImageFilter.BoxBlur(picture.blur))
     grain = picture.noise * rng.standard_normal((*levels.shape[1:], 1), np.float32)
     return np.clip(np.asarray(pixels) + grain.astype(np.int16), 0, 255).astype(np.uint8)
-
-
-def _planes(colour: np.ndarray | tuple) -> np.ndarray:
-    """A colour (3,) as float32 (3, 1, 1); a texture (3, h, w) as it is."""
-    colour = np.asarray(colour, np.float32)
-    return colour[:, None, None] if colour.ndim == 1 else colour
-
-
-def _spot(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """A soft round spot, 1 in the middle, 1/e at distance 1."""
-    return np.exp(-np.square(a) - np.square(b))
 
 
 def _square(a: np.ndarray, b: np.ndarray) -> np.ndarray:

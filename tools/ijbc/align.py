@@ -3,7 +3,7 @@
 import numpy as np
 from skimage.transform import warp
 
-from bct.images import SIZE
+from bct.data.images import SIZE
 
 # left eye, right eye, nose, left and right mouth corner (x, y) in the aligned image; insightface
 TEMPLATE = np.array(

@@ -10,19 +10,18 @@ Under <root>/IJBC (or IJBB, with prefix ijbb and galleries S1, S2):
     meta/ijbc_1N_probe_mixed.csv
 """
 
-import os
 import re
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
 from bct.errors import BctError
-from bct.files import sha256
+from bct.protocols.protocol import Pairs, Protocol, Side
+from bct.protocols.templates import Templates
+from tools.ijbc.crops import LooseCrops
 
 GALLERIES = {"IJBC": ("G1", "G2"), "IJBB": ("S1", "S2")}
 _INTEGER = re.compile(rb"-?[0-9]{1,18}")
@@ -30,61 +29,16 @@ _FLOAT = re.compile(rb"-?[0-9]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?")  # float() would 
 _LARGEST = float(np.finfo(np.float32).max)
 
 
-@dataclass
-class Protocol:
-    """Images in meta row order, and the 1:1 pairs.
-
-    names: N file names. landmarks float32 (N, 5, 2). detector float32 (N,), detection scores.
-    templates, medias int64 (N,). first, second int64 (P,): template ids, enrolment and probe side.
-    genuine bool (P,).
-    """
-
-    root: Path
-    subset: str
-    names: list[str]
-    landmarks: np.ndarray
-    detector: np.ndarray
-    templates: np.ndarray
-    medias: np.ndarray
-    first: np.ndarray
-    second: np.ndarray
-    genuine: np.ndarray
-
-    def image(self, index: int) -> Path:
-        """An image's file. Raises BctError if links lead from loose_crop to outside of it."""
-        folder = self.root / "loose_crop"
-        file = folder / self.names[index]
-        if not os.path.realpath(file).startswith(self._crops + os.sep):
-            boxes = self.root / "meta" / f"{self.subset.lower()}_name_5pts_score.txt"
-            raise _bad_row(boxes, index + 1, f"{self.names[index]} is a link out of {folder}")
-        return file
-
-    @cached_property
-    def _crops(self) -> str:
-        return os.path.realpath(self.root / "loose_crop")  # itself it may well be a link
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """Of what embeddings depend on: names, landmarks and 256 sampled files' sizes."""
-        sample = np.unique(np.linspace(0, len(self.names) - 1, 256).astype(np.int64))
-        sizes = [str(_stat(self.image(i)).st_size) for i in sample]
-        return sha256(*self.names, self.landmarks.tobytes(), *sizes)
-
-
-@dataclass
-class Gallery:
-    """Templates of a gallery or probe file and whose they are, int64 (K,) each."""
-
-    name: str
-    templates: np.ndarray
-    subjects: np.ndarray
-
-
-def read_protocol(root: str | Path, subset: str = "IJBC") -> Protocol:
+def read_protocol(root: str | Path, subset: str = "IJBC", identification: bool = True) -> Protocol:
     """Reads the meta files. `root` holds the folder IJBC, or is that folder.
 
+    Args:
+        identification: read the 1:N files, too. They say whose a template is; one that they lack
+            is a subject of its own.
+
     Raises BctError: a missing file or column, what is no number, an image outside of loose_crop,
-    rows of the two image files that do not match, a pair that names an unknown template.
+    rows of the two image files that do not match, a pair that names an unknown template; see
+    _read_sides.
     """
     folder = _folder(root, subset)
     prefix = subset.lower()
@@ -92,85 +46,96 @@ def read_protocol(root: str | Path, subset: str = "IJBC") -> Protocol:
     media = folder / "meta" / f"{prefix}_face_tid_mid.txt"
     names, numbers = _named_rows(boxes, 11, _finite)
     names_again, ids = _named_rows(media, 2, _integer)
+    _same_names(boxes, names, media, names_again)
+    templates = Templates(ids[:, 0], ids[:, 1], numbers[:, 10].astype(np.float32))
+    crops = LooseCrops(folder, boxes, names, numbers[:, :10].reshape(-1, 5, 2).astype(np.float32))
+    probes, galleries, subjects = None, [], None
+    pairs = _read_pairs(folder / "meta" / f"{prefix}_template_pair_label.txt", templates, media)
+    if identification:
+        *galleries, probes = _read_sides(folder, subset, templates)
+        subjects = -1 - templates.ids
+        for side in (probes, *reversed(galleries)):
+            subjects[side.rows] = side.subjects
+    return Protocol(
+        name=subset,
+        images=crops,
+        templates=templates,
+        pairs=pairs,
+        probes=probes,
+        galleries=galleries,
+        subjects=subjects,
+        thumbnail=crops.load,
+    )
+
+
+def _same_names(boxes: Path, names: list[str], media: Path, names_again: list[str]) -> None:
+    do = f"both describe the same images, row by row: restore {boxes.parent}"
     if len(names) != len(names_again):
         raise BctError(
-            f"{media.name} has {len(names_again)} rows, {boxes.name} has {len(names)}",
-            f"both describe the same images, row by row: restore {folder / 'meta'}",
+            f"{media.name} has {len(names_again)} rows, {boxes.name} has {len(names)}", do
         )
     for row, (a, b) in enumerate(zip(names, names_again, strict=True), 1):
         if a != b:
-            raise BctError(
-                f"row {row} is {a} in {boxes.name} but {b} in {media.name}",
-                f"both describe the same images, row by row: restore {folder / 'meta'}",
-            )
-    pairs_file = folder / "meta" / f"{prefix}_template_pair_label.txt"
-    pairs = _table(pairs_file, columns=(0, 1, 2), delimiter=None)
+            raise BctError(f"row {row} is {a} in {boxes.name} but {b} in {media.name}", do)
+
+
+def _read_pairs(file: Path, templates: Templates, media: Path) -> Pairs:
+    pairs = _table(file, columns=(0, 1, 2), delimiter=None)
     if not np.isin(pairs[:, 2], (0, 1)).all():
         row = int(np.argmin(np.isin(pairs[:, 2], (0, 1))))
-        raise _bad_row(pairs_file, row + 1, f"label {pairs[row, 2]} is neither 0 nor 1")
-    templates, medias = ids.T.copy()
-    unknown = np.setdiff1d(pairs[:, :2], templates)
-    if len(unknown):
-        raise BctError(
-            f"{pairs_file.name} names template {unknown[0]}, which {media.name} does not have",
-            f"restore {folder / 'meta'}",
-        )
-    return Protocol(
-        folder,
-        subset,
-        names,
-        numbers[:, :10].reshape(-1, 5, 2).astype(np.float32),
-        numbers[:, 10].astype(np.float32),
-        templates,
-        medias,
-        pairs[:, 0],
-        pairs[:, 1],
+        raise _bad_row(file, row + 1, f"label {pairs[row, 2]} is neither 0 nor 1")
+    return Pairs(
+        *(_rows(templates, pairs[:, k], file, f"which {media.name} does not have") for k in (0, 1)),
         pairs[:, 2] == 1,
     )
 
 
-def read_galleries(protocol: Protocol) -> tuple[list[Gallery], Gallery]:
+def _rows(templates: Templates, ids: np.ndarray, file: Path, lacking: str) -> np.ndarray:
+    """Rows of template ids. BctError for one without an image."""
+    try:
+        return templates.rows(ids)
+    except BctError:
+        unknown = np.setdiff1d(ids, templates.ids)[0]
+        raise BctError(
+            f"{file.name} names template {unknown}, {lacking}", f"restore {file.parent}"
+        ) from None
+
+
+def _read_sides(folder: Path, subset: str, templates: Templates) -> list[Side]:
     """The two galleries and the mixed probes; a probe may be of a subject in neither.
 
     Raises BctError: a missing file, a template without images or with two subjects, a subject with
     two templates in one gallery or one in each.
     """
-    files = [f"gallery_{g}" for g in GALLERIES[protocol.subset]] + ["probe_mixed"]
     read = []
-    for kind in files:
-        file = protocol.root / "meta" / f"{protocol.subset.lower()}_1N_{kind}.csv"
+    for kind in [f"gallery_{g}" for g in GALLERIES[subset]] + ["probe_mixed"]:
+        file = folder / "meta" / f"{subset.lower()}_1N_{kind}.csv"
         table = _table(file, columns=(0, 1), delimiter=",", skip=1)
-        templates, at, of_row = np.unique(  # a row per image
+        ids, at, of_row = np.unique(  # a row per image
             table[:, 0], return_index=True, return_inverse=True
         )
         differing = table[:, 1] != table[at, 1][of_row]
         if differing.any():
             raise BctError(
                 f"{file.name} gives template {table[np.argmax(differing), 0]} to two subjects",
-                f"restore {protocol.root / 'meta'}",
+                f"restore {file.parent}",
             )
-        unknown = np.setdiff1d(templates, protocol.templates)
-        if len(unknown):
-            raise BctError(
-                f"{file.name} names template {unknown[0]}, which has no image",
-                f"restore {protocol.root / 'meta'}",
-            )
-        gallery = Gallery(kind, templates, table[at, 1])
-        if kind != "probe_mixed" and len(np.unique(gallery.subjects)) < len(templates):
-            subjects, counts = np.unique(gallery.subjects, return_counts=True)
+        side = Side(kind, _rows(templates, ids, file, "which has no image"), table[at, 1])
+        if kind != "probe_mixed" and len(np.unique(side.subjects)) < len(ids):
+            subjects, counts = np.unique(side.subjects, return_counts=True)
             raise BctError(
                 f"{file.name} has two templates of subject {subjects[counts > 1][0]}",
                 "a gallery holds one template per subject",
             )
-        read.append(gallery)
-    *galleries, probes = read
-    both = np.intersect1d(*(gallery.subjects for gallery in galleries))
+        read.append(side)
+    a, b, _ = read
+    both = np.intersect1d(a.subjects, b.subjects)
     if len(both):
         raise BctError(
-            f"subject {both[0]} is in {galleries[0].name} and in {galleries[1].name}",
+            f"subject {both[0]} is in {a.name} and in {b.name}",
             "galleries share no subject, so that a probe is mated in one of them at most",
         )
-    return galleries, probes
+    return read
 
 
 def _folder(root: str | Path, subset: str) -> Path:
@@ -267,9 +232,3 @@ def _open(file: Path) -> BinaryIO:
 
 def _bad_row(file: Path, number: int, why: str) -> BctError:
     return BctError(f"{file}, line {number}: {why}", "restore the file")
-
-
-def _stat(file: Path):
-    if not file.is_file():
-        raise BctError(f"{file} does not exist", "the meta files list it: restore loose_crop/")
-    return file.stat()

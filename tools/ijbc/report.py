@@ -8,9 +8,11 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 import numpy as np
 
+from bct import markdown
 from bct.errors import BctError
 from bct.files import atomic, write_json, write_text
-from bct.metrics import rate_name
+from bct.metrics.scores import rate_name, roc_points
+from bct.protocols.scoring import verification
 
 SHOWN_FPIRS = (1e-2, 1e-1)
 
@@ -23,14 +25,8 @@ def table(tests: dict[str, dict]) -> str:
     """
     rows = {name: cells(test) for name, test in tests.items()}
     titles = ["query / gallery", *next(iter(rows.values()))]
-    widths = [max(map(len, [titles[0], *rows])), *(max(len(t), 6) for t in titles[1:])]
-    lines = [[title.ljust(width) for title, width in zip(titles, widths, strict=True)]]
-    lines.append([":".ljust(widths[0], "-"), *("-" * (width - 1) + ":" for width in widths[1:])])
-    for name, row in rows.items():
-        figures = [f"{value:.4f}" for value in row.values()]
-        cells_ = zip(figures, widths[1:], strict=True)
-        lines.append([name.ljust(widths[0]), *(figure.rjust(width) for figure, width in cells_)])
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    lines = [[name, *(f"{value:.4f}" for value in row.values())] for name, row in rows.items()]
+    return markdown.table(titles, lines, padded=True)
 
 
 def cells(test: dict) -> dict[str, float]:
@@ -82,12 +78,18 @@ def draw(tests: dict[str, dict], curves: dict[str, tuple], path: Path, main_far:
 
 
 def write(
-    target: Path, summary: dict, text: str, curves: dict[str, tuple], main_far: float
+    target: Path,
+    summary: dict,
+    text: str,
+    scores: dict[str, np.ndarray],
+    genuine: np.ndarray,
+    main_far: float,
 ) -> None:
-    """<target>.md, <target>.json and <target>.png."""
+    """<target>.md, <target>.json and <target>.png, with the curves of these scores."""
     file = {kind: target.with_name(f"{target.name}.{kind}") for kind in ("json", "md", "png")}
     write_json(file["json"], summary)
     write_text(file["md"], text + "\n")
+    curves = {name: roc_points(of_test, genuine) for name, of_test in scores.items()}
     drawn = {name: summary["tests"][name] for name in curves}
     draw(drawn, curves, file["png"], main_far)
 
@@ -117,3 +119,36 @@ def read_scores(path: Path) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
         raise BctError(
             f"{path} holds no scores ({error})", "give a file that eval/ijbc.py -m ... wrote"
         ) from None
+
+
+def save_scores(path: Path, scores: dict[str, np.ndarray], genuine: np.ndarray | None) -> None:
+    """An .npz that read_scores reads: names, scores (T, P) and, if given, the labels (P,)."""
+    labels = {} if genuine is None else {"label": genuine}
+    with atomic(path) as temporary, open(temporary, "wb") as file:
+        np.savez(file, names=list(scores), scores=np.stack(list(scores.values())), **labels)
+
+
+def draw_saved(
+    paths: list[Path], known: np.ndarray | None, rule: str, target: Path, far: float
+) -> None:
+    """Draws the ROC curves of saved scores and prints their table.
+
+    Args:
+        known: which pairs are genuine, bool (P,), for files that do not say it.
+    """
+    tests, curves = {}, {}
+    for path in paths:
+        for name, scores, label in read_scores(path):
+            genuine = known if label is None else label
+            if genuine is None or len(genuine) != len(scores):
+                have = "no labels" if genuine is None else f"{len(genuine)} labels"
+                raise BctError(
+                    f"{path} has {len(scores)} scores and there are {have} for them",
+                    "give the protocol's folder, -d, or scores saved with -L",
+                )
+            if name in tests:
+                name = f"{path.stem}: {name}"
+            tests[name] = {"pairs": verification(scores, genuine, rule)}
+            curves[name] = roc_points(scores, genuine)
+    draw(tests, curves, target, far)
+    print(f"{table(tests)}\n\nwritten to {target}")

@@ -1,0 +1,1 @@
+"""From files to batches: record files, image sets, views, label maps, the loader."""

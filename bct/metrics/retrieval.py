@@ -1,0 +1,190 @@
+"""Retrieval: CMC top-k and mean average precision, exact, without ranking the gallery.
+
+bct/metrics/ranking.py has the definitions and the computation, bct/metrics/relevance.py says what a
+query ought to find; here are its inputs, checked, and its figures.
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from bct.errors import BctError
+from bct.metrics.blocks import SCORES
+from bct.metrics.ranking import by_item, by_pairs, by_rows
+from bct.metrics.relevance import ByItem, Relevance, check, numbered
+from bct.streams import generator
+
+METRICS = ("cosine", "l2")
+
+
+class Retrieval(NamedTuple):
+    """Of Q queries, those without a positive in the gallery are counted apart.
+
+    top: share of queries with a positive among the best k, per k.
+    mean_ap: mean average precision.
+    ap: float64 (Q,), average precision of each query, NaN without a positive.
+    rank: int64 (Q,), rank of the first positive, from 1; 0 without a positive.
+    queries, without: how many have a positive and how many have not; only the former are in the
+        means.
+    """
+
+    top: dict[int, float]
+    mean_ap: float
+    ap: np.ndarray
+    rank: np.ndarray
+    queries: int
+    without: int
+
+
+def retrieve(
+    query: np.ndarray,
+    gallery: np.ndarray,
+    relevance: Relevance,
+    metric: str = "cosine",
+    ks: tuple[int, ...] = (1, 5),
+) -> Retrieval:
+    """Queries against a gallery, whose embeddings may be another model's.
+
+    Args:
+        query: float (Q, D); gallery: float (G, D). In leave-one-out the same array for both takes
+            half of the time.
+        relevance: ByClass or ByItem of these Q queries and G items. Ignored items are taken out of
+            a query's ranking before anything is counted.
+        metric: "cosine" scores by the product of the unit vectors (0 for a zero vector), "l2" by
+            -|q - g|^2 / 2, computed in float32 as q.g - |q|^2 / 2 - |g|^2 / 2.
+        ks: which top-k.
+
+    Raises:
+        BctError: shapes that do not fit; a relevance of other items; embeddings that are not
+            numbers; an unknown metric; a k below 1; no query with a positive.
+    """
+    check_searched(query, gallery, relevance, metric, ks)
+    if isinstance(relevance, ByItem):
+        return summary(*by_item(query, gallery, relevance, metric), ks)
+    labels, others = numbered(relevance)
+    own = relevance.leave_one_out
+    if own and gallery is query and len(labels) * np.bincount(labels).max() <= SCORES:
+        return summary(*by_pairs(query, labels, metric), ks)
+    return summary(*by_rows(query, labels, gallery, others, metric, own), ks)
+
+
+def of_queries(result: Retrieval, chosen: np.ndarray) -> Retrieval:
+    """The figures of some of the queries, against the same gallery.
+
+    Args:
+        chosen: bool (Q,).
+
+    Raises:
+        BctError: none of them has a positive.
+    """
+    return summary(result.ap[chosen], result.rank[chosen], tuple(result.top))
+
+
+def cmc(result: Retrieval, depth: int) -> np.ndarray:
+    """Cumulative match characteristic: top-1, top-2, ..., top-depth, float64 (depth,)."""
+    rank = result.rank[result.rank > 0]
+    hits = np.bincount(np.minimum(rank, depth + 1), minlength=depth + 2)[1:-1]
+    return np.cumsum(hits) / len(rank)
+
+
+class ClassFigures(NamedTuple):
+    """Of the C classes whose queries have a positive.
+
+    labels: (C,), ascending; queries: int64 (C,), those with a positive; top: k -> float64 (C,);
+    mean_ap: float64 (C,).
+    """
+
+    labels: np.ndarray
+    queries: np.ndarray
+    top: dict[int, np.ndarray]
+    mean_ap: np.ndarray
+
+
+def by_class(result: Retrieval, labels: np.ndarray) -> ClassFigures:
+    """Means over the queries of each class.
+
+    Args:
+        labels: (Q,), the queries'.
+    """
+    found = result.rank > 0
+    known, of_query, count = np.unique(labels[found], return_inverse=True, return_counts=True)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return np.bincount(of_query, values, len(known)) / count
+
+    top = {k: mean(result.rank[found] <= k) for k in result.top}
+    return ClassFigures(known, count, top, mean(result.ap[found]))
+
+
+def bootstrap_means(
+    values: np.ndarray, units: np.ndarray, resamples: int = 1000, seed: int = 0
+) -> np.ndarray:
+    """What the means of queries' figures are in resamples of the units, mostly classes.
+
+    A resample draws U of the U units with replacement; w[u] is how often u was drawn. In it
+
+        mean_k = sum over queries q of w[u_q] values_kq / sum over q of w[u_q]
+
+    All K systems have the same resamples: what is common to them cancels in a difference. The
+    gallery stays as it is. See bct.metrics.bootstrap.interval.
+
+    Args:
+        values: float (K, Q), of the same queries by K systems, e.g. their average precision.
+        units: (Q,), any ids.
+
+    Returns:
+        float64 (R, K).
+
+    Raises:
+        BctError: shapes that do not fit, no query, or values that are not finite.
+    """
+    values = np.asarray(values, np.float64)
+    if values.ndim != 2 or np.shape(units) != values.shape[1:] or not values.size:
+        raise BctError(
+            f"the figures are {values.shape}, their units {np.shape(units)}",
+            "give figures (systems, queries) and a unit per query, for at least one query",
+        )
+    if not np.isfinite(values).all():
+        raise BctError("a query's figure is not finite", "leave out queries without a positive")
+    unit, sizes = np.unique(units, return_inverse=True, return_counts=True)[1:]
+    sums = np.stack([np.bincount(unit, row) for row in values])  # (K, U)
+    stream = generator("cpu", seed, "bootstrap over classes")
+    means = np.empty((resamples, len(values)))
+    for r in range(resamples):
+        drawn = torch.randint(len(sizes), (len(sizes),), generator=stream).numpy()
+        weight = np.bincount(drawn, minlength=len(sizes))  # (U,)
+        means[r] = sums @ weight / (sizes @ weight)
+    return means
+
+
+def summary(ap: np.ndarray, rank: np.ndarray, ks: tuple[int, ...]) -> Retrieval:
+    """The means of queries' figures. Raises BctError if none has a positive."""
+    found = rank > 0
+    queries = int(found.sum())
+    if not queries:
+        raise BctError("no query has a positive in the gallery", "check the labels of both sides")
+    top = {k: float((rank[found] <= k).mean()) for k in ks}
+    return Retrieval(top, float(ap[found].mean()), ap, rank, queries, len(ap) - queries)
+
+
+def check_searched(
+    query: np.ndarray, gallery: np.ndarray, relevance: Relevance, metric: str, ks: tuple[int, ...]
+) -> None:
+    """Raises BctError for what retrieve does not take."""
+    if metric not in METRICS:
+        raise BctError(f"the metric is {metric!r}", f"choose from {', '.join(METRICS)}")
+    if not ks or min(ks) < 1:
+        raise BctError(f"top-k is asked for k of {ks}", "name at least one k, from 1")
+    for name, features in (("query", query), ("gallery", gallery)):
+        if features.ndim != 2 or not len(features):
+            raise BctError(
+                f"the {name} embeddings are {features.shape}",
+                "give one row per item, and at least one item",
+            )
+    if query.shape[1] != gallery.shape[1]:
+        raise BctError(
+            f"the queries have {query.shape[1]} dimensions, the gallery {gallery.shape[1]}",
+            "cut or map one side to the width of the other",
+        )
+    check(relevance, len(query), len(gallery))

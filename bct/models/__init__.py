@@ -1,0 +1,1 @@
+"""Trained networks, whoever trained them: loading, widths, embedding."""

@@ -1,0 +1,48 @@
+"""What a config and a model.json say of a network: how it sees an image."""
+
+from pathlib import Path
+from typing import Any
+
+from easydict import EasyDict
+
+from backbones import NETWORKS
+from bct.data.images import SIZE
+from bct.data.views import AUGMENT, CROPS, PIXELS, View
+from bct.errors import BctError
+from bct.files import read_json
+
+
+def view_of_config(cfg: EasyDict) -> View:
+    """The view that a config trains with. BctError for a size that its network does not take."""
+    if cfg.network in NETWORKS and cfg.image_size != SIZE:
+        raise BctError(
+            f"network {cfg.network} takes images of {SIZE} pixels, image_size is {cfg.image_size}",
+            f"set image_size={SIZE}, or a network for other images, such as resnet18",
+        )
+    return View(cfg.image_size, *AUGMENT[cfg.augment], cfg.pixels)
+
+
+def said_beside(weights: str | Path) -> dict[str, Any]:
+    """The model.json beside these weights; {} if there is none, or no object in it."""
+    about = Path(weights).with_suffix(".json")
+    said = read_json(about) if about.is_file() else {}
+    return said if isinstance(said, dict) else {}
+
+
+def view_of_model(weights: str | Path) -> View:
+    """The view in the model.json beside these weights; that of faces if there is none.
+
+    Raises BctError for one that is not ours.
+    """
+    said = said_beside(weights)
+    if "view" not in said:
+        return View()
+    try:
+        view = View(**said["view"])
+        fits = view.crop in CROPS and view.pixels in PIXELS and view.size > 0
+    except TypeError:
+        fits = False
+    if not fits:
+        about = Path(weights).with_suffix(".json")
+        raise BctError(f"{about} holds no view of ours: {said['view']}", "train the model again")
+    return view

@@ -1,0 +1,186 @@
+"""The one loop that turns images into embeddings: for evaluation, extraction and training alike."""
+
+import json
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import nn
+
+from bct import distributed
+from bct.amp import dtype_name
+from bct.data.image_set import ImageSet
+from bct.data.loader import Batch, Loader
+from bct.data.views import View
+from bct.files import sha256
+from bct.log import progress
+from bct.stored.artefacts import open_valid, shared_artefact
+
+
+class Embedder(Protocol):
+    """What the loop asks of a model: bct.models.model.Model has it."""
+
+    file: str
+    network: str | None
+    sha256: str
+    view: View | None  # None: stored embeddings
+    dtype: torch.dtype | None
+    backbone: nn.Module
+    width: int
+
+    def rows(self, images: ImageSet) -> np.ndarray: ...
+
+
+def embedding_of(output: torch.Tensor | tuple) -> torch.Tensor:
+    """The embedding among what a backbone in training returns, see bct.method.Method.backbone."""
+    return output if torch.is_tensor(output) else output.embedding
+
+
+@torch.inference_mode()
+def embedded(
+    networks: Mapping[str, nn.Module], loader: Loader, what: str = "", mirror: bool = False
+) -> Iterator[tuple[Batch, dict[str, np.ndarray]]]:
+    """This rank's batches, each with its embeddings by every network, float32 (B, D), as they are.
+
+    Args:
+        networks: in eval mode, on the loader's device.
+        what: name of a progress bar; none without.
+        mirror: the embedding is that of the image plus that of its mirror image.
+    """
+    batches = loader.epoch()
+    for batch in progress(batches, what, len(loader), "batch") if what else batches:
+        rows = {}
+        for key, network in networks.items():
+            x = embedding_of(network(batch.images))
+            if mirror:
+                x = x + embedding_of(network(batch.images.flip(3)))
+            rows[key] = x.float().cpu().numpy()
+        yield batch, rows
+
+
+def embed_set(
+    network: nn.Module, images: ImageSet, device: torch.device, batch_size: int, mirror: bool
+) -> np.ndarray:
+    """Embeddings of a small set by a network in training, float32 (N, D), on every rank."""
+    network.eval()
+    loader = Loader(images, batch_size, device, num_workers=0, train=False)
+    parts = [rows["x"] for _, rows in embedded({"x": network}, loader, mirror=mirror)]
+    local = torch.from_numpy(np.concatenate(parts)).to(device)
+    return distributed.all_gather_shares(local, len(images)).cpu().numpy()
+
+
+def embed_models(
+    models: Mapping[str, "Embedder"],
+    images: ImageSet,
+    cache: str | Path | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    mirror: bool | None = None,
+    batch_size: int = 128,
+    num_workers: int = 2,
+    reload: bool = False,
+) -> dict[str, np.ndarray]:
+    """Label -> embeddings of all images, float (N, D), not normalised, memory-mapped.
+
+    Rows go to a memory map batch by batch; neither the device nor this process ever holds them all.
+    Models that see images alike share the decoding. Ranks share the images; every rank gets the
+    result.
+
+    Args:
+        models: networks, or stored embeddings, which are opened.
+        cache: folder of embeddings computed before, keyed by weights, images, view and precision;
+            None: they last as long as the process.
+        mirror: the embedding is that of the image plus that of its mirror image; default: as the
+            images have it, which say, too, how all networks see them, if not as in training.
+        reload: compute anew what is cached.
+
+    Raises BctError: weights that do not load; an image that can't be read; stored embeddings of
+    other images.
+    """
+    device, found, missing = torch.device(device), {}, {}
+    mirror = images.mirror if mirror is None else mirror
+    with ExitStack() as stack:
+        folder = Path(cache) if cache else stack.enter_context(_passing_folder())
+        for label, model in models.items():
+            if model.view is None:
+                found[label] = model.rows(images)
+                continue
+            model.backbone  # noqa: B018 - a wrong network is refused even if a cache would do
+            made_from = _made_from(model, images, mirror)
+            path = folder / f"{images.name}_{sha256(json.dumps(made_from))[:20]}.npy"
+            there = None if reload else open_valid(path, **made_from)
+            if all(distributed.all_gather_object(there is not None)):
+                distributed.say(f"{model.file}: embeddings are cached in {path.name}")
+                found[label] = there
+            else:
+                missing.setdefault(images.view or model.view, {})[label] = path, made_from
+        for seen, parts in missing.items():
+            loader = Loader(
+                images, batch_size, device, num_workers=num_workers, train=False, view=seen
+            )
+            chosen = {label: models[label] for label in parts}
+            found |= _compute(chosen, parts, images, loader, mirror)
+    return {label: found[label] for label in models}
+
+
+def _made_from(model: "Embedder", images: ImageSet, mirror: bool) -> dict:
+    seen = images.view or model.view
+    return {
+        "model": model.sha256,
+        "network": model.network,
+        "data": images.fingerprint,
+        "recipe": images.recipe,
+        "amp": dtype_name(model.dtype),
+        "view": [seen.size, seen.crop, seen.pixels],
+        "mirror": mirror,
+    }
+
+
+def _compute(
+    models: dict[str, "Embedder"],
+    parts: dict[str, tuple[Path, dict]],
+    images: ImageSet,
+    loader: Loader,
+    mirror: bool,
+) -> dict[str, np.ndarray]:
+    """Fills a memory-mapped file for each model in one pass over the images."""
+    networks, paths, out = {}, {}, {}
+    for label, model in models.items():
+        path, _ = parts[label]
+        paths.setdefault(path, label)  # two labels of one model have one file
+        networks[paths[path]] = model.backbone.to(loader.device)
+    with ExitStack() as stack:
+        for path, label in paths.items():
+            shape = (len(images), models[label].width)
+            about = {"kind": "embeddings", "weights": models[label].file, **parts[label][1]}
+            out[label] = stack.enter_context(shared_artefact(path, shape, "float32", **about))
+        networks = {label: networks[label] for label in out}
+        for batch, rows in embedded(networks, loader, f"embed {images.name}", mirror):
+            index = batch.index.cpu().numpy()
+            for label, values in rows.items():
+                out[label][index] = values
+    distributed.barrier()
+    for array in out.values():
+        array.flags.writeable = False
+    # not what the paths hold by now: another run may be replacing it. Views, because bct.rows opens
+    # a whole mapped file by its name, which was a temporary one
+    views = {path: out[label][:] for path, label in paths.items()}
+    return {label: views[parts[label][0]] for label in models}
+
+
+@contextmanager
+def _passing_folder() -> Iterator[Path]:
+    """A folder for files that stay mapped after it is gone, the same on all ranks."""
+    with ExitStack() as stack:
+        name = [None]
+        if distributed.is_main():
+            name[0] = stack.enter_context(tempfile.TemporaryDirectory(prefix="bct-"))
+        if distributed.world_size() > 1:
+            dist.broadcast_object_list(name, src=0)
+        yield Path(name[0])
+        distributed.barrier()

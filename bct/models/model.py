@@ -1,0 +1,131 @@
+"""A model to evaluate: a trained network, or embeddings that it has left in a file."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+
+from bct.data.image_set import ImageSet, Joined
+from bct.data.views import View
+from bct.errors import BctError
+from bct.files import sha256, sha256_file
+from bct.models.about import said_beside, view_of_model
+from bct.models.embed import embed_models
+from bct.models.weights import load_backbone
+from bct.stored.fingerprint import Fingerprint
+from bct.stored.vector_files import is_stored, open_vectors
+
+
+@dataclass(frozen=True)
+class Model:
+    """A trained network by its file, loaded when it is first used.
+
+    Attributes:
+        file: weights; or embeddings, one .npy or .npz, or two with a comma between for the two sets
+            of a search (queries.npy,gallery.npy).
+        network: its name, None where the file or its model.json says it.
+        sha256: of the file's bytes.
+        view: how the network sees an image; None for stored embeddings.
+        dtype: of its body, None for fp32.
+    """
+
+    file: str
+    network: str | None
+    sha256: str
+    view: View | None
+    dtype: torch.dtype | None = None
+
+    @cached_property
+    def backbone(self) -> nn.Module:
+        """The network, ready to infer, on the CPU. BctError: see bct.models.weights."""
+        if self.view is None:
+            raise BctError(
+                f"{self.file} holds embeddings, not a network",
+                "give the model itself: its model.pt or .onnx",
+            )
+        return load_backbone(self.file, self.network, self.dtype, fold=True)
+
+    @cached_property
+    def width(self) -> int:
+        """D, of its embeddings."""
+        if self.view is None:
+            return open_vectors(self.file.split(",")[0])[0].shape[1]
+        return self.backbone.embedding_size
+
+    @property
+    def fingerprint(self) -> Fingerprint:
+        """Which space its embeddings live in."""
+        view = self.view and {k: getattr(self.view, k) for k in ("size", "crop", "pixels")}
+        return Fingerprint(self.sha256, view, self.width)
+
+    def embed(self, images: ImageSet, cache: str | Path | None = None) -> np.ndarray:
+        """float32 (N, D), not normalised, memory-mapped; see bct.models.embed.embed_models."""
+        return embed_models({"x": self}, images, cache)["x"]
+
+    def rows(self, images: ImageSet) -> np.ndarray:
+        """Stored embeddings of these images, float (N, D).
+
+        Raises BctError for another number of rows, and for one file where there are two sets.
+        """
+        files = self.file.split(",")
+        sets = images.sets if isinstance(images, Joined) else [images]
+        if len(files) != len(sets):
+            raise BctError(
+                f"{self.file} is {len(files)} file(s) of embeddings for {len(sets)} set(s)",
+                "for two sets give two with a comma, queries.npy,gallery.npy; for one set one",
+            )
+        parts = [open_vectors(*pair)[0] for pair in zip(files, map(len, sets), strict=True)]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
+def open_model(
+    file: str | Path,
+    network: str | None = None,
+    dtype: torch.dtype | None = None,
+    **view: int | str | None,
+) -> Model:
+    """Finds a model; its network is loaded later.
+
+    Args:
+        file, network, dtype: see Model.
+        view: size, crop, pixels of a network whose model.json says none; None: as for faces.
+
+    Raises BctError: no such file, or a model.json whose view is not ours.
+    """
+    file = str(file)
+    paths = file.split(",") if is_stored(file) else [file]
+    for path in paths:
+        if not Path(path).is_file():
+            raise BctError(f"model {path} does not exist", "check the path, or train it first")
+    digests = [sha256_file(path) for path in paths]
+    digest = digests[0] if len(digests) == 1 else sha256(*digests)
+    if is_stored(file):
+        return Model(file, None, digest, None)
+    if "view" in said_beside(file):
+        return Model(file, network, digest, view_of_model(file), dtype)
+    given = {key: value for key, value in view.items() if value is not None}
+    return Model(file, network, digest, View(**given), dtype)
+
+
+def open_models(
+    files: list[tuple[str, str | Path, str | None]],
+    dtype: torch.dtype | None = None,
+    **view: int | str | None,
+) -> dict[str, Model]:
+    """Label -> model, of (label, file, network). BctError like open_model, and for equal labels."""
+    labels = [label for label, _, _ in files]
+    if len(set(labels)) < len(labels):
+        raise BctError(
+            f"the models are called {', '.join(labels)}: two have one name",
+            "rename a file or its folder, so that the tables can tell them apart",
+        )
+    return {label: open_model(file, network, dtype, **view) for label, file, network in files}
+
+
+def described(models: Mapping[str, Model]) -> dict[str, dict[str, str]]:
+    """What results say of their models: label -> file and sha256."""
+    return {label: {"file": m.file, "sha256": m.sha256} for label, m in models.items()}

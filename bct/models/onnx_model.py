@@ -1,0 +1,247 @@
+"""A network in an ONNX file, ours or anybody's, run by onnxruntime on the CPU.
+
+What a graph wants done to the image is read from its metadata, under the key `bct.preprocessing`:
+JSON such as {"size": 112, "colours": "RGB", "mean": 127.5, "std": 127.5}, for pixels of 0..255 from
+which mean is subtracted before the division by std. tools/export_onnx.py writes it, and it can be
+added to any file. Without it insightface's rule holds: a graph with Sub and Mul or Div among its
+first 8 nodes normalises by itself and is fed 0..255, any other (x - 127.5) / 127.5.
+"""
+
+import importlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from bct.data.images import SIZE
+from bct.distributed import say
+from bct.errors import BctError
+from bct.files import sha256_file
+
+PREPROCESSING = "bct.preprocessing"  # keys of the metadata
+NETWORK = "bct.network"
+WEIGHTS_FILE = "bct.weights_file_sha256"  # of the second file, when the weights have one
+OURS = {
+    "size": SIZE,
+    "colours": "RGB",
+    "mean": 127.5,
+    "std": 127.5,
+}  # as bct.data.images.to_network
+_FLOATS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
+
+
+class OnnxBackbone(nn.Module):
+    """An onnxruntime session in the place of a network: no parameters, no gradient.
+
+    Input (B, 3, H, W) float in [-1, 1]; output (B, D) float32 on the input's device.
+
+    Args:
+        session: an onnxruntime.InferenceSession with one input and one output.
+        embedding_size: D.
+        batch: how many images the graph takes at once, None for any number.
+        mean, std, bgr: what the graph wants, see above; bgr swaps the colours.
+        network: a name of backbones.NETWORKS, None if the file doesn't say.
+    """
+
+    def __init__(
+        self,
+        session: Any,
+        embedding_size: int,
+        batch: int | None,
+        mean: float,
+        std: float,
+        bgr: bool = False,
+        network: str | None = None,
+    ):
+        super().__init__()
+        self.session, self.embedding_size, self.batch = session, embedding_size, batch
+        self.scale, self.shift, self.bgr = 127.5 / std, (127.5 - mean) / std, bgr
+        self.network = network
+        data = session.get_inputs()[0]
+        self.input, self.dtype = data.name, _FLOATS[data.type]
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        x = images.detach().float().cpu() * self.scale + self.shift  # (B, 3, H, W)
+        x = (x.flip(1) if self.bgr else x).to(self.dtype)
+        batch = self.batch or len(x)
+        x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, -len(x) % batch))  # a fixed batch has to be full
+        parts = [
+            self.session.run(None, {self.input: part.contiguous().numpy()})[0]
+            for part in x.split(batch)
+        ]
+        out = torch.from_numpy(np.concatenate(parts)[: len(images)])  # (B, D)
+        return out.float().to(images.device)
+
+
+def load_onnx(path: str | Path, size: int = SIZE) -> OnnxBackbone:
+    """Opens an ONNX file as a network for images of 3 x size x size.
+
+    onnxruntime gets as many threads as torch has. A graph that takes one image at a time, by
+    declaration or because of a constant inside, is run image by image.
+
+    Raises:
+        BctError: onnxruntime is missing, the file is not ONNX or has its weights elsewhere, or
+            its graph has not one image input of this size and one output (B, D).
+    """
+    graph = _graph(path)
+    session = _session(path)
+    inputs, outputs = session.get_inputs(), session.get_outputs()
+    for kind, found in (("input", inputs), ("output", outputs)):
+        if len(found) != 1:
+            names = ", ".join(one.name for one in found)
+            raise BctError(
+                f"{path} has {len(found)} {kind}s ({names}), not one",
+                "export it with the image as its only input, the embedding as its only output",
+            )
+        if found[0].type not in _FLOATS:
+            raise BctError(
+                f"{path}: its {kind} {found[0].name} is a {found[0].type}, not of floats",
+                "export it with float input and output",
+            )
+    metadata = session.get_modelmeta().custom_metadata_map
+    wanted = _preprocessing(path, graph, metadata, size)
+    expected = shape = inputs[0].shape  # (B, 3, H, W)
+    if len(shape) == 4:
+        own = (3, wanted["size"], wanted["size"])  # where the graph has a name or None: any size
+        expected = [n if isinstance(n, int) else m for n, m in zip(shape[1:], own, strict=True)]
+    if expected != [3, size, size]:
+        raise BctError(
+            f"{path} expects {'x'.join(map(str, expected))}, the images are 3x{size}x{size}",
+            "give a model for aligned faces of that size",
+        )
+    batch, embedding_size = _try(path, session, size)
+    bgr = wanted["colours"] == "BGR"
+    network = metadata.get(NETWORK)
+    model = OnnxBackbone(
+        session, embedding_size, batch, wanted["mean"], wanted["std"], bgr, network
+    )
+    return model.eval()
+
+
+def require(name: str) -> ModuleType:
+    """Imports a package of the optional extra `onnx`."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise BctError(
+            f"ONNX files need {name} ({error})", "install the extra: pip install '.[onnx]'"
+        ) from None
+
+
+def _graph(path: str | Path) -> Any:
+    """The onnx.GraphProto, without weights that lie in another file; these are checked."""
+    onnx = require("onnx")
+    try:
+        model = onnx.load(path, load_external_data=False)
+    except Exception as error:  # protobuf's, onnx's and the system's, without a common base
+        raise _unreadable(path, error) from None
+    elsewhere = {
+        entry.value
+        for tensor in _tensors(model)
+        if tensor.data_location == tensor.EXTERNAL
+        for entry in tensor.external_data
+        if entry.key == "location"
+    }
+    if elsewhere:
+        # caches know a model by the hash of its file, which therefore has to hold the weights'
+        hashes = [entry.value for entry in model.metadata_props if entry.key == WEIGHTS_FILE]
+        weights = Path(path).with_name(f"{Path(path).name}.data")
+        if not hashes or elsewhere != {weights.name}:
+            raise BctError(
+                f"{path} keeps weights in another file and not its hash",
+                'join them: python -c "import onnx; '
+                "onnx.save(onnx.load('model.onnx'), 'one.onnx')\"",
+            )
+        if not weights.is_file() or sha256_file(weights) != hashes[0]:
+            raise BctError(
+                f"{weights}, which holds the weights of {path}, is missing or another model's",
+                "copy both files again, with the names tools/export_onnx.py gave them",
+            )
+    return model.graph
+
+
+def _tensors(message: Any) -> Iterator[Any]:
+    """Every TensorProto in a message: weights, constants, also in subgraphs and functions."""
+    if message.DESCRIPTOR.name == "TensorProto":
+        yield message
+        return
+    for field, value in message.ListFields():
+        if field.message_type is not None:
+            for child in [value] if hasattr(value, "DESCRIPTOR") else value:
+                yield from _tensors(child)
+
+
+def _session(path: str | Path) -> Any:
+    ort = require("onnxruntime")
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = torch.get_num_threads()
+    options.log_severity_level = 4  # its errors reach us as exceptions
+    try:
+        return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime has a dozen kinds, without a common base
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: str | Path, error: Exception) -> BctError:
+    return BctError(
+        f"{path} can't be read as an ONNX file ({_reason(error)})",
+        "check the path; tools/export_onnx.py turns a model.pt into an ONNX file",
+    )
+
+
+def _preprocessing(
+    path: str | Path, graph: Any, metadata: dict[str, str], size: int
+) -> dict[str, Any]:
+    """What the graph wants, with the keys of OURS."""
+    if PREPROCESSING not in metadata:
+        kinds = {node.op_type for node in graph.node[:8]}
+        raw = "Sub" in kinds and bool(kinds & {"Mul", "Div"})
+        mean, std = (0.0, 1.0) if raw else (127.5, 127.5)
+        fed = "pixels of 0..255" if raw else "(x - 127.5) / 127.5"
+        say(f"{path} has no {PREPROCESSING}: by insightface's rule it is fed RGB, {fed}")
+        return {"size": size, "colours": "RGB", "mean": mean, "std": std}
+    try:
+        said = json.loads(metadata[PREPROCESSING])
+        wanted = {key: type(value)(said[key]) for key, value in OURS.items()}
+        if wanted["colours"] not in ("RGB", "BGR") or not wanted["std"] > 0:
+            raise ValueError
+    except (ValueError, KeyError, TypeError):
+        raise BctError(
+            f"{path}: its {PREPROCESSING} can't be used ({metadata[PREPROCESSING]})",
+            f"write it like {json.dumps(OURS)}; colours may be BGR",
+        ) from None
+    return wanted
+
+
+def _try(path: str | Path, session: Any, size: int) -> tuple[int | None, int]:
+    """Runs grey images. Returns how many the graph takes at once, None for any, and D.
+
+    Exporters leave graphs that declare any batch and work for one image only, or declare the
+    output of one image and work for many: so what counts is what the graph does.
+    """
+    data = session.get_inputs()[0]
+    fixed = data.shape[0] if isinstance(data.shape[0], int) else None
+    dtype = "float32" if data.type == "tensor(float)" else "float16"
+    for batch in (fixed,) if fixed else (2, 1):
+        try:
+            out = session.run(None, {data.name: np.zeros((batch, 3, size, size), dtype)})[0]
+        except Exception as error:  # as above
+            problem = _reason(error)
+        else:
+            if out.ndim == 2 and len(out) == batch:
+                return (batch if batch in (fixed, 1) else None), out.shape[1]
+            problem = f"{batch} images give {'x'.join(map(str, out.shape)) or 'a number'}"
+    raise BctError(
+        f"{path} does not give one embedding per image ({problem})",
+        "export it with one output, images x embedding size",
+    )
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"

@@ -1,0 +1,111 @@
+"""The verdict on two models' embeddings of a protocol, in one call."""
+
+import numpy as np
+
+from bct.errors import BctError
+from bct.metrics.bootstrap import bootstrap_tar
+from bct.metrics.relevance import ByClass
+from bct.metrics.retrieval import bootstrap_means
+from bct.metrics.scores import rate_name, tar_at_far
+from bct.protocols.protocol import Protocol
+from bct.protocols.search_tests import OVER, How, search, sides_of
+from bct.protocols.templates import pair_scores
+from bct.protocols.verdict import Verdict, judged
+
+
+def compare(
+    protocol: Protocol,
+    old: np.ndarray,
+    new: np.ndarray,
+    alone: np.ndarray | None = None,
+    *,
+    far: float = 1e-3,
+    resamples: int = 1000,
+) -> Verdict:
+    """Is the new model backward-compatible with the old one, and what does it gain?
+
+    Quality is TAR at a FAR where the protocol has pairs, else the mean average precision of its
+    search. Compatible: new queries in the old gallery do better than old ones (Shen et al., CVPR
+    2020). The interval is a percentile bootstrap over subjects, or over pairs where the protocol
+    does not say whose an item is; over classes, or over queries where relevance is by item.
+
+    Args:
+        protocol: of open_protocol. old, new: its images' embeddings by the two models, float
+            (N, D), not normalised. alone: those of the new network trained without compatibility,
+            by which gain and price are measured.
+        far: false accept rate, 0..1. resamples: of the bootstrap.
+
+    Returns:
+        A Verdict with `compatible`, `interval`, `gain`, `figures()`, `sentence()`, `table()`.
+
+    Raises:
+        BctError: embeddings of other images or of two widths; a far that allows no false accept.
+    """
+    embeddings = [old, new] if alone is None else [old, new, alone]
+    items = [protocol.item_features(rows) for rows in embeddings]
+    tests = [(items[0], items[0]), (items[1], items[0]), (items[1], items[1])]
+    tests += [(items[2], items[2])] if alone is not None else []
+    if protocol.pairs is not None:
+        return _compare_pairs(protocol, tests, far, resamples)
+    return _compare_searches(protocol, tests, resamples)
+
+
+def _compare_pairs(protocol: Protocol, tests: list, far: float, resamples: int) -> Verdict:
+    """tests: (queries' items, gallery's items) of old/old, new/old, new/new, alone/alone."""
+    first, second, genuine = protocol.pairs
+    check_resolved(protocol, far)
+    scores = np.stack([pair_scores(gallery, query, first, second) for query, gallery in tests])
+    tars = [float(tar_at_far(row, genuine, (far,))[0].tar) for row in scores]
+    *units, over = pair_units(protocol)
+    found = bootstrap_tar(scores[:2], *units, genuine, (far,), resamples)[:, :, 0]
+    gaps = found[:, 1] - found[:, 0]
+    return judged(f"TAR at FAR {rate_name(far)}", *tars, replicates=gaps, over=over)
+
+
+def _compare_searches(protocol: Protocol, tests: list, resamples: int) -> Verdict:
+    """tests: as of _compare_pairs."""
+    relevance, results = protocol.search.relevance, []
+    for query, gallery in tests:
+        sides = sides_of(protocol.search, query)
+        other = sides if query is gallery else sides_of(protocol.search, gallery)
+        results.append(search(relevance, sides.query, other.gallery, How()))
+    found = results[0].rank > 0  # queries that have a positive
+    values = np.stack([result.ap[found] for result in results])
+    units, over = query_units(protocol)
+    means = bootstrap_means(values[:2], units[found], resamples)
+    return judged("mAP", *values.mean(1).tolist(), replicates=means[:, 1] - means[:, 0], over=over)
+
+
+def check_resolved(protocol: Protocol, far: float) -> None:
+    """Raises BctError for a FAR that these pairs do not resolve, or if no pair is genuine."""
+    genuine = protocol.pairs.genuine
+    impostors = int(np.count_nonzero(~genuine))
+    if far * impostors < 1:
+        raise BctError(
+            f"FAR {rate_name(far)} allows no false accept among {impostors} impostor pairs",
+            "give a larger far, or a larger protocol",
+        )
+    if impostors == len(genuine):
+        raise BctError(
+            f"{protocol.name} has impostor pairs only: TAR is undefined",
+            "give a protocol with pairs of both kinds",
+        )
+
+
+def pair_units(protocol: Protocol) -> tuple[np.ndarray, np.ndarray, str]:
+    """What an interval of 1:1 figures is over: the unit of each pair's two sides, (P,), and its
+    name. Subjects where the protocol says whose an item is, else the pairs themselves."""
+    first, second, _ = protocol.pairs
+    if protocol.subjects is None:
+        pair = np.arange(len(first))
+        return pair, pair, "pairs"
+    return protocol.subjects[first], protocol.subjects[second], "subjects"
+
+
+def query_units(protocol: Protocol) -> tuple[np.ndarray, str]:
+    """What an interval of a search's figures is over: the unit of each query, (Q,), and its name.
+    Classes where relevance is by class, else the queries themselves."""
+    relevance = protocol.search.relevance
+    if isinstance(relevance, ByClass):
+        return relevance.query, OVER
+    return np.arange(len(protocol.search.queries)), "queries"

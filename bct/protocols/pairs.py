@@ -1,0 +1,141 @@
+"""Verification sets in insightface's `.bin` format as a protocol of pairs.
+
+A `.bin` is a pickle of (list of 2P encoded images, list of P same-or-not flags); images 2i and
+2i + 1 are pair i.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from bct.data.image_set import ImageSet
+from bct.data.images import SIZE, decode
+from bct.data.views import View
+from bct.errors import BctError
+from bct.files import sha256
+from bct.metrics.folds import Accuracy, accuracy
+from bct.models.embed import embed_set
+from bct.protocols.protocol import Pairs, Protocol
+from bct.safe.lists import load_lists
+
+_GROWTH, _FREE = 1024, 1 << 28  # how many times its file's size a set may take, beyond 256 MiB
+_LONGEST = 16  # an image's longer side, in shorter sides
+
+
+class VerificationSet(ImageSet):
+    """images uint8 (2P, H, W, 3), decoded; issame bool (P,)."""
+
+    resizable, mirror, view = False, True, View()
+    num_classes = 1
+
+    def __init__(self, path: Path, images: np.ndarray, issame: np.ndarray, fingerprint: str):
+        self.path, self.images, self.issame, self.fingerprint = path, images, issame, fingerprint
+        self.labels = np.zeros(len(images), np.int64)
+
+    @property
+    def only(self) -> str | None:
+        """ "genuine" or "impostor" if all pairs are; accuracy and TAR at FAR then say nothing."""
+        if self.issame.all():
+            return "genuine"
+        return None if self.issame.any() else "impostor"
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def load(self, index: int, out: np.ndarray) -> int:
+        out[:] = self.images[index]
+        return 0
+
+    def describe(self, index: int) -> str:
+        return f"{self.path}, image {index}"
+
+
+def open_bin(path: str | Path) -> Protocol:
+    """A verification set as a protocol. BctError like load_bin."""
+    images = load_bin(path)
+    every = np.arange(len(images))
+    return Protocol(
+        name=images.name,
+        images=images,
+        pairs=Pairs(every[0::2], every[1::2], images.issame),
+        thumbnail=images.load,
+    )
+
+
+def load_bin(path: str | Path, size: int = SIZE) -> VerificationSet:
+    """Reads a verification set; images of another size have their shorter side resized.
+
+    Raises BctError: missing file, a pickle that asks for anything but arrays and bytes, a broken
+    image, counts that do not match.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise BctError(
+            f"verification set {path} does not exist", "check val_targets and rec_val, or remove it"
+        )
+    data = path.read_bytes()
+    try:
+        encoded, issame = load_lists(data)
+    except ValueError as error:
+        raise BctError(
+            f"{path} is not a verification set ({error})", "use a .bin made by insightface's tools"
+        ) from None
+    if len(encoded) != 2 * len(issame) or len(issame) == 0:
+        raise BctError(
+            f"{path} has {len(encoded)} images for {len(issame)} pairs", "write the file again"
+        )
+    if len(encoded) * size * size * 3 > max(_FREE, _GROWTH * len(data)):
+        raise BctError(
+            f"{path} is too small for {len(encoded)} images: it repeats them",
+            "use a .bin made by insightface's tools",
+        )
+    for i, flag in enumerate(issame):
+        if not isinstance(flag, bool | int | np.generic) or flag not in (0, 1):
+            raise BctError(
+                f"{path}: flag {i} says neither same nor different",
+                "write the file again",
+            )
+    images = np.empty((len(encoded), size, size, 3), np.uint8)
+    for i, one in enumerate(encoded):
+        try:
+            images[i] = _fit(decode(_image_bytes(one)), size)
+        except ValueError as error:
+            raise BctError(
+                f"{path}: image {i} is broken ({error})", "write the file again"
+            ) from None
+    return VerificationSet(path, images, np.array(issame, bool), sha256(data, str(size)))
+
+
+def _image_bytes(data: Any) -> bytes:
+    if isinstance(data, np.ndarray) and data.dtype.kind in "ui" and data.itemsize == 1:
+        return data.tobytes()
+    if not isinstance(data, bytes):
+        raise ValueError(f"a {type(data).__name__} instead of a file's bytes")
+    return data
+
+
+def _fit(image: np.ndarray, size: int) -> np.ndarray:
+    if image.shape[:2] == (size, size):
+        return image
+    from skimage.transform import resize
+
+    scale = size / min(image.shape[:2])
+    shape = [round(side * scale) for side in image.shape[:2]]
+    if max(shape) > _LONGEST * size:
+        raise ValueError(f"{image.shape[1]}x{image.shape[0]} is no picture of a face")
+    image = np.rint(resize(image, shape, preserve_range=True, anti_aliasing=scale < 1))
+    top, left = (shape[0] - size) // 2, (shape[1] - size) // 2
+    return image[top : top + size, left : left + size].astype(np.uint8)
+
+
+def verify(
+    backbone: torch.nn.Module, sets: list[VerificationSet], device: torch.device
+) -> dict[str, Accuracy]:
+    """Accuracy of one model on each set; every rank has to call it and gets the result."""
+    results = {}
+    for images in sets:
+        e = embed_set(backbone, images, device, batch_size=256, mirror=True)
+        results[images.name] = accuracy(e[0::2], e[1::2], images.issame)
+    return results

@@ -1,0 +1,102 @@
+"""What is evaluated: images, the items that are made of them, and who is compared with whom.
+
+An item is what a gallery holds and a query asks with: a template of several images, or an image
+itself. Pairs, probes, galleries and searches speak of items by their row, 0..T-1.
+
+    tools/ijbc/protocol.py               IJB-B and IJB-C
+    bct/protocols/pairs.py               verification sets in insightface's .bin format
+    bct/protocols/class_templates.py     an image set, half of each class enrolled
+    bct/protocols/image_search.py        an image set searched, by class
+
+A new protocol is one file whose reader returns a Protocol.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+
+from bct.data.image_set import ImageSet
+from bct.metrics.relevance import Relevance
+from bct.protocols.templates import Templates
+from bct.rows import unit_rows
+
+
+class Pairs(NamedTuple):
+    """1:1. first, second int64 (P,): the enrolled and the probe item; genuine bool (P,)."""
+
+    first: np.ndarray
+    second: np.ndarray
+    genuine: np.ndarray
+
+
+class Side(NamedTuple):
+    """One side of 1:N. rows int64 (K,): its items; subjects int64 (K,): whose they are."""
+
+    name: str
+    rows: np.ndarray
+    subjects: np.ndarray
+
+
+class Search(NamedTuple):
+    """Retrieval. queries, gallery int64 (Q,), (G,): items; relevance: of the gallery to a query."""
+
+    queries: np.ndarray
+    gallery: np.ndarray
+    relevance: Relevance
+
+
+@dataclass
+class Protocol:
+    """A test. It has pairs, or probes and galleries, or a search, or several of these.
+
+    Attributes:
+        name: short, for tables and files.
+        images: the N images to embed, an image set.
+        templates: how images become items; None: image i is item i.
+        pairs: 1:1.
+        probes, galleries: 1:N, open-set; a gallery holds one item of a subject.
+        search: retrieval.
+        subjects: int64 (T,), whose item it is, where that is known: what intervals are over.
+        thumbnail: (image, out uint8 (112, 112, 3)) fills in a small picture.
+    """
+
+    name: str
+    images: ImageSet
+    templates: Templates | None = None
+    pairs: Pairs | None = None
+    probes: Side | None = None
+    galleries: list[Side] = field(default_factory=list)
+    search: Search | None = None
+    subjects: np.ndarray | None = None
+    thumbnail: Callable[[int, np.ndarray], None] | None = None
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the images."""
+        return self.images.fingerprint
+
+    @property
+    def items(self) -> int:
+        """T."""
+        return len(self.images) if self.templates is None else len(self.templates.ids)
+
+    def item_id(self, row: int) -> int:
+        """The number by which the protocol's files call an item."""
+        return int(row) if self.templates is None else int(self.templates.ids[row])
+
+    def first_image(self, item_id: int) -> int:
+        """The first image of an item, by its number in the protocol's files."""
+        if self.templates is None:
+            return item_id
+        return int(np.flatnonzero(self.templates.ids[self.templates.row] == item_id)[0])
+
+    def item_features(self, embeddings: np.ndarray) -> np.ndarray:
+        """Unit embeddings of the items, float32 (T, D), from those of the images (N, D).
+
+        Raises BctError when the number of embeddings is not the number of images.
+        """
+        if self.templates is not None:
+            return self.templates.aggregate(embeddings)
+        return np.asarray(unit_rows(embeddings), np.float32)

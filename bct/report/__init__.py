@@ -1,0 +1,1 @@
+"""The upgrade report: analysis, drawings, page."""

@@ -1,0 +1,154 @@
+"""The report as one HTML page that needs nothing else, and as Markdown."""
+
+import base64
+import math
+from pathlib import Path
+
+import jinja2
+import numpy as np
+import simplejpeg
+
+from bct.files import write_json, write_text
+from bct.metrics.scores import rate_name
+from bct.protocols.protocol import Protocol
+from bct.protocols.verdict import interval_title
+from bct.report import drawings
+from bct.report.study import Drawings, Measure
+
+_TONES = {"deploy now": "good", "backfill first": "warn", "do not": "bad"}
+_NAMES = {  # of the rows in the figure of gains
+    "new / old": "after the upgrade",
+    "new / new": "after full backfill",
+    "alone / alone": "without compatibility",
+}
+_OF_PAIRS = {"far": None, "drift": None}  # what a report by a search does not have
+
+
+def write(
+    folder: Path,
+    report: dict,
+    arrays: Drawings | None = None,
+    thumbnails: dict[int, str] | None = None,
+) -> None:
+    """report.html, report.md and report.json in `folder`; nothing if one of them can't be made.
+
+    Args:
+        report: see bct.report.analysis.analyse and write_report. arrays: of pairs.
+    """
+    values = {**_OF_PAIRS, "cost": None, **report, **_values(report)}
+    values |= {"figures": _figures(report, arrays), "thumbnails": thumbnails}
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=jinja2.select_autoescape(["html.j2"]),
+        undefined=jinja2.StrictUndefined,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= _FILTERS
+    names = ("report.md", "report.html")
+    texts = [environment.get_template(f"{name}.j2").render(values) for name in names]
+    write_json(folder / "report.json", report)
+    for name, text in zip(names, texts, strict=True):
+        write_text(folder / name, text)
+
+
+def _values(report: dict) -> dict:
+    """What the templates show in the same places, whatever the report judges by."""
+    measure, far = Measure(**report["measure"]), report.get("far")
+    tests, flips = report["tests"], report["flips"]
+    if far is None:
+        cells = {
+            name: (test["retrieval"]["map"], test["retrieval"]["top1"])
+            for name, test in tests.items()
+        }
+    else:
+        cells = {
+            name: (test["pairs"]["tar"][rate_name(far)], _top1(test))
+            for name, test in tests.items()
+        }
+    unit = "queries" if far is None else "pairs"
+    return {
+        "measure": measure,
+        "qualities": report["compatibility"][measure.key],
+        "cells": cells,
+        "labels": list(report["models"]),
+        "tone": _TONES[report["verdict"]["decision"]],
+        "interval": interval_title(report["compatibility"]["over"]),
+        "unit": unit,
+        "changes": {
+            kind: {**found, "number": found[unit]}
+            for kind, found in flips.items()
+            if kind != "examples"
+        },
+    }
+
+
+def _top1(test: dict) -> float | None:
+    return test["search"]["mean"]["top1"] if "search" in test else None
+
+
+def _figures(report: dict, arrays: Drawings | None) -> dict[str, str]:
+    """Name -> SVG."""
+    measure, backfill = Measure(**report["measure"]), report["backfill"]
+    differences = report["compatibility"]["differences"]
+    drawn = {
+        "gains": drawings.gains(
+            {_NAMES[name]: tuple(d.values()) for name, d in differences.items()},
+            f"difference of {measure.words}",
+        ),
+        "backfill": drawings.backfill(
+            {
+                name: (np.array(backfill["shares"]), np.array(order[measure.key]))
+                for name, order in backfill["orders"].items()
+            },
+            backfill["old"],
+            measure.words,
+        ),
+    }
+    if arrays is not None:
+        far = report["far"]
+        threshold = next(d["threshold"] for d in report["drift"] if d["far"] == far)
+        drawn["roc"] = drawings.roc(arrays.curves, far)
+        drawn["scores"] = drawings.distributions(arrays.scores, arrays.genuine, threshold)
+    return drawn
+
+
+def thumbnails(protocol: Protocol, report: dict) -> dict[int, str]:
+    """Item's number -> its first image as a data: address, for the flipped pairs or queries."""
+    shown = {
+        example[side]
+        for examples in report["flips"]["examples"].values()
+        for example in examples
+        for side in ("gallery", "query")
+        if side in example
+    }
+    out = {}
+    pixels = np.empty((112, 112, 3), np.uint8)
+    for number in sorted(shown):
+        protocol.thumbnail(protocol.first_image(number), pixels)
+        jpeg = base64.b64encode(simplejpeg.encode_jpeg(pixels, 85)).decode()
+        out[number] = f"data:image/jpeg;base64,{jpeg}"
+    return out
+
+
+def _hours(value: float) -> str:
+    if value < 1:
+        return f"{60 * value:.0f} minutes"
+    return f"{value:.1f} hours" if value < 48 else f"{value / 24:.1f} days"
+
+
+def _number(form: str):
+    def show(value: float | None) -> str:
+        return "-" if value is None or math.isnan(value) else format(value, form)
+
+    return show
+
+
+_FILTERS = {
+    "rate": rate_name,
+    "f2": _number(".2f"),
+    "f3": _number(".3f"),
+    "e2": _number(".2e"),
+    "signed": lambda value: f"{round(value, 3) + 0:+.3f}",  # no -0.000
+    "percent": lambda value: "never" if value is None else f"{100 * value:.0f} %",
+    "hours": _hours,
+}

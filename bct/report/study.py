@@ -1,0 +1,141 @@
+"""What a report is made from, and the figures that reports of pairs and of searches share.
+
+q/g is a query by model q against a gallery by model g; roles are "old", "new" and "alone".
+"""
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from bct.errors import BctError
+from bct.metrics import backfill
+from bct.metrics.bootstrap import interval
+from bct.metrics.flips import Flips
+from bct.protocols.protocol import Protocol
+from bct.protocols.verdict import judged, or_none
+
+SHARES = np.linspace(0, 1, 21)  # of the gallery, re-extracted
+EPS = 0.005  # a share is enough when its quality is this near to the goal
+_ROUNDING = 1e-9  # the mean of equal curves may differ from them in its last bits
+NEIGHBOURS = 10
+EXAMPLES = 8
+RANDOM_ORDERS = 3  # a curve is the mean over them
+
+
+class Measure(NamedTuple):
+    """What a report judges by. key: in the report's dicts; at: e.g. "FAR 1e-4", or None."""
+
+    key: str
+    name: str
+    at: str | None = None
+
+    @property
+    def words(self) -> str:
+        return self.name + self._at()
+
+    def of(self, value: float) -> str:
+        """E.g. "TAR 0.812 at FAR 1e-4"."""
+        return f"{self.name} {value:.3f}{self._at()}"
+
+    def _at(self) -> str:
+        return f" at {self.at}" if self.at else ""
+
+
+class Study(NamedTuple):
+    """What a report is made from.
+
+    images: role -> embeddings of the images (N, D); items: role -> of the items (T, D), unit where
+    the protocol has pairs or templates. Roles are "old", "new" and, if there is one, "alone".
+    """
+
+    protocol: Protocol
+    images: Mapping[str, np.ndarray]
+    items: Mapping[str, np.ndarray]
+
+    @classmethod
+    def of(cls, protocol: Protocol, embeddings: Mapping[str, np.ndarray]) -> "Study":
+        """Of embeddings of the protocol's images by role, (N, D), not normalised.
+
+        Raises BctError when the number of embeddings is not the number of images.
+        """
+        for role, rows in embeddings.items():
+            if len(rows) != len(protocol.images):
+                raise BctError(
+                    f"{len(rows)} {role} embeddings for {len(protocol.images)} images",
+                    f"give one row per image of {protocol.name}, in its order",
+                )
+        if protocol.pairs is None and protocol.templates is None:
+            return cls(protocol, embeddings, embeddings)  # a search scales them itself, in blocks
+        items = {role: protocol.item_features(images) for role, images in embeddings.items()}
+        return cls(protocol, embeddings, items)
+
+    @property
+    def tests(self) -> list[tuple[str, str]]:
+        """(query role, gallery role): all of them."""
+        return list(itertools.product(self.items, repeat=2))
+
+    @property
+    def selves(self) -> list[str]:
+        """The tests that are compared: old/old, new/old, new/new, alone/alone if there is one."""
+        names = ["old / old", "new / old", "new / new"]
+        return names + ["alone / alone"] * ("alone" in self.items)
+
+
+class Drawings(NamedTuple):
+    """Arrays for the figures of pairs; the report itself holds no scores.
+
+    curves: test -> ROC, (FAR, TAR); scores: test -> float (P,); genuine: bool (P,).
+    """
+
+    curves: dict[str, tuple[np.ndarray, np.ndarray]]
+    scores: dict[str, np.ndarray]
+    genuine: np.ndarray
+
+
+def gains(measure: Measure, values: Mapping[str, float], replicates: np.ndarray, over: str) -> dict:
+    """The criterion, update gain, price and P_up, P_comp, P_1, and differences with intervals.
+
+    Args:
+        values: test -> its quality, in the order of Study.selves; replicates: of them, (R, K);
+        over: what these are resampled over.
+    """
+    names, qualities = list(values), list(values.values())
+    return {
+        measure.key: dict(values),
+        "over": over,
+        "differences": {
+            name: interval(
+                replicates[:, k] - replicates[:, 0], qualities[k] - qualities[0]
+            )._asdict()
+            for k, name in enumerate(names)
+            if k > 0
+        },
+        **judged(measure.words, *qualities).figures(),
+    }
+
+
+def curve_figures(
+    measure: Measure, curves: Sequence[np.ndarray], before: float, after: float
+) -> dict:
+    """An order's backfill curve, the mean of several (B,) at SHARES, and how much is enough."""
+    curve = backfill.Curve(SHARES, np.mean(curves, axis=0))
+    return {
+        measure.key: curve.values.tolist(),
+        "area": backfill.area(curve),
+        "published_mean": backfill.published_mean(curve),
+        "violations": backfill.violations(curve)._asdict(),
+        "enough_for_all_new": backfill.smallest_fraction(curve, after, EPS),
+        "enough_for_old": backfill.smallest_fraction(curve, before, _ROUNDING),
+    }
+
+
+def counts(found: Flips, of: str) -> dict:
+    """Args: of: what is counted, "pairs" or "queries"."""
+    return {
+        of: found.total,
+        "negative": found.negative,
+        "positive": found.positive,
+        "relative": or_none(found.relative),
+    }

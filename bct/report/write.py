@@ -1,0 +1,111 @@
+"""The upgrade report of any protocol, written: report.html, report.md, report.json."""
+
+import datetime
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from bct import distributed
+from bct.errors import BctError
+from bct.files import model_name
+from bct.models.embed import embed_models
+from bct.models.model import Model, described
+from bct.models.widths import same_width
+from bct.protocols.protocol import Protocol
+from bct.report import page
+from bct.report.analysis import analyse, check_protocol
+from bct.report.cost import Cost, re_extraction
+from bct.report.study import Study
+
+ROLES = ("old", "new", "alone")
+
+
+def write_report(
+    folder: str | Path,
+    protocol: Protocol,
+    models: Mapping[str, Model],
+    embeddings: Mapping[str, np.ndarray] | None = None,
+    *,
+    far: float = 1e-4,
+    resamples: int = 1000,
+    cost: Cost | None = None,
+    thumbnails: bool = False,
+    cache: str | Path | None = None,
+    device: torch.device | str = "cpu",
+    dimensions: str = "equal",
+    batch_size: int = 128,
+    num_workers: int = 2,
+) -> dict | None:
+    """May the new model be deployed against the old gallery? One page with the answer.
+
+    A protocol with pairs is judged by TAR at FAR, one with a search alone by mAP. Under torchrun
+    all ranks call this, and the first one writes.
+
+    Args:
+        folder: for report.html (one file that loads nothing), report.md and report.json; what is
+            there is replaced. Each file is whole or as before.
+        models: "old", "new" and, if there is one, "alone": the new network trained without
+            compatibility, by which the price is measured.
+        embeddings: role -> of the protocol's images, float (N, D), not normalised; None: computed.
+        far: for pairs, what the deployed threshold was set for; one of bct.metrics.scores.FARS.
+        resamples: of the bootstrap.
+        cost: for the time and price of re-extracting a gallery; None: the page says nothing of it.
+        thumbnails: show changed pairs or queries, which may be personal data.
+        cache, batch_size, num_workers: see bct.models.embed.embed_models.
+        dimensions: how embeddings of several widths meet, see bct.models.widths.
+
+    Returns:
+        The report, as report.json has it; None on other ranks than the first.
+
+    Raises:
+        BctError: other roles; a protocol that can't be judged so, before anything is computed; what
+            embed_models refuses; embeddings of other images or widths.
+    """
+    _check_roles(models, embeddings)
+    check_protocol(protocol, far)
+    if thumbnails and protocol.thumbnail is None:
+        raise BctError(f"{protocol.name} has no pictures to show", "leave out thumbnails")
+    models, device = {role: models[role] for role in ROLES if role in models}, torch.device(device)
+    if embeddings is None:
+        embeddings = embed_models(
+            models, protocol.images, cache, device=device,
+            batch_size=batch_size, num_workers=num_workers,
+        )  # fmt: skip
+    if not distributed.is_main():
+        return None
+    rows = same_width(dimensions, *(embeddings[role] for role in models))
+    found, drawings = analyse(
+        Study.of(protocol, dict(zip(models, rows, strict=True))), far, resamples
+    )
+    about = described(models)
+    report = {
+        "models": {
+            role: {"name": model_name(model["file"]), **model} for role, model in about.items()
+        },
+        "data": protocol.fingerprint,
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
+        "resamples": resamples,
+        **found,
+    }
+    if cost is not None:
+        report["cost"] = re_extraction(cost, models["new"], protocol.images, device, batch_size)
+    pictures = page.thumbnails(protocol, report) if thumbnails else None
+    page.write(Path(folder), report, drawings, pictures)
+    return report
+
+
+def _check_roles(models: Mapping, embeddings: Mapping | None) -> None:
+    given = [models] if embeddings is None else [models, embeddings]
+    for roles in given:
+        if not {"old", "new"} <= set(roles) <= set(ROLES):
+            raise BctError(
+                f"a report of {', '.join(map(str, roles)) or 'no model'} can't be made",
+                "give old and new and, if there is one, alone",
+            )
+    if len({frozenset(roles) for roles in given}) > 1:
+        raise BctError(
+            f"there are models {', '.join(models)} and embeddings of {', '.join(embeddings)}",
+            "give embeddings of the same roles",
+        )

@@ -1,0 +1,1 @@
+"""Stored galleries: their versions, their order of renewal."""

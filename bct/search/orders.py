@@ -1,0 +1,74 @@
+"""Orders of a gallery: which of its N items is re-extracted (backfilled) first."""
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from bct.errors import BctError
+from bct.rows import row_blocks
+from bct.stored.class_statistics import class_sums
+from bct.streams import generator
+
+
+def order_random(n: int, seed: int) -> np.ndarray:
+    """A permutation of n items, int64 (n,)."""
+    return torch.randperm(n, generator=generator("cpu", seed, "backfill order")).numpy()
+
+
+def order_by_distance(distance: np.ndarray) -> np.ndarray:
+    """Items by descending distance, int64 (N,); equal ones by index.
+
+    Args:
+        distance: float (N,), e.g. distance_to_centre, disagreement, or the log-variance that
+            FastFill predicts (tools/transform_gallery.py --uncertainty).
+
+    Raises:
+        BctError: a distance that is not a number.
+    """
+    if np.isnan(distance).any():
+        raise BctError(
+            f"{np.count_nonzero(np.isnan(distance))} distances are NaN",
+            "check the embeddings they come from",
+        )
+    return np.argsort(-np.asarray(distance, np.float64), kind="stable")
+
+
+def distance_to_centre(embeddings: np.ndarray, labels: np.ndarray) -> np.ndarray:
+    """|n(x_i) - n(sum over class y_i of n(x))| with n(x) = x / |x|, float32 (N,), in 0..2.
+
+    How badly an embedding stands for its class. Given the old embeddings mapped into the new space,
+    it is the order of Ricci et al. (lambda-orthogonality, arXiv 2509.16664).
+
+    Args:
+        embeddings: float (N, D); labels: (N,), any ids.
+    """
+    _, labels = np.unique(labels, return_inverse=True)
+    centres = F.normalize(class_sums(embeddings, labels, unit=True)[0]).float()
+    distance = np.empty(len(labels), np.float32)
+    for rows, x in row_blocks(embeddings):
+        gap = F.normalize(x) - centres[torch.from_numpy(labels[rows])]  # (B, D)
+        distance[rows] = torch.linalg.vector_norm(gap, dim=1).numpy()
+    return distance
+
+
+def disagreement(old: np.ndarray, new: np.ndarray) -> np.ndarray:
+    """1 - cos(old_i, new_i) = |n(old_i) - n(new_i)|^2 / 2, float32 (N,), in 0..2.
+
+    Computed the second way, which is exactly 0 for equal rows. It needs the new embeddings, so it
+    is no order that a deployment could know: it is what a predicted order can be held against.
+
+    Args:
+        old, new: float (N, D), of the same items.
+
+    Raises:
+        BctError: shapes that differ.
+    """
+    if old.shape != new.shape:
+        raise BctError(
+            f"the old embeddings are {old.shape}, the new ones {new.shape}",
+            "give both models' embeddings of the same items, of one width",
+        )
+    out = np.empty(len(old), np.float32)
+    for (rows, a), (_, b) in zip(row_blocks(old), row_blocks(new), strict=True):
+        out[rows] = (F.normalize(a) - F.normalize(b)).square().sum(1).div(2).numpy()
+    return out

@@ -1,0 +1,1 @@
+"""Arrays on disk: artefacts with their manifests, vectors in files, class statistics."""

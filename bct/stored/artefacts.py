@@ -1,0 +1,255 @@
+"""What the old model leaves for the new one: arrays on disk, each with a small JSON manifest.
+
+    feature_save/<scenario>/<SD>_feature.npy    float32 (n, D), raw embeddings, row i = data index i
+                            <SD>_label.npy      int64 (n,)
+                            <SD>_avg_feature.npy                float32 (C, D), unit class means
+                            <SD>_credible_ratio_90_feature.npy  bool (n,)
+                            <SD>_credible_entropy_50_feature.npy    bool (n,)
+                            <SD>_class_statistics.npy           one record per class, (C,)
+
+Names and contents are the MixBCT reference's; see bct/scenarios.py for scenario and SD. The
+manifest has the same name with .json: what the array was computed from, so that nothing stale is
+ever used, and a digest of the array it speaks of. Two files can't be renamed at once: whatever a
+kill or several writers leave, an array is used only beside a manifest with its own digest.
+"""
+
+import datetime
+import hashlib
+import shlex
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch.distributed as dist
+
+from bct import distributed
+from bct.errors import BctError
+from bct.files import ROOT, atomic, read_json, write_json
+from bct.scenarios import scenario_of
+
+# kind: (end of the file name, command that makes it)
+KINDS = {
+    "old_embedding": ("feature", "python tools/extract_features.py {old_config} --SD {sd}"),
+    "old_embedding_label": ("label", "python tools/extract_features.py {old_config} --SD {sd}"),
+    "old_prototype": ("avg_feature", "python tools/average_features.py --SD {sd}"),
+    "credible_old_feature": (
+        "credible_ratio_{percent}_feature",
+        "python tools/denoise.py --T {T} --SD {sd}",
+    ),
+    "credible_by_entropy": (
+        "credible_entropy_{percent}_feature",
+        "python tools/denoise.py --by entropy --T {T} --SD {sd}",
+    ),
+    "class_statistics": ("class_statistics", "python tools/class_statistics.py --SD {sd}"),
+    # of a new model trained alone (config new_config), for methods that learn from both
+    "new_embedding": ("feature", "python tools/extract_features.py {old_config} --SD {sd}"),
+}
+PER_CLASS = ("old_prototype", "class_statistics")  # the others have a row per image
+_BLOCK, _BLOCKS = 1 << 14, 256  # bytes, number: what a digest looks at
+
+
+def artefact_path(
+    kind: str, feature_save: str | Path, scenario: str, sd: str, T: float = 0.9
+) -> Path:
+    """Where an artefact lives. T is the kept share of the credible mask."""
+    suffix = KINDS[kind][0].format(percent=round(100 * T))
+    return Path(feature_save) / scenario / f"{sd}_{suffix}.npy"
+
+
+def manifest_path(path: Path) -> Path:
+    return path.with_suffix(".json")
+
+
+@contextmanager
+def write_artefact(
+    path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike, **manifest: Any
+) -> Iterator[np.ndarray]:
+    """Yields a memory-mapped array to fill. File and manifest appear when the block ends well.
+
+    Args:
+        manifest: what the array is and was made from; rows, dim, dtype, digest and date are added.
+    """
+    with atomic(path) as temporary:
+        array = np.lib.format.open_memmap(temporary, "w+", np.dtype(dtype), shape)
+        yield array
+        array.flush()
+        digest = _digest(array)
+        manifest_path(path).unlink(missing_ok=True)  # one from before digests fits any array
+    write_json(
+        manifest_path(path),
+        {
+            **manifest,
+            "rows": shape[0],
+            "dim": shape[1] if len(shape) > 1 else manifest.get("dim"),
+            "dtype": str(np.dtype(dtype)),
+            "digest": digest,
+            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        },
+    )
+
+
+@contextmanager
+def shared_artefact(
+    path: Path, shape: tuple[int, ...], dtype: npt.DTypeLike, **manifest: Any
+) -> Iterator[np.ndarray]:
+    """write_artefact for all ranks: rank 0 creates the file, the others fill the same one."""
+    name: list[str | None] = [None]
+    with ExitStack() as stack:
+        if distributed.is_main():
+            array = stack.enter_context(write_artefact(path, shape, dtype, **manifest))
+            name[0] = str(array.filename)
+        if distributed.world_size() > 1:
+            dist.broadcast_object_list(name, src=0)
+        if not distributed.is_main():
+            array = np.load(name[0], mmap_mode="r+")
+        yield array
+        array.flush()
+        distributed.barrier()  # rank 0 renames the file once all have written
+
+
+def _digest(array: np.ndarray) -> str:
+    """sha256 of an array's size and 256 blocks spread evenly: of all of it below 4 MiB.
+
+    It tells arrays of different runs apart in milliseconds, however large they are; it is no proof
+    against damage in between.
+    """
+    data = array.ravel("K").view(np.uint8)  # "K": never a copy
+    digest = hashlib.sha256(str(data.size).encode())
+    for start in np.unique(np.linspace(0, max(data.size - _BLOCK, 0), _BLOCKS).astype(np.int64)):
+        digest.update(data[start : start + _BLOCK])
+    return digest.hexdigest()
+
+
+def is_valid(path: Path, **expected: Any) -> bool:
+    """Whether there is an artefact that can be used and whose manifest has these entries."""
+    return open_valid(path, **expected) is not None
+
+
+def open_valid(path: Path, **expected: Any) -> np.ndarray | None:
+    """The array of an artefact that is_valid, else None.
+
+    One opening both checks and returns: between two, another run could replace the file.
+    """
+    try:
+        array, manifest = open_artefact(path)
+    except BctError:
+        return None
+    return array if all(manifest.get(key) == value for key, value in expected.items()) else None
+
+
+def open_artefact(path: Path, how: str = "") -> tuple[np.ndarray, dict[str, Any]]:
+    """Memory-maps an artefact and reads its manifest.
+
+    Args:
+        how: the command that makes it, for the error message.
+
+    Raises:
+        BctError: missing file or manifest, array and manifest disagree, damaged files.
+    """
+    make = f"make it with: {how}" if how else "make it again with the tool that wrote it"
+    if not path.is_file():
+        raise BctError(f"artefact {path} does not exist", make)
+    if not manifest_path(path).is_file():
+        raise BctError(f"{path} has no manifest, so it can't be checked against the data", make)
+    manifest = read_json(manifest_path(path))
+    entries(manifest, path, "rows", "dim", "dtype")
+    try:
+        array = np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
+    except (ValueError, EOFError, OverflowError) as error:
+        raise BctError(f"{path} is damaged ({error})", make) from None
+    flat = manifest["dim"] is None or array.dtype.names  # of records, dim is that of their vectors
+    shape = (manifest["rows"],) if flat else (manifest["rows"], manifest["dim"])
+    if array.shape != shape or str(array.dtype) != manifest["dtype"]:
+        raise BctError(
+            f"{path} holds {array.dtype} {array.shape}, its manifest says "
+            f"{manifest['dtype']} {shape}",
+            make,
+        )
+    # manifests written before there were digests have none
+    if manifest.get("digest") not in (None, _digest(array)):
+        raise BctError(
+            f"{path} is not the array its manifest was written for: a run was killed between the "
+            "two, or several wrote it at once",
+            make,
+        )
+    return array, manifest
+
+
+def entries(manifest: Any, path: str | Path, *keys: str) -> dict[str, Any]:
+    """These entries of an artefact's manifest. Raises BctError if it has not all of them."""
+    missing = [key for key in keys if not isinstance(manifest, dict) or key not in manifest]
+    if missing:
+        raise BctError(
+            f"{Path(path).with_suffix('.json')} has no entry {missing[0]!r}, so it is no manifest",
+            f"make it and {Path(path).name} again with the tool that wrote them",
+        )
+    return {key: manifest[key] for key in keys}
+
+
+def with_folder(command: str, feature_save: str | Path) -> str:
+    """A tool's command for artefacts that are not in the default folder."""
+    if Path(feature_save) == ROOT / "feature_save":
+        return command
+    option = "feature_save=" if "extract_features" in command else "--feature-save "
+    return f"{command} {option}{shlex.quote(str(feature_save))}"
+
+
+def open_features(
+    feature_save: str | Path, sd: str
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Embeddings (n, D), labels (n,) and what a further artefact inherits from their manifest.
+
+    Raises BctError when one is missing or damaged, or when they do not belong together.
+    """
+    how = f"python tools/extract_features.py <the old model's config> --SD {sd}"
+    how = with_folder(how, feature_save)
+    scenario = scenario_of(sd)
+    features, manifest = open_artefact(
+        artefact_path("old_embedding", feature_save, scenario, sd), how
+    )
+    labels, of_labels = open_artefact(
+        artefact_path("old_embedding_label", feature_save, scenario, sd), how
+    )
+    keys = ("model", "data", "parity", "amp", "weights", "data_path")
+    made_from = entries(manifest, features.filename, *keys)
+    if made_from != entries(of_labels, labels.filename, *keys):
+        raise BctError(
+            f"embeddings and labels of {sd} come from different runs", f"make both: {how}"
+        )
+    return features, np.array(labels), made_from
+
+
+def make_artefact(
+    kind: str,
+    sd: str,
+    feature_save: str | Path,
+    compute: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    said: Callable[[np.ndarray], str],
+    **settings: float,
+) -> str:
+    """Makes an artefact from the embeddings of an old model, unless a valid one is there.
+
+    Args:
+        compute: embeddings (n, D), labels (n,) -> the array.
+        said: the array -> what is in it, for people.
+        settings: of the artefact, T; they are in its manifest.
+
+    Returns:
+        What was done, one line.
+
+    Raises BctError like open_features.
+    """
+    path = artefact_path(kind, feature_save, scenario_of(sd), sd, **settings)
+    features, labels, made_from = open_features(feature_save, sd)
+    made_from |= {"kind": kind, **settings}
+    if is_valid(path, **made_from):
+        return f"{path} is up to date: reusing it"
+    array = compute(features, labels)
+    if array.dtype.names:
+        made_from["dim"] = features.shape[1]
+    with write_artefact(path, array.shape, array.dtype, **made_from) as out:
+        out[:] = array
+    return f"{path}: {said(array)}"

@@ -1,0 +1,74 @@
+"""Optimiser and learning rate of a run."""
+
+import math
+
+import torch
+from easydict import EasyDict
+from torch import nn
+
+from bct.training.heads import PartialFC
+from bct.training.row_sgd import RowSGD
+
+
+def make_optimizer(
+    cfg: EasyDict, backbone: nn.Module, method: nn.Module, head: nn.Module, fused: bool = True
+) -> torch.optim.Optimizer:
+    """SGD, Adam or AdamW. The parameter groups are named: "body" is what gradient clipping acts on,
+    backbone and method; "undecayed" what these keep from weight decay; "head" the head's. Of
+    the first two those without parameters are left out.
+
+    Of sampled centres SGD moves those of the step and lets the others follow later, see RowSGD;
+    Adam's steps on a row without a gradient are no linear map, so they sweep all of them.
+
+    fused has to be False with a loss scaler: torch's fused kernels skip a step when the number of
+    ranks that overflowed is 1, and with replicated gradients it is all of them.
+    """
+    free = [*method.undecayed(), *(backbone.undecayed() if hasattr(backbone, "undecayed") else [])]
+    body = [*backbone.parameters(), *method.parameters()]
+    body = [p for p in body if p.requires_grad and not any(p is q for q in free)]
+    groups = [
+        {"name": "body", "params": body},
+        {"name": "undecayed", "params": free, "weight_decay": 0.0},
+        {"name": "head", "params": list(head.parameters())},
+    ]
+    groups = [group for group in groups if group["params"] or group["name"] == "head"]
+    if cfg.optimizer in ("adam", "adamw"):
+        kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.optimizer]
+        return kind(groups, cfg.lr, weight_decay=cfg.weight_decay, fused=fused)
+    sampled = isinstance(head, PartialFC) and head.sample_rate < 1
+    kind = RowSGD if sampled else torch.optim.SGD
+    optimizer = kind(
+        groups, cfg.lr, momentum=cfg.momentum, weight_decay=cfg.weight_decay, fused=fused
+    )
+    if sampled:
+        head.row_sgd = optimizer
+    return optimizer
+
+
+def group_named(optimizer: torch.optim.Optimizer, name: str) -> list[nn.Parameter]:
+    """The parameters of the group called so; none if there is no such group."""
+    return [p for g in optimizer.param_groups if g["name"] == name for p in g["params"]]
+
+
+def learning_rate(cfg: EasyDict, step: int, steps_per_epoch: int) -> float:
+    """The rate of a step (0-based): decay_epoch's tenths if it is set, else lr_policy."""
+    if cfg.decay_epoch:
+        return cfg.lr * 0.1 ** sum(step // steps_per_epoch >= decay for decay in cfg.decay_epoch)
+    total, warmup = steps_per_epoch * cfg.num_epoch, steps_per_epoch * cfg.warmup_epoch
+    return lr_at(step, total, warmup, cfg.lr, cfg.lr_power, cfg.lr_policy)
+
+
+def lr_at(
+    step: int, total: int, warmup: int, base: float, power: float, policy: str = "poly"
+) -> float:
+    """Learning rate of a step (0-based): linear from 0 over the warm-up, then down to 0, as a
+    polynomial or as half a cosine wave.
+
+    A negative warm-up starts part of the way down, as the reference's warmup_epoch = -1 does.
+    """
+    if step < warmup:
+        return base * step / warmup
+    progress = (step - warmup) / (total - warmup)
+    if policy == "cosine":
+        return base / 2 * (1 + math.cos(math.pi * progress))
+    return base * max(1 - progress, 0.0) ** power

@@ -1,0 +1,5 @@
+"""The new network of runs/benchmark.sh trained alone; settings and shard are given there."""
+
+from easydict import EasyDict as edict
+
+config = edict()

@@ -1,0 +1,125 @@
+"""AdvBCT: old and new embeddings that a discriminator can't tell apart, within elastic balls.
+
+    loss  = weight * p2s + weight * (E - e + 1) / E * adv
+    p2s   = mean over i with d_i > r_i of (d_i - r_i),   d_i = |n(f_i) - c_y|,   n(v) = v / |v|
+    r_i   = R_y + (threshold - R_y) sigmoid(u_y)
+    adv   = -log D_new(n(f)) - log D_old(n(o)),          averaged over the batch
+
+f_i is the new embedding of an image, o_i the old one, y its class. c_y and R_y are the centre and
+the largest radius (after the 1.5 IQR rule) of class y's old embeddings: constants, like o. u_y is
+learnt: r_i lies between R_y and the threshold. D is a small network that learns to tell new from
+old; what it sends back to the embeddings is multiplied by -(2 / (1 + exp(-10 p)) - 1), p the
+progress of the training from 0 to 1. e is the epoch of E. Classes with fewer than two radii have
+no p2s. The training adds a classification loss to it.
+
+Paper: Pan et al., Boundary-Aware Backward-Compatible Representation via Adversarial Learning in
+Image Retrieval, CVPR 2023; threshold and weight as in the MixBCT benchmark.
+Differs from the published code, which with published = True is computed as it is:
+- D sees old and new in one batch, normalised over all ranks; published, each alone, so that batch
+  norm removes just the shift and the scale that tell them apart;
+- u has no weight decay, which otherwise brings sigmoid(u) to 1/2 within an epoch;
+- p2s is a mean over the offenders of all ranks, not of each rank's own.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bct.distributed import mean_of_chosen, sum_over_ranks, world_size
+
+
+class AdvBCTLoss(nn.Module):
+    """The two terms. Its parameters, u and D, are trained with the network's.
+
+    Args:
+        centre: float32 (C, D), unit class centres of the old embeddings; radius: (C,), the largest
+            of each class; kept: int (C,), how many radii it has.
+        hidden: width of D.
+    """
+
+    def __init__(
+        self,
+        centre: torch.Tensor,
+        radius: torch.Tensor,
+        kept: torch.Tensor,
+        threshold: float = 0.4,
+        weight: float = 4.0,
+        hidden: int = 100,
+        published: bool = False,
+    ):
+        super().__init__()
+        self.threshold, self.weight, self.published = threshold, weight, published
+        self.register_buffer("centre", centre, persistent=False)
+        self.register_buffer("radius", radius, persistent=False)
+        self.register_buffer("valid", kept > 1, persistent=False)
+        self.boundary = nn.Parameter(torch.rand(len(centre)) * 2 - 1)  # u
+        norm = nn.BatchNorm1d(hidden) if published else JointNorm(hidden)
+        self.discriminator = nn.Sequential(
+            nn.Linear(centre.shape[1], hidden), norm, nn.ReLU(), nn.Linear(hidden, 2)
+        )
+
+    def forward(
+        self,
+        embeddings: torch.Tensor,
+        labels: torch.Tensor,
+        old: torch.Tensor,
+        epoch: float,
+        epochs: int,
+    ) -> dict[str, torch.Tensor]:
+        """The terms p2s and adv, weighted, whose means over ranks are those of the global batch.
+
+        Args:
+            embeddings: float32 (B, D), new; labels: int64 (B,); old: (B, D), of the same images.
+            epoch: e with the part of it that is done, from 0; epochs: E.
+        """
+        f, old = F.normalize(embeddings.float()), F.normalize(old)
+        fading = (epochs - math.floor(epoch) + 1) / epochs
+        strength = 2 / (1 + math.exp(-10 * epoch / epochs)) - 1
+        return {
+            "p2s": self.weight * self.point_to_set(f, labels),
+            "adv": self.weight * fading * self.adversary(_Reverse.apply(f, strength), old),
+        }
+
+    def point_to_set(self, f: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        """p2s of unit rows f (B, D)."""
+        largest = self.radius[labels]
+        limit = largest + (self.threshold - largest) * self.boundary[labels].sigmoid()
+        excess = torch.linalg.vector_norm(f - self.centre[labels], dim=1) - limit  # (B,)
+        outside = (excess > 0) & self.valid[labels]
+        if self.published:
+            return torch.where(outside, excess, 0).sum() / outside.sum().clamp_min(1)
+        return mean_of_chosen(excess, outside)
+
+    def adversary(self, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+        """Cross-entropy of the discriminator, 0 = new, 1 = old; 2 ln 2 is chance."""
+        if self.published:
+            of_new, of_old = self.discriminator(new), self.discriminator(old)
+        else:
+            of_new, of_old = self.discriminator(torch.cat((new, old))).chunk(2)
+        zeros = torch.zeros(len(new), dtype=torch.long, device=new.device)
+        return F.cross_entropy(of_new, zeros) + F.cross_entropy(of_old, zeros + 1)
+
+
+class JointNorm(nn.BatchNorm1d):
+    """Batch norm over the batch of all ranks. Without evaluation mode: D is only ever trained."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        rows = len(x) * world_size()
+        mean = sum_over_ranks(x.sum(0)) / rows
+        variance = sum_over_ranks((x - mean).square().sum(0)) / rows
+        return (x - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias
+
+
+class _Reverse(torch.autograd.Function):
+    """x; its gradient times -strength."""
+
+    @staticmethod
+    def forward(ctx, x, strength):
+        ctx.strength = strength
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return -ctx.strength * grad, None

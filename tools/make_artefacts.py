@@ -1,0 +1,65 @@
+"""Makes all that methods need of an old model, and of a new model trained alone.
+
+    python tools/make_artefacts.py methods/BT2/configs/omniglot_bt2.py methods/L2/configs/x.py \\
+        --model configs/omniglot_old_class50.py output=work_dirs/old rec=x/train.txt \\
+        --model configs/omniglot_new_class100.py output=work_dirs/alone rec=x/train.txt
+
+Asks each config's method what it needs and runs the tools that make it, each once; what is still
+valid they keep. A model's embeddings are extracted by its config, as the method's config names it;
+--model says where its file is and what to add to it.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from bct.command import run_cli
+from bct.config import load_config
+from bct.errors import BctError
+from bct.files import ROOT
+from bct.method import method_of
+from bct.old_model import artefact_commands
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("configs", nargs="+", type=Path, help="of methods")
+    add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="for every method's config")
+    add("--model", nargs="+", action="append", default=[], metavar="CONFIG KEY=VALUE")
+    add("--launch", default=sys.executable, help="how an extraction is started")
+    args = parser.parse_args()
+    models = {Path(config).stem: (config, added) for config, *added in args.model}
+    for words in commands(args.configs, args.set):
+        tool, *rest = words[1:]
+        start = [sys.executable]
+        if Path(tool).stem == "extract_features":
+            start = shlex.split(args.launch)
+            config, added = models.get(Path(rest[0]).stem, (rest[0], []))
+            rest = [config, *rest[1:], *added]
+        code = subprocess.run([*start, tool, *rest], cwd=ROOT, check=False).returncode  # noqa: S603 - our own
+        if code:
+            raise BctError(
+                f"tools/{Path(tool).name} ended with exit code {code}",
+                "mend what it says, then run this again: what is made is kept",
+            )
+
+
+def commands(configs: list[Path], overrides: list[str]) -> list[list[str]]:
+    """The words of every command that these methods' configs need, each once."""
+    found: list[list[str]] = []
+    for file in configs:
+        method = method_of(file)
+        cfg = load_config(file, overrides, method.defaults)
+        for command in artefact_commands(cfg, method.needs(cfg)):
+            if shlex.split(command) not in found:
+                found.append(shlex.split(command))
+    return found
+
+
+if __name__ == "__main__":
+    run_cli(main)

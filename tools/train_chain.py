@@ -1,0 +1,181 @@
+"""Trains a chain of models v1 -> v2 -> ... -> vk from one config, each against the one before.
+
+    python tools/train_chain.py configs/omniglot_chain.py
+    python tools/train_chain.py configs/x.py --launch "torchrun --nproc_per_node=8"
+
+The config holds the data set, keys for all versions, and what each version differs in:
+
+    config.data = "work_dirs/omniglot/train.txt"       # what tools/split_dataset.py was run on
+    config.test = "work_dirs/omniglot/test.txt"        # for the matrix at the end, leave-one-out
+    config.common = {"num_epoch": 20}
+    config.versions = [
+        {"network": "conv4_w32", "shard": "class50"},                      # trained alone
+        {"network": "conv4_w64", "shard": "class100", "method": "BT2", "alone": True},
+    ]
+
+method is a directory of methods/; what it needs of its predecessor is made before it is trained.
+alone=True also trains that version without its predecessor, for methods that learn from both. Every
+version becomes a config, every step a command that can be run again; finished ones are kept, and a
+killed one continues. What can't work is refused before the first step.
+
+At the end eval/retrieval.py measures every version's queries against every version's gallery.
+"""
+
+import argparse
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from easydict import EasyDict
+
+from bct.command import run_cli
+from bct.config import base_config, execute, find_config, load_config
+from bct.errors import BctError
+from bct.files import ROOT, write_text
+from bct.method import Method, load_method
+from bct.old_model import artefact_commands
+from bct.scenarios import scenario_of
+
+KEYS = {"data", "test", "common", "versions"}
+OF_A_VERSION = {"method", "alone"}  # the others are config keys
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("config", help="a chain's config")
+    parser.add_argument("overrides", nargs="*", help="key=value for every training")
+    parser.add_argument("--data", help="instead of the config's")
+    parser.add_argument("--test", help="instead of the config's")
+    parser.add_argument("--output", type=Path, help="default: work_dirs/<config's name>")
+    parser.add_argument("--launch", default=sys.executable, help="how a training is started")
+    parser.add_argument("--dry", action="store_true", help="print the commands, run nothing")
+    args = parser.parse_intermixed_args()
+    file = find_config(args.config)
+    chain = check(execute(file), file)
+    for key in ("data", "test"):
+        if getattr(args, key):
+            chain[key] = str(Path(getattr(args, key)).absolute())
+    output = (args.output or ROOT / "work_dirs" / file.stem).absolute()
+    for command in commands(chain, output, args.overrides, shlex.split(args.launch)):
+        print(f"\n$ {shlex.join(command)}", flush=True)
+        if args.dry:
+            continue
+        code = subprocess.run(command, cwd=ROOT, check=False).returncode  # noqa: S603 - our own
+        if code:
+            raise BctError(
+                f"the step above ended with exit code {code}",
+                "mend what it says, then run this again: finished steps are kept",
+            )
+
+
+def check(chain: EasyDict, file: Path) -> EasyDict:
+    """The chain of a config. Raises BctError for what is no chain."""
+    unknown = sorted(chain.keys() - KEYS)
+    missing = sorted({"data", "test", "versions"} - chain.keys())
+    if unknown or missing:
+        what = f"unknown key {unknown[0]}" if unknown else f"no key {missing[0]}"
+        raise BctError(f"{file}: {what}", "python tools/train_chain.py --help shows the keys")
+    if len(chain.versions) < 2:
+        raise BctError(f"{file}: a chain has at least two versions", "add one to config.versions")
+    for number, version in enumerate(chain.versions, 1):
+        method = version.get("method")
+        if number > 1 and not method:
+            raise BctError(f"{file}: version {number} names no method", "add e.g. method='BT2'")
+        if number == 1 and (method or version.get("alone")):
+            raise BctError(f"{file}: version 1 has no predecessor", "take its method and alone out")
+    return chain
+
+
+def commands(
+    chain: EasyDict, output: Path, overrides: list[str], launch: list[str]
+) -> list[list[str]]:
+    """All commands in order. Writes the versions' configs, which they name.
+
+    Args:
+        launch: how a training script is started, e.g. ["torchrun", "--nproc_per_node=8"].
+
+    Raises BctError for what the chain could only stumble over after hours.
+    """
+    steps, models, widths, previous = [], [], [], None
+    for number, version in enumerate(chain.versions, 1):
+        keys = keys_of(chain, number, output / "feature_save")
+        name, script, method = f"v{number}_{keys['shard']}", "train_old.py", Method
+        if version.get("alone"):
+            alone = f"alone{number}_{keys['shard']}"
+            own = {key: value for key, value in keys.items() if key in base_config()}
+            path = write_config(output, alone, own | {"seed": keys["seed"] + 1000})
+            steps.append([*launch, "train_old.py", str(path), *overrides, "resume=True"])
+            keys["new_config"] = alone
+        if previous:
+            keys |= {"old_config": previous, "scenario": scenario_of(f"x_{keys['shard']}")}
+            method, script = load_method(version.method), f"methods/{version.method}/train.py"
+        path = write_config(output, name, keys)
+        cfg = load_config(path, overrides, method.defaults)
+        if previous:
+            serves(method, cfg, number, widths[-1])
+            for command in artefact_commands(cfg, method.needs(cfg), output / "configs"):
+                steps.append([sys.executable, *shlex.split(command)[1:]])
+        steps.append([*launch, script, str(path), *overrides, "resume=True"])
+        widths.append(method.output_width(cfg, widths[-1] if widths else None))
+        models.append(str(output / name / "model.pt"))
+        previous = name
+    test = ["--data", str(chain.test), "--leave-one-out", "--dimensions", dimensions_of(widths)]
+    test += ["-o", str(output / "retrieval")]
+    return [*steps, [sys.executable, "eval/retrieval.py", "--matrix", *models, *test]]
+
+
+def keys_of(chain: EasyDict, number: int, feature_save: Path) -> dict[str, Any]:
+    """A version's config keys, but for what says whom it follows."""
+    version = chain.versions[number - 1]
+    own = {key: value for key, value in version.items() if key not in OF_A_VERSION}
+    shared = {"rec": chain.data, "feature_save": str(feature_save), "shard": "class100"}
+    keys = {**shared, **chain.get("common", {}), **own}
+    # every network has its own seed, or two of one kind would start from the same weights
+    return keys | {"seed": keys.get("seed", 666) + number}
+
+
+def serves(method: type[Method], cfg: EasyDict, number: int, width: int) -> None:
+    """Raises BctError for a method that can't be a chain's version after one of this width."""
+    name = method.__name__
+    if method.maps_gallery:
+        raise BctError(
+            f"version {number}: {name} maps the stored gallery and leaves no network",
+            "a chain needs a network in every version; runs/images.sh shows such a method",
+        )
+    if "new_embedding" in method.needs(cfg) and cfg.new_config is None:
+        raise BctError(
+            f"version {number}: {name} learns from the same network trained alone, too",
+            "set alone=True for this version",
+        )
+    method.check_dimensions(cfg, width)
+
+
+def dimensions_of(widths: list[int]) -> str:
+    """How every version's embeddings can meet every other's at the end."""
+    for policy, order in (("leading", sorted(widths)), ("zero_pad", sorted(widths)[::-1])):
+        if widths == order:
+            return policy
+    raise BctError(
+        f"the versions are {', '.join(map(str, widths))} wide, so no one rule compares all of them",
+        "let the width only grow or only shrink from version to version",
+    )
+
+
+def write_config(output: Path, name: str, keys: dict[str, Any]) -> Path:
+    """Writes one version's config file, whose model goes to <output>/<name>."""
+    path = output / "configs" / f"{name}.py"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines = [
+        f"config.{key} = {value!r}" for key, value in {**keys, "output": f"{output}/{name}"}.items()
+    ]
+    head = f'"""Version {name} of a chain."""\n\nfrom easydict import EasyDict as edict\n\n'
+    write_text(path, head + "config = edict()\n" + "\n".join(lines) + "\n")
+    return path
+
+
+if __name__ == "__main__":
+    run_cli(main)
