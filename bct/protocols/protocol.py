@@ -47,7 +47,7 @@ class Search(NamedTuple):
     relevance: Relevance
 
 
-@dataclass
+@dataclass(eq=False)  # two are the same if they are one: it can be a key
 class Protocol:
     """A test. It has pairs, or probes and galleries, or a search, or several of these.
 
