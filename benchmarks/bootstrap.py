@@ -48,9 +48,9 @@ def main() -> None:
         if args.small
         else ((23_124, 3_531, 19_593, 15_658_489, 128), 1000)
     )
-    features, protocol, galleries, probes = real_size(*sizes)
-    first, second, genuine = protocol.first, protocol.second, protocol.genuine
-    subject = np.concatenate([g.subjects for g in (*galleries, probes)])
+    features, protocol = real_size(*sizes)
+    first, second, genuine = protocol.pairs
+    subject = np.concatenate([g.subjects for g in (*protocol.galleries, protocol.probes)])
     rng = np.random.default_rng(1)
     scores = []
     for _ in range(SYSTEMS):  # each worse than the one before

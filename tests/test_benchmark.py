@@ -44,7 +44,7 @@ def test_the_table_and_a_second_run(tmp_path):
     table = (tmp_path / "out" / "table.md").read_text()
     assert table.strip() in first.stdout
     for line in ("**OPclass**, 2 seed(s)", "**EXdata**, 2 seed(s)", "| BCT |", "| weakenedL2 |",
-                 "| alone |", "| BT2 |", "| FCT |", "over the templates"):  # fmt: skip
+                 "| alone |", "| BT2 |", "| FCT |", "95 % interval over templates"):  # fmt: skip
         assert line in table
     row = json.loads((tmp_path / "out" / "table.json").read_text())["scenarios"]["OPclass"]["BCT"]
     assert row["seeds"] == ["seed0", "seed1"] and len(row["cross_tar"]) == 2
@@ -52,7 +52,7 @@ def test_the_table_and_a_second_run(tmp_path):
     assert row["difference"]["estimate"] == pytest.approx(mean[0] - mean[1])
     assert row["compatible"] == (mean[0] > mean[1])
 
-    assert row["difference"]["interval_over"] == "templates"
+    assert row["over"] == "templates"
     scenarios = json.loads((tmp_path / "out" / "table.json").read_text())["scenarios"]
     for methods in scenarios.values():
         assert methods["FCT"]["self_tar"] == methods["FCT"]["alone_tar"] == row_of_alone(methods)

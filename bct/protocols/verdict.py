@@ -48,7 +48,7 @@ class Verdict(NamedTuple):
         P_1. What is undefined is null."""
         out: dict = {"compatible": self.compatible}
         if self.interval is not None:
-            out["difference"] = self.interval._asdict()
+            out |= {"difference": self.interval._asdict(), "over": self.over}
         if self.alone is not None:
             old, cross, own, alone = self.old, self.cross, self.own, self.alone
             out |= {
