@@ -277,7 +277,7 @@ def test_what_a_model_is_called_decides_nothing(run, tmp_path):
                                     "alone / old", "alone / alone"]  # fmt: skip
     x = np.load(files[0])
     expect(found["tests"]["transformed / transformed"]["all queries"], *plain(x, labels, x, labels))
-    assert all(set(parts["all queries"]["map"]) == {"compatible", "difference"}
+    assert all(set(parts["all queries"]["map"]) == {"compatible", "difference", "over"}
                for parts in found["compatibility"].values())  # fmt: skip
     roles = {"new": names, "old": "old", "mapped": None, "alone": None, "chain": False}
     assert found["roles"] == roles
