@@ -30,14 +30,15 @@ __all__ = [
 ]
 
 
-def load(file: str | Path, network: str | None = None, amp: str | None = "off") -> Model:
+def load(file: str | Path, network: str | None = None, amp: str | None = None) -> Model:
     """A trained network, or stored embeddings.
 
     Args:
         file: a model.pt with its model.json, weights of insightface, MixBCT, openBCT or BT-2, an
             .onnx file, or an .npy or .npz of embeddings, a row per image.
         network: its name, e.g. "r50", where neither the file nor a model.json says it.
-        amp: precision of its body: "bf16", "fp16", "off", or None for what the hardware has.
+        amp: precision of its body: "bf16", "fp16" or "off"; None: bf16 where there is hardware, as
+            in the evaluations.
 
     Returns:
         A Model with `embed(images)`, `width`, `view` and `fingerprint`. Its weights are read when
@@ -65,8 +66,9 @@ def embed(
             precision; None: they last as long as this process.
 
     Returns:
-        Label -> float32 (N, D), not normalised, memory-mapped and read-only. Of an aligned face it
-        is the embedding of the image plus that of its mirror image, where a protocol says so.
+        Label -> float32 (N, D), not normalised, memory-mapped and read-only; stored embeddings keep
+        their own float type. Of an aligned face it is the embedding of the image plus that of its
+        mirror image, where a protocol says so.
 
     Raises:
         BctError: weights that do not load, an image that can't be read, stored embeddings of other
@@ -93,6 +95,8 @@ def open_protocol(path: str | Path, gallery: str | Path | None = None) -> Protoc
         BctError: no such file or set, or one that is damaged.
     """
     if Path(path).suffix == ".bin":
+        if gallery is not None:
+            raise BctError(f"{path} has pairs, no searches", "leave the gallery out")
         return open_bin(path)
     if (Path(path) / "meta").is_dir() or any(Path(path).glob("IJB[BC]/meta")):
         raise BctError(

@@ -106,6 +106,12 @@ def is_main() -> bool:
     return rank() == 0
 
 
+def writes() -> bool:
+    """Whether this process writes what all share: rank 0, or one that has joined no group, even if
+    a cluster's launcher has given it a number."""
+    return world_size() == 1 or is_main()
+
+
 def barrier() -> None:
     if dist.is_initialized():
         dist.barrier()

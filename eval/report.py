@@ -5,7 +5,7 @@
         --gallery-size 40000000 --price-per-hour 2.50
     python eval/report.py -m new.pt -m_old old.pt --images val -o report/       # other than faces
     python eval/report.py -m new.pt -m_old old.pt --search val -o report/       # image search
-    python eval/report.py -m new.pt -m_old old.pt --set lfw.bin -o report/      # pairs of faces
+    python eval/report.py -m new.pt -m_old old.pt --set lfw.bin --far 1e-3      # pairs of faces
 
 Writes report.html (one file, opens from disk, loads nothing), report.md and report.json: a verdict,
 the matrix of queries and galleries, gains with intervals, what happens at the deployed threshold,
@@ -28,6 +28,7 @@ from bct.command import evaluation_options, model_parser, refuse_to_replace, run
 from bct.data.sets import open_images
 from bct.errors import BctError
 from bct.models.model import described, open_models
+from bct.models.widths import POLICIES
 from bct.protocols.class_templates import class_templates
 from bct.protocols.image_search import open_search
 from bct.protocols.pairs import open_bin
@@ -48,8 +49,8 @@ def arguments() -> argparse.Namespace:
     data.add_argument("--set", metavar="LFW.bin", help="a verification set")
     where = "with --search: what its images are searched in; default: each among all the others"
     add("--gallery", metavar="SET", help=where)
-    widths = "with --images or --search: leading cuts all embeddings to the narrowest ones' width"
-    add("--dimensions", choices=("equal", "leading"), default="equal", help=widths)
+    widths = "how two widths meet: leading dimensions of the wider, or the narrower with zeros"
+    add("--dimensions", choices=POLICIES, default="equal", help=widths)
     add("-s", "--subset", default="IJBC", choices=("IJBC", "IJBB"))
     add("--far", type=float, default=1e-4, help="of pairs: what the threshold was set for")
     add("--resamples", type=int, default=1000, help="of the bootstrap")
@@ -61,8 +62,6 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if not args.model_file_old:
         parser.error("a report compares two models: give the old one, -m_old")
-    if args.dimensions != "equal" and not (args.images or args.search):
-        parser.error("--dimensions is for --images and --search")
     if args.gallery and not args.search:
         parser.error("--gallery is for --search")
     for name in ("images_per_second", "gallery_size", "price_per_hour", "resamples"):

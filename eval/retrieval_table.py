@@ -13,6 +13,7 @@ from bct import markdown
 from bct.command import run_cli
 from bct.errors import BctError
 from bct.files import read_json, write_json, write_text
+from bct.protocols.roles import Roles, test_name
 from bct.protocols.verdict import judged
 
 PARTS = {
@@ -21,7 +22,6 @@ PARTS = {
     "new classes": "queries of new classes",
 }
 QUALITIES = {"map": "mAP", "top1": "top-1"}
-RENAMED = {"free": "alone"}  # what searches of before call it
 
 
 def main() -> None:
@@ -59,14 +59,18 @@ def read_seed(folder: Path) -> dict[str, dict[str, dict]]:
     for file in sorted((folder / "retrieval").glob("*.json")):
         if "tests" not in (said := read_json(file)):
             continue  # the manifest of an array
-        for test, figures in said["tests"].items():
-            query, gallery = (RENAMED.get(name, name) for name in test.split(" / "))
-            if gallery == "transformed":  # the new model alone, in the mapped gallery
-                found[file.stem] = {"cross": figures, "self": said["tests"][f"{query} / {query}"]}
-            elif query == gallery and not any("transformed" in name for name in said["tests"]):
-                found.setdefault(query, {})["self"] = figures
-            elif gallery == "old" and query != "old":
-                found.setdefault(query, {})["cross"] = figures
+        if "roles" not in said:
+            raise BctError(f"{file} does not say who is who", "let eval/retrieval.py make it again")
+        roles, tests = Roles(**said["roles"]), said["tests"]
+        for label in roles.new:
+            cross, own = (tests[test_name(test)] for test in roles.compared(label)[1:3])
+            # a mapped gallery is named after its file: the new model there is the one alone
+            found[file.stem if roles.mapped else label] = {"cross": cross, "self": own}
+        if not roles.mapped:
+            found["old"] = {"self": tests[test_name((roles.old, roles.old))]}
+            if roles.alone:
+                own, cross = ((roles.alone, other) for other in (roles.alone, roles.old))
+                found["alone"] = {"cross": tests[test_name(cross)], "self": tests[test_name(own)]}
     if "old" not in found or "alone" not in found:
         raise BctError(
             f"{folder} holds no tests of an old model and a new one alone",

@@ -16,7 +16,14 @@ import torch
 
 from bct import distributed
 from bct.amp import amp_dtype
-from bct.command import evaluation_options, model_parser, results_name, run_cli, write_results
+from bct.command import (
+    evaluation_options,
+    model_parser,
+    refuse_to_replace,
+    results_name,
+    run_cli,
+    write_results,
+)
 from bct.errors import BctError
 from bct.models.embed import embed_models
 from bct.models.model import described, open_models
@@ -49,9 +56,13 @@ def main() -> None:
 def evaluate(args: argparse.Namespace, device: torch.device) -> None:
     roles, files = roles_and_files(args)
     models = open_models(files, amp_dtype(args.amp, device))
+    protocols = [open_bin(path) for path in args.set]
+    target = args.output / results_name(args, "+".join(p.name for p in protocols))
+    about = {"models": described(models), "data": [p.fingerprint for p in protocols]}
+    if not args.overwrite:
+        refuse_to_replace(target, about)
     results, text = {}, []
-    for path in args.set:
-        protocol = open_bin(path)
+    for protocol in protocols:
         embeddings = embed_models(
             models, protocol.images, args.cache, device=device,
             batch_size=args.batch_size, num_workers=0,
@@ -62,8 +73,7 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> None:
         text += notes(protocol, tests, scores, roles, args.far)
     if not distributed.is_main():
         return
-    target = args.output / results_name(args, "+".join(results))
-    write_results(target, {"models": described(models), "sets": results}, "\n\n".join(text))
+    write_results(target, {**about, "sets": results}, "\n\n".join(text))
 
 
 if __name__ == "__main__":

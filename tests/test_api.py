@@ -18,6 +18,7 @@ import bct.adapters
 import bct.metrics
 from bct.errors import BctError
 from bct.files import ROOT
+from bct.protocols.protocol import Pairs
 
 FUNCTIONS = ["compare", "embed", "load", "load_method", "open_images", "open_protocol",
              "write_report"]  # fmt: skip
@@ -77,6 +78,60 @@ def test_compare_says_what_it_can_not_do(tmp_path):
     same = bct.compare(protocol, old=rows, new=rows, alone=rows)
     assert not same.compatible and same.gain is None
     assert tuple(same.interval) == (0.0, 0.0, 0.0) and same.over == "classes"
+
+
+@pytest.fixture
+def pairs(tmp_path):
+    demo_folder(tmp_path / "demo")
+    return bct.open_protocol(tmp_path / "demo" / "data" / "demo.bin")
+
+
+def test_half_precision_gives_the_verdict_of_single(pairs):
+    """Lengths beyond 255 have squares that float16 does not hold."""
+    rng = np.random.default_rng(0)
+    old, new = (60 * rng.standard_normal((len(pairs.images), 32)) for _ in range(2))
+    half, single = (
+        bct.compare(pairs, old=old.astype(kind), new=new.astype(kind), far=0.1, resamples=20)
+        for kind in (np.float16, np.float32)
+    )
+    assert half.own > 0 and half[1:5] == pytest.approx(single[1:5], abs=0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        ({"far": float("nan")}, "no rate"),
+        ({"far": float("inf")}, "no rate"),
+        ({"far": 0.0}, "no rate"),
+        ({"far": 1e-3}, "allows no false accept"),
+        ({"resamples": 0}, "resamples is 0"),
+    ],
+)
+def test_settings_that_compare_refuses(pairs, change, word):
+    rows = np.random.default_rng(0).standard_normal((len(pairs.images), 4))
+    with pytest.raises(BctError, match=word):
+        bct.compare(pairs, old=rows, new=rows, **{"far": 0.1, **change})
+
+
+def test_rows_of_other_images_and_protocols_of_nothing_are_refused(pairs):
+    rows = np.random.default_rng(0).standard_normal((len(pairs.images), 4))
+    for other in (rows[:-1], np.concatenate([rows, rows])):
+        with pytest.raises(BctError, match=f"embeddings for {len(rows)} images"):
+            bct.compare(pairs, old=other, new=other, far=0.1)
+    pairs.pairs = None
+    with pytest.raises(BctError, match="neither pairs nor a search"):
+        bct.compare(pairs, old=rows, new=rows)
+    with pytest.raises(BctError, match="no searches"):
+        bct.open_protocol("lfw.bin", gallery="elsewhere")
+
+
+def test_a_far_of_one_in_n_is_resolved_by_n_impostors(pairs):
+    """(1 / 49) * 49 is a little less than 1 in floating point."""
+    first, second, _ = pairs.pairs
+    many = np.arange(50) % len(first)
+    pairs.pairs = Pairs(first[many], second[many], np.arange(50) == 0)
+    rows = np.random.default_rng(0).standard_normal((len(pairs.images), 4))
+    bct.compare(pairs, old=rows, new=rows, far=1 / 49, resamples=2)
 
 
 def test_ijb_is_for_its_own_reader(ijb):

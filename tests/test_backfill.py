@@ -305,6 +305,8 @@ def test_mixed_searches_that_do_not_fit():
         (r"\(4,\) for 4 gallery rows", [x, x], np.zeros(4, int)),
         ("versions 0 to 2 of 2", [x, x], np.array([[0, 1, 2, 0]])),
         ("versions -1 to 0 of 2", [x, x], np.array([[0, -1, 0, 0]])),
+        ("versions 0 to 256 of 2", [x, x], np.array([[0, 256, 0, 0]])),
+        ("versions 0.0 to 0.7 of 2", [x, x], np.array([[0, 0.7, 0, 0]])),
         ("2 dimensions, the gallery 1", [x, x[:, :1]], np.zeros((1, 4), int)),
     ):
         with pytest.raises(BctError, match=wrong):

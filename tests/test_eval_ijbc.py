@@ -12,6 +12,7 @@ from backbones import get_model
 from bct.protocols.templates import pair_scores
 from tools.ijbc.modes import MODES
 from tools.ijbc.protocol import read_protocol
+from tools.ijbc.report import draw_saved, save_scores
 
 
 def evaluate(tmp_path, *arguments, ranks=1):
@@ -131,6 +132,16 @@ def test_matrix_of_a_chain_and_nothing_replaced(ijb, weights, tmp_path):
     assert path.read_bytes() == before
     assert evaluate(tmp_path, *arguments, "--matrix", "--overwrite").returncode == 0
     assert path.read_bytes() != before
+
+
+def test_more_curves_than_colours(tmp_path):
+    rng = np.random.default_rng(0)
+    genuine = np.arange(40) % 2 == 0
+    names = [f"v{i} / v{k}" for i in range(4) for k in range(4)]
+    scores = {name: rng.standard_normal(40) + genuine for name in names}
+    save_scores(tmp_path / "s.npz", scores, genuine)
+    draw_saved([tmp_path / "s.npz"], None, "strict", tmp_path / "curves.png", 1e-1)
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_force_reload_computes_again(ijb, weights, tmp_path):

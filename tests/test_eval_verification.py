@@ -126,3 +126,19 @@ def test_refusals(models, tmp_path, arguments, word):
     done = run(tmp_path, "-m", models[0], "-net", "demo_w16", *arguments)
     assert done.returncode == 1 and word in done.stderr, done.stderr
     assert len(done.stderr.strip().splitlines()) == 2, done.stderr
+
+
+def test_results_of_another_model_are_not_replaced_unasked(models, tmp_path):
+    path, out = make_set(tmp_path / "a.bin", 12, 18), tmp_path / "out" / "m_a.json"
+    rng = np.random.default_rng(0)
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        np.save(tmp_path / name / "m.npy", rng.standard_normal((60, 4)))
+    common = ("--far", "0.1", "--set", path)
+    assert run(tmp_path, "-m", tmp_path / "x" / "m.npy", *common).returncode == 0
+    before = out.read_bytes()
+    refused = run(tmp_path, "-m", tmp_path / "y" / "m.npy", *common)
+    assert refused.returncode == 1 and "results of other models" in refused.stderr
+    assert out.read_bytes() == before
+    done = run(tmp_path, "-m", tmp_path / "y" / "m.npy", *common, "--overwrite")
+    assert done.returncode == 0 and out.read_bytes() != before

@@ -166,3 +166,23 @@ def test_fingerprints(tmp_path):
         path.write_text(json.dumps({**good, **changes}))
         with pytest.raises(BctError, match=words):
             Fingerprint.load(path)
+
+
+def test_damaged_files_and_ids_that_occur_twice_are_refused(tmp_path):
+    made = Fingerprint("0" * 64, None, 2)
+    Gallery.of(["a", "b"], np.eye(2, dtype=np.float32), made).save(tmp_path)
+    (ids,) = tmp_path.glob("ids-*.npy")
+    whole = ids.read_bytes()
+    for change in (
+        lambda: np.save(ids, np.array(["a"])),
+        lambda: np.save(ids, np.array(["a", "a"])),
+        lambda: np.save(ids, np.array([0.5, 1.5])),
+        lambda: ids.write_bytes(whole.replace(b"(2,)", b"(9" + b"9" * 9 + b",)")[: len(whole)]),
+        lambda: ids.write_bytes(whole[:-3]),
+        lambda: ids.unlink(),
+    ):
+        ids.write_bytes(whole)
+        Gallery.load(tmp_path)
+        change()
+        with pytest.raises(BctError):
+            Gallery.load(tmp_path)

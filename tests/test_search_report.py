@@ -382,7 +382,6 @@ def test_refusals(sets, change, words):
 def test_options_that_need_a_search(sets):
     for options, words in (
         (["--set", "x.bin", "--gallery", "y"], "--gallery is for --search"),
-        (["--set", "x.bin", "--dimensions", "leading"], "--dimensions is for"),
         (["--set", "x.bin", "--search", "y"], "not allowed with"),
     ):
         done = run(sets, "-m", "new.npy", "-m_old", "old.npy", *options)

@@ -126,6 +126,8 @@ class Adapter:
 
     def check_source(self, source: np.ndarray) -> None:
         """Raises BctError for rows that transform does not take."""
+        if not hasattr(self, "source_width"):
+            raise BctError(f"this {type(self).__name__} is not fitted", "call fit, or load one")
         width = self.source_width + self.side_width
         if np.ndim(source) != 2 or source.shape[1] != width:
             raise BctError(

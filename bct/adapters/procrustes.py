@@ -60,7 +60,10 @@ class Procrustes(Adapter):
         return {"matrix": self.matrix}
 
     def restore(self, arrays: dict[str, np.ndarray]) -> None:
-        self.matrix = np.asarray(arrays["matrix"], np.float32)
+        matrix = arrays["matrix"]
+        if matrix.dtype.kind != "f" or not np.isfinite(matrix).all() or not matrix.size:
+            raise ValueError("its matrix is no matrix of numbers")
+        self.matrix = np.asarray(matrix, np.float32)
         self.source_width, self.target_width = self.matrix.shape
 
     def _rows(self, x: np.ndarray, start: int, side: str) -> np.ndarray:

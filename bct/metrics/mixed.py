@@ -97,12 +97,13 @@ class _Curve(NamedTuple):
                 f"a curve's versions are {versions.shape} for {gallery} gallery rows",
                 "give the version of every gallery row at every point, (points, rows)",
             )
-        versions = versions.astype(np.int8 if number < 128 else np.int32)
-        if versions.min() < 0 or versions.max() >= number:
+        whole = versions.dtype.kind in "biu"
+        if not whole or versions.min() < 0 or versions.max() >= number:
             raise BctError(
                 f"a curve has versions {versions.min()} to {versions.max()} of {number}",
                 "give a gallery for each version, and count versions from 0",
             )
+        versions = versions.astype(np.int8 if number < 128 else np.int32)
         return cls(versions, [], versions[:, :0])
 
     def ordered(self, columns: np.ndarray) -> "_Curve":

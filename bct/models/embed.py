@@ -17,6 +17,7 @@ from bct.amp import dtype_name
 from bct.data.image_set import ImageSet
 from bct.data.loader import Batch, Loader
 from bct.data.views import View
+from bct.errors import BctError
 from bct.files import sha256
 from bct.log import progress
 from bct.stored.artefacts import open_valid, shared_artefact
@@ -66,7 +67,15 @@ def embedded(
 def embed_set(
     network: nn.Module, images: ImageSet, device: torch.device, batch_size: int, mirror: bool
 ) -> np.ndarray:
-    """Embeddings of a small set by a network in training, float32 (N, D), on every rank."""
+    """Embeddings of a small set by a network in training, float32 (N, D), on every rank.
+
+    Raises BctError, on all ranks, for fewer images than ranks.
+    """
+    if len(images) < distributed.world_size():
+        raise BctError(
+            f"{images.path} has {len(images)} images for {distributed.world_size()} ranks",
+            "start no more ranks than there are images",
+        )
     network.eval()
     loader = Loader(images, batch_size, device, num_workers=0, train=False)
     parts = [rows["x"] for _, rows in embedded({"x": network}, loader, mirror=mirror)]
@@ -178,7 +187,7 @@ def _passing_folder() -> Iterator[Path]:
     """A folder for files that stay mapped after it is gone, the same on all ranks."""
     with ExitStack() as stack:
         name = [None]
-        if distributed.is_main():
+        if distributed.writes():
             name[0] = stack.enter_context(tempfile.TemporaryDirectory(prefix="bct-"))
         if distributed.world_size() > 1:
             dist.broadcast_object_list(name, src=0)

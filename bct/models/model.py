@@ -99,6 +99,8 @@ def open_model(
     file = str(file)
     paths = file.split(",") if is_stored(file) else [file]
     for path in paths:
+        if Path(path).is_dir():
+            raise BctError(f"model {path} is a folder", f"give the file in it: {path}/model.pt")
         if not Path(path).is_file():
             raise BctError(f"model {path} does not exist", "check the path, or train it first")
     digests = [sha256_file(path) for path in paths]

@@ -41,6 +41,13 @@ def compare(
     Raises:
         BctError: embeddings of other images or of two widths; a far that allows no false accept.
     """
+    if protocol.pairs is None and protocol.search is None:
+        raise BctError(
+            f"{protocol.name} has neither pairs nor a search",
+            "give a protocol with one of them: what else should the models be judged by?",
+        )
+    if resamples < 1:
+        raise BctError(f"resamples is {resamples}", "give at least 1")
     embeddings = [old, new] if alone is None else [old, new, alone]
     items = [protocol.item_features(rows) for rows in embeddings]
     tests = [(items[0], items[0]), (items[1], items[0]), (items[1], items[1])]
@@ -78,9 +85,11 @@ def _compare_searches(protocol: Protocol, tests: list, resamples: int) -> Verdic
 
 def check_resolved(protocol: Protocol, far: float) -> None:
     """Raises BctError for a FAR that these pairs do not resolve, or if no pair is genuine."""
+    if not 0 < far < 1:
+        raise BctError(f"far is {far}, no rate", "give one between 0 and 1, such as 1e-3")
     genuine = protocol.pairs.genuine
     impostors = int(np.count_nonzero(~genuine))
-    if far * impostors < 1:
+    if far * impostors * (1 + 1e-12) < 1:  # 1 / n times n may be a little less than 1
         raise BctError(
             f"FAR {rate_name(far)} allows no false accept among {impostors} impostor pairs",
             "give a larger far, or a larger protocol",

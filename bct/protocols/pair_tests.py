@@ -14,6 +14,7 @@ from bct.protocols.protocol import Protocol
 from bct.protocols.roles import Roles, test_name
 from bct.protocols.templates import check_widths
 from bct.protocols.verdict import judged
+from bct.rows import unit_rows
 
 
 def pair_tests(
@@ -30,10 +31,11 @@ def pair_tests(
     first, second, genuine = protocol.pairs
     for query, gallery in roles.tests():
         sides = embeddings[gallery][first], embeddings[query][second]
+        sides = [x.astype(np.promote_types(x.dtype, np.float32)) for x in sides]
         check_widths(*sides)
         name = test_name((query, gallery))
         mean, std, xnorm = accuracy(*sides, genuine)
-        units = [x / np.linalg.norm(x, axis=1, keepdims=True) for x in sides]
+        units = [unit_rows(x) for x in sides]
         scores[name] = (units[0] * units[1]).sum(1)
         tests[name] = {"accuracy": mean, "std": std, "xnorm": xnorm}
         if genuine.any() and not genuine.all():

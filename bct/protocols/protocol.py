@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bct.data.image_set import ImageSet
+from bct.errors import BctError
 from bct.metrics.relevance import Relevance
 from bct.protocols.templates import Templates
 from bct.rows import unit_rows
@@ -99,4 +100,9 @@ class Protocol:
         """
         if self.templates is not None:
             return self.templates.aggregate(embeddings)
-        return np.asarray(unit_rows(embeddings), np.float32)
+        if len(embeddings) != len(self.images):
+            raise BctError(
+                f"there are {len(embeddings)} embeddings for {len(self.images)} images",
+                "compute the embeddings for this protocol",
+            )
+        return unit_rows(np.asarray(embeddings, np.float32))

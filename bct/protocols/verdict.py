@@ -53,7 +53,7 @@ class Verdict(NamedTuple):
             old, cross, own, alone = self.old, self.cross, self.own, self.alone
             out |= {
                 "update_gain": or_none(compatibility.update_gain(cross, old, alone)),
-                "price": compatibility.price(own, alone),
+                "price": or_none(compatibility.price(own, alone)),
                 "p_up": or_none(compatibility.p_up(own, alone)),
                 "p_comp": or_none(compatibility.p_comp(cross, old, alone)),
                 "p_1": or_none(compatibility.p_1(own, cross, old, alone)),

@@ -51,13 +51,8 @@ class Gallery(NamedTuple):
             BctError: an id that occurs twice or is neither; vectors of another number or width, or
                 a row that is not finite.
         """
-        ids = np.asarray(ids)
-        if ids.dtype.kind not in "iuU" or ids.ndim != 1:
-            raise BctError(f"the ids are {ids.dtype} {ids.shape}", "give integers or strings, (N,)")
-        known, count = np.unique(ids, return_counts=True)
-        if len(known) < len(ids):
-            twice = known[count.argmax()].item()
-            raise BctError(f"the id {twice!r} occurs {count.max()} times", "name each item once")
+        ids, vectors = np.asarray(ids), np.asanyarray(vectors)
+        _check_ids(ids)
         _check(vectors, ids, fingerprint)
         zeros, rows = np.zeros(len(ids), np.int64), np.arange(len(ids))
         return cls(ids, zeros, rows, (vectors,), (fingerprint,))
@@ -131,7 +126,10 @@ class Gallery(NamedTuple):
         said = read_json(path)
         require_format(said, path, _FORMAT, _VERSION)
         try:
-            ids, version = (np.load(path.parent / said["files"][k]) for k in ("ids", "version"))
+            ids, version = (_opened(path.parent / said["files"][k]) for k in ("ids", "version"))
+            _check_ids(ids)
+            if ids.shape != version.shape or version.dtype.kind != "i":
+                raise ValueError("its ids and versions do not fit each other")
             prints = tuple(Fingerprint.of_entries(entry, path) for entry in said["versions"])
             place, arrays = np.full(len(ids), -1), []
             for number, entry in enumerate(said["versions"]):
@@ -139,14 +137,28 @@ class Gallery(NamedTuple):
                 place[rows] = np.arange(len(rows))
                 arrays.append(open_vectors(path.parent / entry["vectors"], len(rows))[0])
             widths = [array.shape[1] for array in arrays] == [known.width for known in prints]
-            if not widths or ids.shape != version.shape or (place < 0).any():
+            if not widths or (place < 0).any():
                 raise ValueError("its files do not fit each other")
-        except (KeyError, TypeError, ValueError, OSError, EOFError) as error:
+        except (KeyError, TypeError, ValueError, OSError, EOFError, OverflowError) as error:
             raise BctError(
                 f"{path} names no whole gallery ({type(error).__name__}: {error})",
                 "load it again if it was just replaced, or else save it again",
             ) from None
         return cls(ids, version, place, tuple(arrays), prints)
+
+
+def _check_ids(ids: np.ndarray) -> None:
+    if ids.dtype.kind not in "iuU" or ids.ndim != 1:
+        raise BctError(f"the ids are {ids.dtype} {ids.shape}", "give integers or strings, (N,)")
+    known, count = np.unique(ids, return_counts=True)
+    if len(known) < len(ids):
+        twice = known[count.argmax()].item()
+        raise BctError(f"the id {twice!r} occurs {count.max()} times", "name each item once")
+
+
+def _opened(path: Path) -> np.ndarray:
+    """An array of a .npy, in memory; the header may claim no more than the file holds."""
+    return np.array(np.lib.format.open_memmap(path, mode="r"))
 
 
 @contextmanager

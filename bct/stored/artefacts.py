@@ -98,12 +98,12 @@ def shared_artefact(
     """write_artefact for all ranks: rank 0 creates the file, the others fill the same one."""
     name: list[str | None] = [None]
     with ExitStack() as stack:
-        if distributed.is_main():
+        if distributed.writes():
             array = stack.enter_context(write_artefact(path, shape, dtype, **manifest))
             name[0] = str(array.filename)
         if distributed.world_size() > 1:
             dist.broadcast_object_list(name, src=0)
-        if not distributed.is_main():
+        if not distributed.writes():
             array = np.load(name[0], mmap_mode="r+")
         yield array
         array.flush()

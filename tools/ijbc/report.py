@@ -1,5 +1,6 @@
 """The results of an evaluation as a table, JSON and a picture."""
 
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib
@@ -50,7 +51,7 @@ def draw(tests: dict[str, dict], curves: dict[str, tuple], path: Path, main_far:
     """
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
     label = {name: name.replace("$", r"\$") for name in tests}  # between two it would be a formula
-    colours = dict(zip(curves, plt.colormaps["tab10"].colors, strict=False))
+    colours = dict(zip(curves, cycle(plt.colormaps["tab10"].colors), strict=False))
     for name, (far, tar) in curves.items():
         left.semilogx(far, tar, label=label[name], color=colours[name])
     left.axvline(main_far, color="0.8", zorder=0)
