@@ -67,8 +67,8 @@ def embed(
 
     Returns:
         Label -> float32 (N, D), not normalised, memory-mapped and read-only; stored embeddings keep
-        their own float type. Of an aligned face it is the embedding of the image plus that of its
-        mirror image, where a protocol says so.
+        their own float type. Where a protocol is of aligned faces, an embedding is that of the
+        image plus that of its mirror image.
 
     Raises:
         BctError: weights that do not load, an image that can't be read, stored embeddings of other

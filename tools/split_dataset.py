@@ -12,7 +12,7 @@ With --ratio p it writes, beside the data set or into --out,
     train_part_<p>_data        of each class with n images the first max(1, round(p % * n))
     train_part_<100-p>_data    the others; a class's only image goes to both
 
-Of two halves the second is called train_part_50_class_rest. Rounding is Python's, half to even, as
+The second of two halves is called train_part_50_class_rest. Rounding is Python's, half to even, as
 in the MixBCT reference. --classes n gives the first n classes instead, --order says in which order
 of their names, --split is one that was published:
 
@@ -102,7 +102,7 @@ def main() -> None:
 
 
 def count_classes(dataset: RecordSet | ImageFiles | Cifar) -> int:
-    """Of a record file those up to the last label: a header can promise more."""
+    """A record file has those up to its last label: its header can promise more."""
     return int(dataset.labels.max()) + 1 if isinstance(dataset, RecordSet) else dataset.num_classes
 
 

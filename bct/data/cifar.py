@@ -41,7 +41,7 @@ class Cifar(ImageSet):
 
     Args:
         path: folder/train or folder/test, where folder is torchvision's cifar-100-python or
-            cifar-10-batches-py. Of CIFAR-10 there are no such files, but parts called so.
+            cifar-10-batches-py. CIFAR-10 has no such files, but its parts are called so.
     """
 
     native = 32  # all images have this size, so that the device can resize them

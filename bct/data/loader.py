@@ -28,8 +28,8 @@ from bct.streams import generator, seed_of
 
 @dataclass
 class Batch:
-    """One batch on the device. images float32 (B, 3, H, W), labels and index int64 (B,). Of a data
-    set of vectors images are float32 (B, W).
+    """One batch on the device. images float32 (B, 3, H, W), labels and index int64 (B,).
+    The "images" of a set of vectors are its rows, float32 (B, W).
 
     `old` holds what the method asked for of the old model's artefacts for this batch. `epoch` is
     how far the training is: 2.5 in the middle of the third epoch.

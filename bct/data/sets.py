@@ -151,7 +151,7 @@ def open_images(rec: str | Path, backend: str = "native") -> ImageSet:
     Args:
         rec: a .rec file, or the same without its suffix; a .txt list of images, see
             bct/data/image_files.py; `train` or `test` of CIFAR; Tiny-ImageNet's val/; or a folder.
-            Of a folder the training set is opened: its train.rec, its part `train` of CIFAR, its
+            A folder's training set is opened: its train.rec, its part `train` of CIFAR, its
             train/ of class folders (ImageNet, Places365), its train.txt, else its own folders are
             the classes (aligned faces, Omniglot).
         backend: how record files are read, "native" or "mxnet".

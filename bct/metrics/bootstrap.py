@@ -67,8 +67,8 @@ def bootstrap_tar(
       of a person come and go together, which is how they would differ on other people.
     - templates (or images), if the people are given and only their pictures are random. Weights of
       genuine pairs multiply too, and weights that multiply count the variance of what is particular
-      to a pair three times: 1.3 to 2 times too wide in simulations of such pairs. Of differences
-      between people only a part is seen: too narrow where they matter.
+      to a pair three times: 1.3 to 2 times too wide in simulations of such pairs. It sees
+      a part of the differences between people only: too narrow where they matter.
     - pairs, if nothing is known: give each pair its own number on both sides. It takes pairs that
       share a person for independent: too narrow if they do.
 

@@ -2,8 +2,8 @@
 
 A curve is a list of mixtures: at each of its K points every gallery row has a version. Rows that
 have the same versions at all points are a group; a backfill in B steps has B + 1 of them. In blocks
-of queries each version's scores are computed once. Of each group and version it is counted once how
-many items score at least as high as each positive, and the count at a point is a sum:
+of queries each version's scores are computed once. How many items of a group and version score at
+least as high as each positive is counted once, and the count at a point is a sum:
 
     #{items >= s at point k} = sum over groups u of  #{items of u, in their version at k, >= s}
 

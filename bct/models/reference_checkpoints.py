@@ -205,7 +205,7 @@ def _line(error: Exception) -> str:
 class Script(nn.Module):
     """A TorchScript model in the place of a network: (B, 3, H, W) -> (B, D) float32, no gradient.
 
-    Of several outputs the last is the embedding, as BT-2 has it; (B, D, 1, 1) is flattened. It runs
+    The last of several outputs is the embedding, as BT-2 has it; (B, D, 1, 1) is flattened. It runs
     in the precision it was saved in, and stays in eval mode.
 
     Args:

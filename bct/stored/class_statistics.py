@@ -266,9 +266,9 @@ def class_statistics(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """How far each class reaches in the old space (AdvBCT's and LCE's class statistics).
 
     Embeddings are L2-normalised; a class's centre is the plain mean of its unit embeddings, not
-    normalised again. Of the sorted distances r of its n >= 4 images to the centre those outside
-    [q1 - 1.5 (q3 - q1), q3 + 1.5 (q3 - q1)] are dropped, q1 = r[n // 4], q3 = r[3 n // 4]; likewise
-    of the angles to the centre's direction. Source: Pan et al., AdvBCT, CVPR 2023.
+    normalised again. The distances r of its n >= 4 images to the centre are sorted; those outside
+    [q1 - 1.5 (q3 - q1), q3 + 1.5 (q3 - q1)] are dropped, q1 = r[n // 4], q3 = r[3 n // 4]; so are
+    the angles to the centre's direction. Source: Pan et al., AdvBCT, CVPR 2023.
 
     Args:
         features: float (n, D); labels: int64 (n,).

@@ -109,12 +109,12 @@ class PartialFC(nn.Module):
         return self.weight if rows is None else self.weight.index_select(0, rows)
 
     def cosines(self, e: torch.Tensor) -> torch.Tensor:
-        """Of unit rows (N, D) with this rank's centres: (N, n), with gradients."""
+        """Cosines of unit rows (N, D) with this rank's centres: (N, n), with gradients."""
         return e @ F.normalize(self.current()).t()
 
     @torch.no_grad()
     def logits(self, e: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        """Of unit rows (N, D): scaled cosines (N, n), those of the labels (N,) with the margin."""
+        """Scaled cosines (N, n) of unit rows (N, D), those of the labels (N,) with the margin."""
         cosines = self.cosines(e)
         target = own_columns(labels, self.start, len(self.weight))
         rows = torch.nonzero(target >= 0).squeeze(1)

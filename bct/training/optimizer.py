@@ -17,7 +17,7 @@ def make_optimizer(
     backbone and method; "undecayed" what these keep from weight decay; "head" the head's. Of
     the first two those without parameters are left out.
 
-    Of sampled centres SGD moves those of the step and lets the others follow later, see RowSGD;
+    SGD moves the centres that a step has sampled and lets the others follow later, see RowSGD;
     Adam's steps on a row without a gradient are no linear map, so they sweep all of them.
 
     fused has to be False with a loss scaler: torch's fused kernels skip a step when the number of
