@@ -7,7 +7,6 @@ image plus mirror image, times detection score, not normalised before aggregatio
 from functools import cached_property
 
 import numpy as np
-from scipy.sparse import csr_matrix
 
 from bct.errors import BctError
 from bct.rows import unit_rows
@@ -86,6 +85,8 @@ class Templates:
                 f"there are {len(features)} embeddings for {len(self.row)} images",
                 "compute the embeddings for this protocol",
             )
+        from scipy.sparse import csr_matrix  # a tenth of a second that training need not wait for
+
         features = np.asarray(features, np.float32)
         weights = 1 / self._sizes
         if weighted and self.weight is not None:

@@ -6,13 +6,15 @@ trained without compatibility: what there was to gain, and what compatibility co
 """
 
 import math
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from bct import markdown
 from bct.metrics import compatibility
-from bct.metrics.bootstrap import Interval, interval
+
+if TYPE_CHECKING:
+    from bct.metrics.bootstrap import Interval
 
 WORDS = {True: "compatible", False: "not compatible"}
 
@@ -31,7 +33,7 @@ class Verdict(NamedTuple):
     cross: float
     own: float
     alone: float | None = None
-    interval: Interval | None = None
+    interval: "Interval | None" = None
     over: str = ""
 
     @property
@@ -94,7 +96,11 @@ def judged(
     over: str = "",
 ) -> Verdict:
     """A verdict whose interval comes from bootstrap replicates of cross - old, (R,)."""
-    found = None if replicates is None else interval(replicates, cross - old)
+    found = None
+    if replicates is not None:
+        from bct.metrics.bootstrap import interval  # tables without intervals start without torch
+
+        found = interval(replicates, cross - old)
     return Verdict(measure, old, cross, own, alone, found, over)
 
 
