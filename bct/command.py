@@ -133,7 +133,8 @@ def refuse_to_replace(target: Path, made_from: dict) -> None:
     if not path.is_file():
         return
     there = read_json(path)
-    if any(_what(key, there.get(key)) != _what(key, value) for key, value in made_from.items()):
+    ours = isinstance(there, dict)
+    if not ours or any(_what(k, there.get(k)) != _what(k, v) for k, v in made_from.items()):
         raise BctError(
             f"{path} holds the results of other models, data or settings",
             "give another folder, -o, or --overwrite",

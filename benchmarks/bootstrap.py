@@ -10,7 +10,8 @@ import time
 import numpy as np
 import torch
 
-from bct.metrics.bootstrap import bootstrap_tar, interval
+from bct.metrics.bootstrap import bootstrap_tar
+from bct.metrics.percentiles import interval
 from bct.metrics.scores import FARS, rate_name, tar_at_far
 from bct.streams import generator
 from benchmarks.common import Goal, Row, peak_gib, publish, start

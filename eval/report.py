@@ -24,10 +24,10 @@ import torch
 
 from bct import distributed
 from bct.amp import amp_dtype
-from bct.command import evaluation_options, model_parser, refuse_to_replace, run_cli
+from bct.command import evaluation_options, model_parser, run_cli
 from bct.data.sets import open_images
 from bct.errors import BctError
-from bct.models.model import described, open_models
+from bct.models.model import open_models
 from bct.models.widths import POLICIES
 from bct.protocols.class_templates import class_templates
 from bct.protocols.image_search import open_search
@@ -81,14 +81,12 @@ def main() -> None:
 def report(args: argparse.Namespace, device: torch.device) -> None:
     models = open_models(roles_and_files(args)[1], amp_dtype(args.amp, device))
     protocol = open_protocol(args)
-    if not args.overwrite:
-        made_from = {"models": described(models), "data": protocol.fingerprint}
-        refuse_to_replace(args.output / "report", made_from)
     made = write_report(
         args.output, protocol, models, far=args.far, resamples=args.resamples,
         cost=Cost(args.images_per_second, args.gallery_size, args.price_per_hour),
         thumbnails=args.thumbnails, cache=args.cache, device=device, dimensions=args.dimensions,
         batch_size=args.batch_size, num_workers=args.num_workers,
+        overwrite=args.overwrite,
     )  # fmt: skip
     if made:
         reasons = [f"- {line}" for line in made["verdict"]["reasons"]]

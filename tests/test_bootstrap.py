@@ -11,8 +11,9 @@ from scipy.stats import norm
 
 from bct.errors import BctError
 from bct.metrics import bootstrap
-from bct.metrics.bootstrap import Interval, bootstrap_tar, interval
+from bct.metrics.bootstrap import bootstrap_tar
 from bct.metrics.compatibility import update_gain
+from bct.metrics.percentiles import Interval, interval
 from bct.metrics.scores import tar_at_far
 from bct.streams import generator
 

@@ -76,8 +76,13 @@ def test_a_kill_leaves_the_gallery_from_before(tmp_path, monkeypatch):
     gallery, expected = mixed()
     gallery.save(tmp_path)
 
-    def killed(*_):
-        raise KeyboardInterrupt
+    calls, write_json = [], module.write_json
+
+    def killed(*arguments):
+        calls.append(arguments)
+        if len(calls) == 2:  # all arrays are written, the record that names them is not
+            raise KeyboardInterrupt
+        write_json(*arguments)
 
     monkeypatch.setattr(module, "write_json", killed)
     with pytest.raises(KeyboardInterrupt):
@@ -86,6 +91,21 @@ def test_a_kill_leaves_the_gallery_from_before(tmp_path, monkeypatch):
     assert held(Gallery.load(tmp_path)) == expected
     gallery.save(tmp_path)
     assert len(list(tmp_path.glob("*.npy"))) == 5  # what the kill had left is gone, too
+
+
+def test_only_what_its_record_names_is_removed(tmp_path):
+    """Files of others may be called as ours are."""
+    gallery, _ = mixed()
+    other = tmp_path / "vectors-0123abcd-0.npy"
+    other.write_bytes(b"somebody's")
+    for _ in range(2):
+        gallery.save(tmp_path)
+        assert other.read_bytes() == b"somebody's" and len(list(tmp_path.glob("*.npy"))) == 6
+    record = tmp_path / "gallery.json"
+    record.write_text('{"paintings": 3}')
+    with pytest.raises(BctError, match="is no bct-gallery file"):
+        gallery.save(tmp_path)
+    assert record.read_text() == '{"paintings": 3}'
 
 
 def test_integers_as_ids(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from support.pages import Nothing, Reader
 from support.script import run_script
 
-from bct.metrics.bootstrap import Interval
+from bct.metrics.percentiles import Interval
 from bct.protocols.protocol import Pairs, Protocol, Side
 from bct.protocols.templates import Templates, pair_scores
 from bct.report import page

@@ -16,7 +16,8 @@ _FROM = {
         *("average_compatibility", "average_quality", "backward_transfer", "forward_transfer"),
     ),
     "flips": ("verification_flips", "threshold_drift"),
-    "bootstrap": ("bootstrap_tar", "interval"),
+    "bootstrap": ("bootstrap_tar",),
+    "percentiles": ("interval",),
     "label_free": ("procrustes_residual", "neighbour_overlap"),
 }
 _MODULE = {name: module for module, names in _FROM.items() for name in names}

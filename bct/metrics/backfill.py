@@ -117,6 +117,15 @@ def violations(points: Curve) -> Violations:
     return Violations(int(np.count_nonzero(falls)), float(falls.sum()), float(deepest))
 
 
+def figures(points: Curve) -> dict:
+    """area, published_mean and violations, as JSON has them."""
+    return {
+        "area": area(points),
+        "published_mean": published_mean(points),
+        "violations": violations(points)._asdict(),
+    }
+
+
 def smallest_fraction(points: Curve, target: float, eps: float = 0.0) -> float | None:
     """Smallest fraction on the curve whose quality is at least target - eps; None if there is none.
 

@@ -22,28 +22,6 @@ _CELLS = 1 << 25  # units times resamples held at once: about 1 GiB
 _FLOAT32_EXACT = 1 << 24  # up to here it holds all whole numbers
 
 
-class Interval(NamedTuple):
-    """An estimate and the bounds of its confidence interval."""
-
-    estimate: float
-    low: float
-    high: float
-
-
-def interval(replicates: np.ndarray, estimate: float, confidence: float = 0.95) -> Interval:
-    """Percentile interval: the (1 - confidence) / 2 and (1 + confidence) / 2 quantiles.
-
-    Args:
-        replicates: float (R,), the quantity in each resample; bounds are NaN if one of them is.
-        estimate: the quantity on the data.
-        confidence: 0..1.
-
-    Source: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
-    """
-    low, high = np.quantile(replicates, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return Interval(float(estimate), float(low), float(high))
-
-
 def bootstrap_tar(
     scores: np.ndarray | Sequence[np.ndarray],
     first: np.ndarray,

@@ -127,7 +127,7 @@ def bootstrap_means(
         mean_k = sum over queries q of w[u_q] values_kq / sum over q of w[u_q]
 
     All K systems have the same resamples: what is common to them cancels in a difference. The
-    gallery stays as it is. See bct.metrics.bootstrap.interval.
+    gallery stays as it is. See bct.metrics.percentiles.interval.
 
     Args:
         values: float (K, Q), of the same queries by K systems, e.g. their average precision.

@@ -84,7 +84,7 @@ def embed_set(
 
 
 def embed_models(
-    models: Mapping[str, "Embedder"],
+    models: Mapping[str, Embedder],
     images: ImageSet,
     cache: str | Path | None = None,
     *,
@@ -137,7 +137,7 @@ def embed_models(
     return {label: found[label] for label in models}
 
 
-def _made_from(model: "Embedder", images: ImageSet, mirror: bool) -> dict:
+def _made_from(model: Embedder, images: ImageSet, mirror: bool) -> dict:
     seen = images.view or model.view
     return {
         "model": model.sha256,
@@ -151,7 +151,7 @@ def _made_from(model: "Embedder", images: ImageSet, mirror: bool) -> dict:
 
 
 def _compute(
-    models: dict[str, "Embedder"],
+    models: dict[str, Embedder],
     parts: dict[str, tuple[Path, dict]],
     images: ImageSet,
     loader: Loader,

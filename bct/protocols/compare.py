@@ -41,11 +41,7 @@ def compare(
     Raises:
         BctError: embeddings of other images or of two widths; a far that allows no false accept.
     """
-    if protocol.pairs is None and protocol.search is None:
-        raise BctError(
-            f"{protocol.name} has neither pairs nor a search",
-            "give a protocol with one of them: what else should the models be judged by?",
-        )
+    check_judges(protocol)
     if resamples < 1:
         raise BctError(f"resamples is {resamples}", "give at least 1")
     embeddings = [old, new] if alone is None else [old, new, alone]
@@ -81,6 +77,15 @@ def _compare_searches(protocol: Protocol, tests: list, resamples: int) -> Verdic
     units, over = query_units(protocol)
     means = bootstrap_means(values[:2], units[found], resamples)
     return judged("mAP", *values.mean(1).tolist(), replicates=means[:, 1] - means[:, 0], over=over)
+
+
+def check_judges(protocol: Protocol) -> None:
+    """Raises BctError for a protocol by which no model can be judged."""
+    if protocol.pairs is None and protocol.search is None:
+        raise BctError(
+            f"{protocol.name} has neither pairs nor a search",
+            "give a protocol with one of them: what else should the models be judged by?",
+        )
 
 
 def check_resolved(protocol: Protocol, far: float) -> None:

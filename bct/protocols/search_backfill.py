@@ -103,8 +103,6 @@ def _backfill_figures(results: list[list[Retrieval]], quality: str, goal: float)
     return {
         "shares": SHARES.tolist(),
         "values": curve.values.tolist(),
-        "area": backfill.area(curve),
-        "published_mean": backfill.published_mean(curve),
-        "violations": backfill.violations(curve)._asdict(),
+        **backfill.figures(curve),
         "enough_for_old": backfill.smallest_fraction(curve, goal),
     }

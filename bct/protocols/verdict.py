@@ -6,15 +6,13 @@ trained without compatibility: what there was to gain, and what compatibility co
 """
 
 import math
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from bct import markdown
 from bct.metrics import compatibility
-
-if TYPE_CHECKING:
-    from bct.metrics.bootstrap import Interval
+from bct.metrics.percentiles import Interval, interval
 
 WORDS = {True: "compatible", False: "not compatible"}
 
@@ -33,7 +31,7 @@ class Verdict(NamedTuple):
     cross: float
     own: float
     alone: float | None = None
-    interval: "Interval | None" = None
+    interval: Interval | None = None
     over: str = ""
 
     @property
@@ -96,11 +94,7 @@ def judged(
     over: str = "",
 ) -> Verdict:
     """A verdict whose interval comes from bootstrap replicates of cross - old, (R,)."""
-    found = None
-    if replicates is not None:
-        from bct.metrics.bootstrap import interval  # tables without intervals start without torch
-
-        found = interval(replicates, cross - old)
+    found = None if replicates is None else interval(replicates, cross - old)
     return Verdict(measure, old, cross, own, alone, found, over)
 
 

@@ -2,10 +2,9 @@
 
 from collections.abc import Mapping
 
-from bct.errors import BctError
-from bct.metrics.bootstrap import Interval
+from bct.metrics.percentiles import Interval
 from bct.metrics.scores import check_far
-from bct.protocols.compare import check_resolved
+from bct.protocols.compare import check_judges, check_resolved
 from bct.protocols.protocol import Protocol
 from bct.report.pairs import analyse_pairs
 from bct.report.searches import analyse_searches
@@ -16,14 +15,10 @@ MUCH_DRIFT = 1.5  # times the agreed false accepts
 
 def check_protocol(protocol: Protocol, far: float) -> None:
     """Raises BctError for a protocol that no report can be made of, or not at this FAR."""
+    check_judges(protocol)
     if protocol.pairs is not None:
         check_far(far)
         check_resolved(protocol, far)
-    elif protocol.search is None:
-        raise BctError(
-            f"{protocol.name} has neither pairs nor a search",
-            "give a protocol with one of them: what else should the models be judged by?",
-        )
 
 
 def analyse(study: Study, far: float, resamples: int = 1000) -> tuple[dict, Drawings | None]:

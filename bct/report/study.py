@@ -11,8 +11,8 @@ import numpy as np
 
 from bct.errors import BctError
 from bct.metrics import backfill
-from bct.metrics.bootstrap import interval
 from bct.metrics.flips import Flips
+from bct.metrics.percentiles import interval
 from bct.protocols.protocol import Protocol
 from bct.protocols.verdict import judged, or_none
 
@@ -123,9 +123,7 @@ def curve_figures(
     curve = backfill.Curve(SHARES, np.mean(curves, axis=0))
     return {
         measure.key: curve.values.tolist(),
-        "area": backfill.area(curve),
-        "published_mean": backfill.published_mean(curve),
-        "violations": backfill.violations(curve)._asdict(),
+        **backfill.figures(curve),
         "enough_for_all_new": backfill.smallest_fraction(curve, after, EPS),
         "enough_for_old": backfill.smallest_fraction(curve, before, _ROUNDING),
     }

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from bct import distributed
+from bct.command import refuse_to_replace
 from bct.errors import BctError
 from bct.files import model_name
 from bct.models.embed import embed_models
@@ -37,6 +38,7 @@ def write_report(
     dimensions: str = "equal",
     batch_size: int = 128,
     num_workers: int = 2,
+    overwrite: bool = False,
 ) -> dict | None:
     """May the new model be deployed against the old gallery? One page with the answer.
 
@@ -44,8 +46,8 @@ def write_report(
     all ranks call this, and the first one writes.
 
     Args:
-        folder: for report.html (one file that loads nothing), report.md and report.json; what is
-            there is replaced. Each file is whole or as before.
+        folder: for report.html (one file that loads nothing), report.md and report.json. Each
+            file is whole or as before.
         models: "old", "new" and, if there is one, "alone": the new network trained without
             compatibility, by which the price is measured.
         embeddings: role -> of the protocol's images, float (N, D), not normalised; None: computed.
@@ -54,20 +56,26 @@ def write_report(
         cost: for the time and price of re-extracting a gallery; None: the page says nothing of it.
         thumbnails: show changed pairs or queries, which may be personal data.
         cache, batch_size, num_workers: see bct.models.embed.embed_models.
+        overwrite: replace a report on other models or images.
         dimensions: how embeddings of several widths meet, see bct.models.widths.
 
     Returns:
         The report, as report.json has it; None on other ranks than the first.
 
     Raises:
-        BctError: other roles; a protocol that can't be judged so, before anything is computed; what
-            embed_models refuses; embeddings of other images or widths.
+        BctError: other roles; a report on others in the folder; a protocol that can't be judged so,
+            all before anything is computed; what embed_models refuses; embeddings of other images
+            or widths.
     """
     _check_roles(models, embeddings)
     check_protocol(protocol, far)
     if thumbnails and protocol.thumbnail is None:
         raise BctError(f"{protocol.name} has no pictures to show", "leave out thumbnails")
     models, device = {role: models[role] for role in ROLES if role in models}, torch.device(device)
+    about = described(models)
+    if not overwrite:
+        made_from = {"models": about, "data": protocol.fingerprint}
+        refuse_to_replace(Path(folder) / "report", made_from)
     if embeddings is None:
         embeddings = embed_models(
             models, protocol.images, cache, device=device,
@@ -79,7 +87,6 @@ def write_report(
     found, drawings = analyse(
         Study.of(protocol, dict(zip(models, rows, strict=True))), far, resamples
     )
-    about = described(models)
     report = {
         "models": {
             role: {"name": model_name(model["file"]), **model} for role, model in about.items()

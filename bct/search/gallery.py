@@ -11,7 +11,7 @@ import secrets
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -22,6 +22,8 @@ from bct.stored.fingerprint import Fingerprint, require_format
 from bct.stored.vector_files import first_not_finite, open_vectors
 
 _FORMAT, _VERSION = "bct-gallery", 1
+_HEAD = {"format": _FORMAT, "version": _VERSION}
+_OURS = re.compile(r"(?:ids|version|vectors)-[0-9a-f]{8}(?:-\d+)?\.npy")
 
 
 class Gallery(NamedTuple):
@@ -97,27 +99,33 @@ class Gallery(NamedTuple):
         return vectors if whole else vectors[place]
 
     def save(self, folder: str | Path) -> None:
-        """Writes the folder, one writer at a time; versions that no row holds are left out."""
+        """Writes the folder, one writer at a time; versions that no row holds are left out.
+
+        What the folder's gallery.json names is replaced, and nothing else is removed. Raises
+        BctError if that file is not ours.
+        """
         folder, token = Path(folder), secrets.token_hex(4)
         used, version = np.unique(self.version, return_inverse=True)
         names = {"ids": f"ids-{token}.npy", "version": f"version-{token}.npy"}
+        vectors = [f"vectors-{token}-{number}.npy" for number in range(len(used))]
+        before = _record(folder)
+        # noted first: a later save then knows what a kill of this one has left
+        noted = [*before.get("pending", []), *names.values(), *vectors]
+        write_json(folder / "gallery.json", {**_HEAD, **before, "pending": noted})
         for name, array in zip(names.values(), (self.ids, version), strict=True):
             with _new_array(folder / name, array.dtype, array.shape) as out:
                 out[:] = array
         versions = []
-        for number, index in enumerate(used.tolist()):
-            name = f"vectors-{token}-{number}.npy"
+        for name, index in zip(vectors, used.tolist(), strict=True):
             source, place = self.vectors[index], self.place[self.rows_of(index)]
             with _new_array(folder / name, np.float32, (len(place), source.shape[1])) as out:
                 for start in range(0, len(place), BLOCK):
                     out[start : start + BLOCK] = source[place[start : start + BLOCK]]
             versions.append({"vectors": name, **self.fingerprints[index].entries()})
-        about = {"format": _FORMAT, "version": _VERSION, "files": names, "versions": versions}
-        write_json(folder / "gallery.json", about)
-        for path in folder.iterdir():
-            found = re.fullmatch(r"(?:ids|version|vectors)-([0-9a-f]{8})(?:-\d+)?\.npy", path.name)
-            if found and found[1] != token:
-                path.unlink()
+        write_json(folder / "gallery.json", {**_HEAD, "files": names, "versions": versions})
+        for name in _named(before):
+            if token not in name:
+                (folder / name).unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Gallery":
@@ -154,6 +162,23 @@ def _check_ids(ids: np.ndarray) -> None:
     if len(known) < len(ids):
         twice = known[count.argmax()].item()
         raise BctError(f"the id {twice!r} occurs {count.max()} times", "name each item once")
+
+
+def _record(folder: Path) -> dict[str, Any]:
+    """What gallery.json says; nothing if there is none. BctError if it is not ours."""
+    path = folder / "gallery.json"
+    if not path.is_file():
+        return {}
+    said = read_json(path)
+    require_format(said, path, _FORMAT, _VERSION)
+    return said
+
+
+def _named(said: dict[str, Any]) -> list[str]:
+    """The files that a gallery.json names and that can be ours."""
+    names = [*said.get("files", {}).values(), *said.get("pending", [])]
+    names += [entry.get("vectors") for entry in said.get("versions", [])]
+    return [name for name in names if isinstance(name, str) and _OURS.fullmatch(name)]
 
 
 def _opened(path: Path) -> np.ndarray:
