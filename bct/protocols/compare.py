@@ -1,5 +1,7 @@
 """The verdict on two models' embeddings of a protocol, in one call."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from bct.errors import BctError
@@ -13,6 +15,7 @@ from bct.protocols.protocol import Protocol
 from bct.protocols.search_tests import OVER, How, search, sides_of
 from bct.protocols.templates import pair_scores
 from bct.protocols.verdict import Verdict, judged
+from bct.rows import check_rows, zeros_remark
 
 
 def compare(
@@ -42,13 +45,15 @@ def compare(
         a `remark` where the figures mean nothing or the spaces are unrelated.
 
     Raises:
-        BctError: embeddings of other images or of two widths; a far that allows no false accept.
+        BctError: embeddings of other images or of two widths, not finite, all zeros or all alike;
+            a far that allows no false accept.
     """
     check_judges(protocol)
     if resamples < 1:
         raise BctError(f"resamples is {resamples}", "give at least 1")
-    embeddings = [old, new] if alone is None else [old, new, alone]
-    items = [protocol.item_features(rows) for rows in embeddings]
+    embeddings = {"old": old, "new": new} | ({} if alone is None else {"alone": alone})
+    check_embeddings(protocol, embeddings)
+    items = [protocol.item_features(rows) for rows in embeddings.values()]
     tests = [(items[0], items[0]), (items[1], items[0]), (items[1], items[1])]
     tests += [(items[2], items[2])] if alone is not None else []
     if protocol.pairs is not None:
@@ -94,9 +99,29 @@ def _judged(
     """Args: replicates: of old/old, new/old, new/new, (R, 3)."""
     (_, old), (new, _) = tests[:2]
     cross, own = (interval(replicates[:, k], qualities[k]) for k in (1, 2))
-    known = evidence(protocol, old, new, cross, own, far)
+    known = evidence(protocol, old, new, qualities[0], cross, own, far)
     gaps = replicates[:, 1] - replicates[:, 0]
     return judged(measure, *qualities, replicates=gaps, over=over, remark=known.remark)
+
+
+def check_embeddings(protocol: Protocol, embeddings: Mapping[str, np.ndarray]) -> list[str]:
+    """What has to be said of a protocol's embeddings, role -> (N, D): which rows are zeros.
+
+    Raises BctError: numbers of rows that are not those of the images; rows that are not finite, or
+    all zeros, or all alike.
+    """
+    remarks = []
+    for role, rows in embeddings.items():
+        if len(rows) != len(protocol.images):
+            raise BctError(
+                f"{len(rows)} {role} embeddings for {len(protocol.images)} images",
+                f"give one row per image of {protocol.name}, in its order",
+            )
+        whose = f"the {role} embeddings"
+        zeros = check_rows(rows, whose)
+        if len(zeros):
+            remarks.append(zeros_remark(whose, zeros, len(rows)))
+    return remarks
 
 
 def check_judges(protocol: Protocol) -> None:

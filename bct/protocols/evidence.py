@@ -12,6 +12,7 @@ from bct.protocols.protocol import Protocol
 from bct.rows import unit_rows
 
 FEW, FEW_SUBJECTS = 10, 2  # with fewer genuine pairs or queries, or subjects, figures mean nothing
+NEAR_CHANCE = 0.1  # of what the old system is above it: unrelated spaces may meet by accident
 RELATED = 0.65  # of alike_by_item: 0.32 to 0.52 between unrelated spaces, 0.9 to 1 if compatible
 _EQUAL = 1e-6  # 1 - cosine of one embedding that was stored in two precisions
 
@@ -45,6 +46,7 @@ def evidence(
     protocol: Protocol,
     old: np.ndarray,
     new: np.ndarray,
+    before: float,
     cross: Interval,
     own: Interval,
     far: float | None = None,
@@ -52,18 +54,18 @@ def evidence(
     """Looks for what no figure shows.
 
     Args:
-        old, new: float (T, D), of the protocol's items. cross, own: of new/old and new/new.
-        far: of pairs.
+        old, new: float (T, D), of the protocol's items. before, cross, own: the qualities of
+            old/old, new/old, new/new. far: of pairs.
     """
     alike, chance = alike_by_item(old, new), chance_level(protocol, far)
-    at_chance = cross.low <= chance
+    at_chance = cross.low <= chance or cross.estimate - chance <= NEAR_CHANCE * (before - chance)
     return Evidence(
         same_embeddings(old, new),
         few(protocol),
         alike,
         chance,
-        lost=at_chance and own.low <= chance,
-        unrelated=at_chance and alike <= RELATED,
+        lost=bool(cross.low <= chance and own.low <= chance),
+        unrelated=bool(at_chance and alike <= RELATED),
     )
 
 

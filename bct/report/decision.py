@@ -9,7 +9,7 @@ from typing import NamedTuple
 from bct.metrics.percentiles import Interval
 from bct.protocols.evidence import Evidence
 from bct.protocols.verdict import ROUNDING
-from bct.report.study import EPS, Measure
+from bct.report.study import EPS, Measure, signed
 
 MUCH_DRIFT = 1.5  # times the agreed false accepts
 AS_IT_IS, PARTLY, WHOLLY = "as it is", "partly", "wholly"  # re-extracted
@@ -200,6 +200,7 @@ def decide(facts: Facts, thresholds: Mapping[str, Threshold] | None = None) -> d
     headline = row.headline(facts).replace("{anew}", ", with a new threshold" if change else "")
     return {
         "decision": row.decision,
+        "when": row.when,
         "headline": headline,
         "gallery": row.gallery,
         "reasons": reasons,
@@ -230,7 +231,8 @@ def _reasons(facts: Facts, row: Row) -> list[str]:
 
 
 def _of(gap: Interval) -> str:
-    return f"difference {gap.estimate:+.3f}, 95 % interval {gap.low:+.3f} to {gap.high:+.3f}"
+    estimate, low, high = map(signed, gap)
+    return f"difference {estimate}, 95 % interval {low} to {high}"
 
 
 def _threshold(facts: Facts, at: Threshold) -> tuple[bool, str]:
@@ -246,8 +248,8 @@ def _threshold(facts: Facts, at: Threshold) -> tuple[bool, str]:
             f"{moved}, new queries reach {name} {at.kept_tar:.3f} only, less than the old system; "
             f"at the new one {at.tar:.3f}."
         )
-    said = f"The deployed threshold {at.deployed:.3f} can stay: at it they reach {name} "
-    said += f"{at.kept_tar:.3f}"
+    said = f"The deployed threshold {at.deployed:.3f} can stay: at it new queries reach {name} "
+    said += f"{at.kept_tar:.3f} at FAR {at.kept_far:.1e}"
     if _more(at.tar - EPS, at.kept_tar):
-        said += f"; {at.tar:.3f} needs the threshold {at.restored:.3f}"
+        said += f"; {name} {at.tar:.3f} needs the threshold {at.restored:.3f}"
     return False, f"{said}."

@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from bct.metrics.scores import rate_name
+from bct.report.study import signed
 
 # colours that nothing else has, put into the SVG and replaced by the page's CSS variables
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
@@ -134,14 +135,15 @@ def gains(rows: dict[str, tuple[float, float, float]], title: str) -> str:
         for y, (estimate, low, high) in zip(at, rows.values(), strict=True):
             axes.plot([low, high], [y, y], color=SERIES[0])
             axes.plot(estimate, y, "o", color=SERIES[0], markersize=7)
-            axes.annotate(f"{estimate:+.3f}", (estimate, y + 0.15), ha="center", color=INK)
+            axes.annotate(signed(estimate), (estimate, y + 0.15), ha="center", color=INK)
         axes.axvline(0, color=MUTED, linewidth=1)
         axes.set_yticks(at, list(rows))
         axes.set(xlabel=title, ylim=(-0.5, len(rows) - 0.3))
         axes.grid(axis="x")
 
     text = "Differences from the old system, with 95 % intervals: " + "; ".join(
-        f"{name} {e:+.3f}, from {low:+.3f} to {high:+.3f}" for name, (e, low, high) in rows.items()
+        f"{name} {signed(e)}, from {signed(low)} to {signed(high)}"
+        for name, (e, low, high) in rows.items()
     )
     return svg(draw, (8, 0.9 + 0.6 * len(rows)), "gains", text + ".")
 
@@ -203,7 +205,7 @@ def kept(
 
 
 def _listed(values: dict[str, float]) -> str:
-    return "; ".join(f"{name} {value:.3f}" for name, value in values.items()) + "."
+    return "; ".join(f"{name} {round(value, 3) + 0:.3f}" for name, value in values.items()) + "."
 
 
 def _escape(text: str) -> str:

@@ -13,7 +13,7 @@ from bct.metrics.scores import rate_name
 from bct.protocols.protocol import Protocol
 from bct.protocols.verdict import interval_title
 from bct.report import drawings
-from bct.report.study import Drawings, Measure
+from bct.report.study import Drawings, Measure, signed
 
 _TONES = {
     "deploy now": "good",
@@ -168,7 +168,10 @@ def _hours(value: float) -> str:
 
 def _number(form: str):
     def show(value: float | None) -> str:
-        return "-" if value is None or math.isnan(value) else format(value, form)
+        if value is None or math.isnan(value):
+            return "-"
+        shown = format(value, form)
+        return shown.lstrip("-") if float(shown) == 0 else shown  # no -0.000
 
     return show
 
@@ -179,7 +182,7 @@ _FILTERS = {
     "f3": _number(".3f"),
     "f4": _number(".4f"),
     "e2": _number(".2e"),
-    "signed": lambda value: f"{round(value, 3) + 0:+.3f}",  # no -0.000
+    "signed": signed,
     "percent": lambda value: "never" if value is None else f"{100 * value:.0f} %",
     "hours": _hours,
 }

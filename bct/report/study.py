@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bct.errors import BctError
 from bct.metrics import backfill
 from bct.metrics.flips import Flips
 from bct.metrics.percentiles import Interval, interval
+from bct.protocols.compare import check_embeddings
 from bct.protocols.evidence import Evidence, evidence
 from bct.protocols.protocol import Protocol
 from bct.protocols.verdict import ROUNDING, judged, or_none
@@ -23,6 +23,11 @@ NEIGHBOURS = 10
 EXAMPLES = 8
 RANDOM_ORDERS = 3  # a curve is the mean over them
 DISAGREEMENT = "old and new disagree most first"  # needs every new embedding: a bound
+
+
+def signed(value: float) -> str:
+    """A difference with its sign, and never -0.000."""
+    return f"{round(value, 3) + 0:+.3f}"
 
 
 class Measure(NamedTuple):
@@ -49,28 +54,26 @@ class Study(NamedTuple):
 
     images: role -> embeddings of the images (N, D); items: role -> of the items (T, D), unit where
     the protocol has pairs or templates. Roles are "old", "new" and, if there is one, "alone".
+    remarks: what has to be said of them, see compare.check_embeddings.
     """
 
     protocol: Protocol
     images: Mapping[str, np.ndarray]
     items: Mapping[str, np.ndarray]
+    remarks: Sequence[str] = ()
 
     @classmethod
     def of(cls, protocol: Protocol, embeddings: Mapping[str, np.ndarray]) -> "Study":
         """Of embeddings of the protocol's images by role, (N, D), not normalised.
 
-        Raises BctError when the number of embeddings is not the number of images.
+        Raises BctError as compare.check_embeddings.
         """
-        for role, rows in embeddings.items():
-            if len(rows) != len(protocol.images):
-                raise BctError(
-                    f"{len(rows)} {role} embeddings for {len(protocol.images)} images",
-                    f"give one row per image of {protocol.name}, in its order",
-                )
+        remarks = check_embeddings(protocol, embeddings)
         if protocol.pairs is None and protocol.templates is None:
-            return cls(protocol, embeddings, embeddings)  # a search scales them itself, in blocks
+            # a search scales them itself, in blocks
+            return cls(protocol, embeddings, embeddings, remarks)
         items = {role: protocol.item_features(images) for role, images in embeddings.items()}
-        return cls(protocol, embeddings, items)
+        return cls(protocol, embeddings, items, remarks)
 
     @property
     def tests(self) -> list[tuple[str, str]]:
@@ -133,7 +136,7 @@ def look(
     """What a verdict must know before it judges. Args: as gains; far: of pairs."""
     old, new = (study.items[role] for role in ("old", "new"))
     cross, own = (interval(replicates[:, k], values[study.selves[k]]) for k in (1, 2))
-    return evidence(study.protocol, old, new, cross, own, far)
+    return evidence(study.protocol, old, new, values["old / old"], cross, own, far)
 
 
 def curve_figures(
