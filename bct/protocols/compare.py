@@ -49,8 +49,7 @@ def compare(
             a far that allows no false accept.
     """
     check_judges(protocol)
-    if resamples < 1:
-        raise BctError(f"resamples is {resamples}", "give at least 1")
+    check_resamples(resamples)
     embeddings = {"old": old, "new": new} | ({} if alone is None else {"alone": alone})
     check_embeddings(protocol, embeddings)
     items = [protocol.item_features(rows) for rows in embeddings.values()]
@@ -122,6 +121,12 @@ def check_embeddings(protocol: Protocol, embeddings: Mapping[str, np.ndarray]) -
         if len(zeros):
             remarks.append(zeros_remark(whose, zeros, len(rows)))
     return remarks
+
+
+def check_resamples(resamples: int) -> None:
+    """Raises BctError for a bootstrap without a resample."""
+    if resamples < 1:
+        raise BctError(f"resamples is {resamples}", "give at least 1")
 
 
 def check_judges(protocol: Protocol) -> None:

@@ -15,10 +15,11 @@ from bct.files import model_name
 from bct.models.embed import embed_models
 from bct.models.model import Model, described
 from bct.models.widths import same_width
+from bct.protocols.compare import check_resamples
 from bct.protocols.protocol import Protocol
 from bct.report import page
 from bct.report.analysis import analyse, check_protocol
-from bct.report.cost import Cost, re_extraction
+from bct.report.cost import Cost, check_cost, re_extraction
 from bct.report.pairs import measure_at
 from bct.report.searches import MAP
 from bct.report.study import Study
@@ -72,6 +73,9 @@ def write_report(
     """
     _check_roles(models, embeddings)
     check_protocol(protocol, far)
+    check_resamples(resamples)
+    if cost is not None:
+        check_cost(cost)
     if thumbnails and protocol.thumbnail is None:
         raise BctError(f"{protocol.name} has no pictures to show", "leave out thumbnails")
     models, device = {role: models[role] for role in ROLES if role in models}, torch.device(device)
@@ -92,6 +96,9 @@ def write_report(
         )  # fmt: skip
     if not distributed.is_main():
         return None
+    known = {}
+    if cost is not None:
+        known["cost"] = re_extraction(cost, models["new"], protocol.images, device, batch_size)
     rows = same_width(dimensions, *(embeddings[role] for role in models))
     found, drawings = analyse(
         Study.of(protocol, dict(zip(models, rows, strict=True))), far, resamples
@@ -104,9 +111,8 @@ def write_report(
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
         "resamples": resamples,
         **found,
+        **known,
     }
-    if cost is not None:
-        report["cost"] = re_extraction(cost, models["new"], protocol.images, device, batch_size)
     page.write(Path(folder), report, drawings, protocol if thumbnails else None)
     return report
 
