@@ -30,8 +30,8 @@ def facts(before=0.5, cross=0.6, own=0.7, low=0.05, gain_low=0.05, step=None, **
     return Facts(measure_at(1e-2), before, cross, own, gap, gain, known, 0.002, step)
 
 
-def threshold(tar=0.7, kept_tar=0.7, kept_far=0.01, far=0.01):
-    return Threshold(0.3, far, 0.4, tar, kept_tar, kept_far)
+def threshold(tar=0.7, kept_tar=0.7, kept_far=0.01, far=0.01, later=0.01):
+    return Threshold(0.3, far, 0.4, tar, kept_tar, kept_far, later)
 
 
 def at(**galleries):
@@ -105,6 +105,7 @@ def test_row(row, given, decision, gallery, headline):
         (threshold(kept_far=0.002), "threshold 0.300 can stay"),
         (threshold(kept_far=0.03), "from 0.300 to 0.400: at the old one, false accepts are 3.0 "),
         (threshold(kept_tar=0.3), "reach TAR 0.300 only, less than the old system; at the new one"),
+        (threshold(later=0.03), "more is re-extracted: false accepts would become 3.0 times"),
         (threshold(far=0.0), "can't be told"),
     ],
 )

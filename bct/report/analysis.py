@@ -56,7 +56,7 @@ def thresholds_of(report: dict) -> dict[str, Threshold] | None:
         return None
     deployed = next(point for point in report["drift"] if point["far"] == report["far"])
     orders, step = report["backfill"]["orders"], report["backfill"]["step"]
-    places = {AS_IT_IS: ("random", 0), WHOLLY: ("random", -1)}  # in any order
+    places = {AS_IT_IS: ("random", 0), WHOLLY: ("random", -1)}
     if step is not None:
         places[PARTLY] = step["order"], SHARES.tolist().index(step["share"])
     return {
@@ -64,6 +64,7 @@ def thresholds_of(report: dict) -> dict[str, Threshold] | None:
             deployed["threshold"],
             deployed["old_far"],
             *(orders[name][key][at] for key in ("threshold", "tar", "kept_tar", "kept_far")),
+            later=max(orders[name]["kept_far"][at:]),
         )
         for gallery, (name, at) in places.items()
     }

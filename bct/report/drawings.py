@@ -194,7 +194,7 @@ def kept(
             axes.set(xlabel=_RE_EXTRACTED, xlim=(0, 100))
             axes.set_title(names[k], loc="left", fontsize=11)
             axes.grid()
-        panels[0].legend(loc="lower right")
+        panels[0].legend(loc="upper left")
 
     first = next(iter(curves.values()))
     text = "At the deployed threshold, from nothing to everything re-extracted: " + "; ".join(
