@@ -5,13 +5,15 @@ import re
 
 import numpy as np
 import pytest
-from support.pages import Reader
+from support.pages import Nothing, Reader
 from support.upgrades import UPGRADES, embeddings, protocol, study
 
 from bct.errors import BctError
 from bct.metrics.percentiles import Interval
+from bct.metrics.relevance import ByClass
 from bct.protocols.compare import compare
 from bct.protocols.evidence import Evidence
+from bct.protocols.protocol import Pairs, Protocol, Search
 from bct.report import page
 from bct.report.analysis import analyse
 from bct.report.decision import AS_IT_IS, PARTLY, TABLE, WHOLLY, Facts, Step, Threshold, decide
@@ -123,6 +125,14 @@ def test_the_threshold_is_judged_for_the_gallery_that_is_recommended(row, there,
 # ---- from embeddings to the page
 
 
+def dressed(report):
+    """With what write_report adds."""
+    models = {
+        role: {"name": role, "file": f"{role}.pt", "sha256": "0" * 64} for role in ("old", "new")
+    }
+    return {"models": models, "data": "f" * 64, "date": "today", "resamples": 100, **report}
+
+
 @pytest.mark.parametrize("kind", ["pairs", "search"])
 @pytest.mark.parametrize("when", ROWS)
 def test_a_page_for_each_verdict(tmp_path, when, kind):
@@ -130,10 +140,7 @@ def test_a_page_for_each_verdict(tmp_path, when, kind):
     verdict, orders = report["verdict"], report["backfill"]["orders"]
     assert verdict["when"] == when
     assert verdict["decision"] == TABLE[ROWS.index(when)].decision
-    models = {role: {"name": role, "file": f"{role}.pt", "sha256": "0" * 64} for role in
-              ("old", "new")}  # fmt: skip
-    whole = {"models": models, "data": "f" * 64, "date": "today", "resamples": 100, **report}
-    page.write(tmp_path, whole, drawings)
+    page.write(tmp_path, dressed(report), drawings)
     read = Reader((tmp_path / "report.html").read_text())
     for text in (read.words, (tmp_path / "report.md").read_text()):
         assert verdict["headline"] in text
@@ -259,3 +266,50 @@ def test_no_verdict_depends_on_lengths(scale):
     found, _ = analyse(Study.of(protocol(), models), 1e-2, resamples=20)
     assert found["compatibility"] == plain["compatibility"]
     assert found["verdict"] == plain["verdict"]
+
+
+def odd(rng, labels, width):
+    """Embeddings of some float type and kind, dead ones among them."""
+    own = rng.standard_normal((labels.max() + 1, width))[labels]
+    x = own + rng.choice([0, 0.1, 1, 10]) * rng.standard_normal(own.shape)
+    kinds = (
+        lambda: np.where(rng.random(len(x))[:, None] < 0.3, 0, x),
+        lambda: np.round(x).astype(int),
+        lambda: x.astype(np.float16),
+        lambda: 1e-30 * x,
+        lambda: 1e12 * x,
+        lambda: np.repeat(x[:1], len(x), axis=0),
+        lambda: np.sign(x),
+        lambda: np.asfortranarray(x),
+        lambda: x.astype(rng.choice(["complex64", "object", "bool"])),
+    )
+    return kinds[rng.integers(len(kinds))]()
+
+
+@pytest.mark.parametrize("count", [50, pytest.param(2000, marks=pytest.mark.faults)])
+def test_any_embeddings_and_pairs_get_a_verdict_or_two_lines(count, tmp_path):
+    """Few items, widths from 0, pairs of an item with itself, one class: no other error."""
+    seen = set()
+    for seed in range(count):
+        rng = np.random.default_rng(seed)
+        n, width = int(rng.integers(1, 40)), int(rng.choice([0, 1, 2, 16]))
+        labels = rng.integers(0, rng.integers(1, 8), n)
+        made = Protocol("odd", Nothing(n), subjects=labels)
+        if rng.random() < 0.5:
+            first, second = rng.integers(0, n, (2, rng.integers(1, 60)))
+            made.pairs = Pairs(first, second, labels[first] == labels[second])
+        else:
+            both = [rng.permutation(n)[: max(1, n // 2)] for _ in range(2)]
+            made.search = Search(*both, ByClass(*(labels[rows] for rows in both)))
+        models = {role: odd(rng, labels, width) for role in ("old", "new")}
+        try:
+            compare(made, **models, far=0.1, resamples=5).table()
+            report, drawings = analyse(Study.of(made, models), 0.1, resamples=5)
+        except BctError as error:
+            assert "\n" not in error.what + error.do
+            continue
+        seen.add(report["verdict"]["when"])
+        json.dumps(report, allow_nan=False)
+        if seed % 10 == 0:
+            page.write(tmp_path, dressed(report), drawings)
+    assert len(seen) > 3

@@ -7,8 +7,8 @@ import numpy as np
 
 from bct.metrics.chance import alike_by_item, chance_ap
 from bct.metrics.percentiles import Interval
-from bct.metrics.relevance import ByClass, Relevance, positives
-from bct.protocols.protocol import Protocol
+from bct.metrics.relevance import ByClass, positives
+from bct.protocols.protocol import Protocol, Search
 from bct.rows import unit_rows
 
 FEW, FEW_SUBJECTS = 10, 2  # with fewer genuine pairs or queries, or subjects, figures mean nothing
@@ -89,7 +89,7 @@ def few(protocol: Protocol) -> str:
         units = ("subject", "subjects")
     else:
         relevance = protocol.search.relevance
-        found = positives(relevance) > 0
+        found = _found(protocol.search)[0]
         number, one, many = int(np.count_nonzero(found)), "query", "queries"
         of = relevance.query[found] if isinstance(relevance, ByClass) else None
         units = ("class", "classes")
@@ -104,17 +104,18 @@ def chance_level(protocol: Protocol, far: float | None) -> float:
     """The quality of scores without any meaning: TAR is then FAR, mAP that of a random order."""
     if protocol.pairs is not None:
         return far
-    relevance = protocol.search.relevance
-    number = positives(relevance)
-    items = _ranked(relevance, len(protocol.search.gallery))
-    found = number > 0
+    found, number, items = _found(protocol.search)
+    if not found.any():
+        return 1.0  # whatever they find, it is right
     return float(chance_ap(number[found], items[found]).mean())
 
 
-def _ranked(relevance: Relevance, gallery: int) -> np.ndarray:
-    """How many items each query ranks, int64 (Q,): all but those it ignores."""
-    ignored = getattr(relevance, "ignored", None)
-    out = np.full(len(positives(relevance)), gallery)
-    if ignored is not None:
-        out -= ignored.counts()
-    return out - bool(getattr(relevance, "leave_one_out", False))
+def _found(search: Search) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Of each query: whether there is something to find and something to be wrong about, bool (Q,);
+    how many items are positive; and how many it ranks, all but those it ignores, int64 (Q,)."""
+    relevance = search.relevance
+    number, items = positives(relevance), np.full(len(search.queries), len(search.gallery))
+    if getattr(relevance, "ignored", None) is not None:
+        items -= relevance.ignored.counts()
+    items -= bool(getattr(relevance, "leave_one_out", False))
+    return (number > 0) & (number < items), number, items

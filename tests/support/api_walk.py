@@ -16,7 +16,7 @@ def _shape(text: str) -> str:
     text = re.sub(r"\b(True|False)\b", "JUDGED", text)
     text = re.sub(r"\b[0-9a-f]{12}\b", "HASH", text)
     text = re.sub(r"(not )?compatible at", "JUDGED at", text)
-    text = re.sub(r"'(deploy now|backfill first|do not)'", "DECIDED", text)
+    text = re.sub(r"'(deploy now|tie|backfill first|do not|no verdict)'", "DECIDED", text)
     return re.sub(r"[-+]?\b\d+(\.\d+)?\b|\bNone\b", "N", text)
 
 
