@@ -171,8 +171,8 @@ def pair_point(scores: np.ndarray, genuine: np.ndarray, far: float, deployed: fl
     anew = tar_at_far(scores, genuine, (far,))[0]
     # float64: see flips.threshold_drift
     accepted = scores >= np.float64(deployed)
-    rates = (float(np.mean(accepted[kind])) for kind in (genuine, ~genuine))
-    return PairPoint(anew.tar, anew.threshold, *rates)
+    both, same, true = map(np.count_nonzero, (accepted, genuine, accepted & genuine))
+    return PairPoint(anew.tar, anew.threshold, true / same, (both - true) / (len(genuine) - same))
 
 
 def mixed_scores(
