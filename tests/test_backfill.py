@@ -262,7 +262,7 @@ def test_mixed_searches_against_galleries_that_are_really_mixed(seed, metric, ki
     curves = [rng.integers(0, number, (int(rng.integers(1, 5)), g)) for _ in range(2)]
     relevance = some_relevance(rng, kind, q, g)
     if not (positives(relevance) * ~unopposed(relevance, g)).any():
-        with pytest.raises(BctError, match="no item can be wrong|no query has a positive"):
+        with pytest.raises(BctError, match=r"no item can be wrong|no query has a positive"):
             retrieve_mixed(query, galleries, curves, relevance, metric, (1, 3), block)
         return
     found = retrieve_mixed(query, galleries, curves, relevance, metric, (1, 3), block)

@@ -140,7 +140,7 @@ def test_more_curves_than_colours(tmp_path):
     names = [f"v{i} / v{k}" for i in range(4) for k in range(4)]
     scores = {name: rng.standard_normal(40) + genuine for name in names}
     save_scores(tmp_path / "s.npz", scores, genuine)
-    draw_saved([tmp_path / "s.npz"], None, "strict", tmp_path / "curves.png", 1e-1)
+    draw_saved([tmp_path / "s.npz"], None, "strict", tmp_path / "curves", 1e-1)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 

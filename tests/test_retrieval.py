@@ -64,7 +64,7 @@ def check(search, ap, rank):
     """Args: search: a function without arguments that gives a Retrieval."""
     found = rank > 0
     if not found.any():
-        with pytest.raises(BctError, match="no item can be wrong|no query has a positive"):
+        with pytest.raises(BctError, match=r"no item can be wrong|no query has a positive"):
             search()
         return
     result = search()

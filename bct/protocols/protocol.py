@@ -61,6 +61,7 @@ class Protocol:
         search: retrieval.
         subjects: int64 (T,), whose item it is, where that is known: what intervals are over.
         thumbnail: (image, out uint8 (112, 112, 3)) fills in a small picture.
+        remarks: what was left out of it and why, a sentence each, for whoever reads its figures.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Protocol:
     search: Search | None = None
     subjects: np.ndarray | None = None
     thumbnail: Callable[[int, np.ndarray], None] | None = None
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def fingerprint(self) -> str:
@@ -91,7 +93,8 @@ class Protocol:
         """The first image of an item, by its number in the protocol's files."""
         if self.templates is None:
             return item_id
-        return int(np.flatnonzero(self.templates.ids[self.templates.row] == item_id)[0])
+        (row,) = self.templates.rows(np.array([item_id]))
+        return int(np.flatnonzero(self.templates.row == row)[0])
 
     def item_features(self, embeddings: np.ndarray) -> np.ndarray:
         """Unit embeddings of the items, float32 (T, D), from those of the images (N, D).
