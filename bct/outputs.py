@@ -22,6 +22,11 @@ def short_name(name: str, room: int = _ROOM) -> str:
     return f"{start}_{sha256(os.fsencode(name))[:12]}"
 
 
+def results_files(target: Path) -> list[Path]:
+    """<target>.json and <target>.md, which every evaluation writes."""
+    return [target.with_name(f"{target.name}.{kind}") for kind in ("json", "md")]
+
+
 def check_outputs(*files: Path) -> None:
     """Raises BctError for files that can't be written, so that no work is done for nothing.
 

@@ -60,7 +60,9 @@ def make_set(folder, names=NAMES, each=EACH):
     for name in names:
         (folder / name).mkdir(parents=True)
         for k in range(each):
-            (folder / name / f"{k}.jpg").write_bytes(jpeg(0, 0, 8))
+            # every file is another image; what stands behind a JPEG is not decoded
+            mark = f"{folder.name}/{name}/{k}".encode()
+            (folder / name / f"{k}.jpg").write_bytes(jpeg(0, 0, 8) + mark)
     return folder, np.repeat(np.arange(len(names)), each)
 
 

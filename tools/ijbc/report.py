@@ -15,7 +15,7 @@ from bct import markdown
 from bct.errors import BctError
 from bct.files import atomic, write_json, write_text
 from bct.metrics.scores import rate_name, roc_points
-from bct.outputs import check_outputs
+from bct.outputs import check_outputs, results_files
 from bct.protocols.scoring import verification
 from bct.stored.vector_files import open_vectors, read_arrays
 
@@ -120,7 +120,7 @@ def _label(name: str) -> str:
 
 def files_of(target: Path) -> list[Path]:
     """What `write` and `draw` write: .json, .md and .png."""
-    return [target.with_name(f"{target.name}.{kind}") for kind in ("json", "md", "png")]
+    return [*results_files(target), target.with_name(f"{target.name}.png")]
 
 
 def write(target: Path, summary: dict, text: str) -> None:
