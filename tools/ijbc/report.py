@@ -115,7 +115,8 @@ def _label(name: str) -> str:
     if len(name) > _LONGEST:
         name = f"{name[: _LONGEST // 2]}...{name[-_LONGEST // 2 :]}"
     plain = "".join(letter if letter.isprintable() else "?" for letter in name)
-    return plain.replace("\\", "\\\\").replace("$", r"\$").replace("_", " _", int(plain[:1] == "_"))
+    plain = plain.replace("$", r"\$")
+    return f" {plain}" if plain.startswith("_") else plain  # a legend leaves out names like _x
 
 
 def files_of(target: Path) -> list[Path]:
