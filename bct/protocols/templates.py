@@ -121,8 +121,6 @@ def _summable(features: np.ndarray, normalise: bool) -> np.ndarray:
     All rows are divided by one number, so that their lengths still weigh them, and only if that is
     needed: by a power of two, so that nothing is rounded.
     """
-    if normalise:
-        return unit_rows(features)
     largest = max(float(features.max(initial=0)), -float(features.min(initial=0)))
     if not math.isfinite(largest):
         raise BctError(
@@ -131,7 +129,8 @@ def _summable(features: np.ndarray, normalise: bool) -> np.ndarray:
         )
     if largest and not _SMALL < largest < _LARGE:
         features = features / np.asarray(2.0 ** math.frexp(largest)[1], np.float64)
-    return np.asarray(features, np.float32)
+    features = np.asarray(features, np.float32)
+    return unit_rows(features) if normalise else features
 
 
 def pair_scores(first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
