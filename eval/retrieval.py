@@ -20,6 +20,7 @@ sets there are two files, queries.npy,gallery.npy. A model.json says how its net
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 
@@ -77,6 +78,8 @@ def arguments() -> argparse.Namespace:
         parser.error("--old-gallery and --backfill need the old model, -m_old")
     if min(args.resamples, *args.ks) < 1:
         raise BctError("--resamples or one of --ks is below 1", "give numbers above 0")
+    if args.name is not None and Path(args.name).name in ("", ".."):
+        raise BctError(f"--name {args.name!r} is no name", "give one, such as new_vs_old")
     if args.old_gallery and not is_stored(args.old_gallery):
         raise BctError(
             f"--old-gallery {args.old_gallery} is no .npy", "make one: tools/transform_gallery.py"

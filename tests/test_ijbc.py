@@ -57,6 +57,14 @@ def test_golden_identification(golden, mode):
             assert result[name][title] == pytest.approx(float(value), abs=1e-6)
 
 
+def test_a_gallery_of_one_template_is_refused(golden):
+    protocol, models, _, _ = golden
+    g1 = protocol.galleries[0]
+    single = Side("single", g1.rows[:1], g1.subjects[:1])
+    with pytest.raises(BctError, match="single has a single template"):
+        open_set(*models["self"], [g1, single], protocol.probes)
+
+
 def test_strict_identification_keeps_its_promise(golden):
     protocol, models, _, _ = golden
     gallery, probes = protocol.galleries[0], protocol.probes
@@ -238,6 +246,29 @@ def test_subjects_are_those_of_the_search_files_and_strangers_are_their_own(ijb)
     want = [-12 if i == 11 else i // 10 for i in protocol.templates.ids.tolist()]
     assert protocol.subjects.tolist() == want
     assert read_protocol(ijb, identification=False).subjects is None
+
+
+def test_strangers_are_nobody_whatever_the_numbers_are(ijb):
+    """Of templates and subjects with numbers below 0, too."""
+    meta = ijb / "meta"
+
+    def shift(line):
+        return ",".join([str(int(line.split(",")[0]) - 30), str(int(line.split(",")[1]) - 3), "x"])
+
+    edit(
+        meta / f"ijbc_{MEDIA}",
+        lambda x: [f"{a} {int(b) - 30} {c}" for a, b, c in map(str.split, x)],
+    )
+    edit(
+        meta / f"ijbc_{PAIRS}",
+        lambda x: [f"{int(a) - 30} {int(b) - 30} {c}" for a, b, c in map(str.split, x)],
+    )
+    for name in ("gallery_G1", "gallery_G2", "probe_mixed"):
+        edit(meta / f"ijbc_1N_{name}.csv", lambda x: [x[0], *map(shift, x[1:])])
+    edit(meta / "ijbc_1N_probe_mixed.csv", lambda x: x[:-4])  # two templates are nobody's
+    protocol = read_protocol(ijb.parent)
+    assert len(np.unique(protocol.subjects)) == 6 + 2
+    assert protocol.subjects[protocol.galleries[0].rows].tolist() == [-3, -2, -1]
 
 
 def test_ijbb_has_its_own_names(ijb):

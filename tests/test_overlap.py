@@ -11,6 +11,7 @@ from support.script import run_script
 
 from bct.data.sets import open_images
 from bct.errors import BctError
+from bct.protocols import overlap
 from bct.protocols.image_search import open_search
 from bct.protocols.overlap import shared_images, with_a_twin
 
@@ -124,6 +125,40 @@ def test_vectors_of_one_file_for_two_sets_are_refused(tmp_path):
     done = run(tmp_path, "-m", f"{tmp_path}/a.npy,{tmp_path}/b.npy", *sets)
     assert done.returncode == 0, done.stderr
     assert "new: 2 queries have the very vector of another image" in done.stdout
+
+
+def test_images_that_are_there_twice_are_counted_and_stay(tmp_path):
+    folder = make_set(tmp_path / "set")
+    assert not open_search(folder).remarks
+    shutil.copy(folder / "c2/0.jpg", folder / "c4/copy.jpg")
+    protocol = open_search(folder)
+    assert "2 of 25 images are the same as another one" in protocol.remarks[0]
+    assert f"{folder}/c2/0.jpg is {folder}/c4/copy.jpg" in protocol.remarks[0]
+    assert protocol.search.relevance.ignored is None
+    rows = np.random.default_rng(0).standard_normal((25, 8)).astype(np.float32)
+    np.save(tmp_path / "m.npy", rows)
+    done = run(tmp_path, "-m", tmp_path / "m.npy", "--data", folder, "--leave-one-out")
+    assert done.returncode == 0 and protocol.remarks[0] in done.stdout, done.stderr
+
+
+def test_a_picture_that_is_everywhere_takes_no_memory(tmp_path, monkeypatch):
+    """Placeholders: all of them are of all queries."""
+    monkeypatch.setattr(overlap, "_MOST", 1000)
+    for name, number in (("queries", 40), ("gallery", 60)):
+        for k in range(number):
+            (tmp_path / name / f"c{k % 2}").mkdir(parents=True, exist_ok=True)
+            (tmp_path / name / f"c{k % 2}/{k}.jpg").write_bytes(jpeg(0, 0, 16))
+    with pytest.raises(BctError, match=r"40 images of .*queries are one and the same picture"):
+        open_search(tmp_path / "queries", tmp_path / "gallery")
+
+
+@pytest.mark.parametrize("name", ["/", "..", ".", "", "a/.."])
+def test_results_without_a_name(tmp_path, name):
+    folder = make_set(tmp_path / "set", range(2), range(2))
+    np.save(tmp_path / "m.npy", np.random.default_rng(0).standard_normal((4, 8)))
+    line = ("-o", tmp_path / "out", "--name", name, "-m", tmp_path / "m.npy")
+    done = run_script("eval/retrieval.py", *line, "--data", folder, "--leave-one-out")
+    assert done.returncode == 1 and "is no name" in done.stderr, done.stderr
 
 
 @pytest.mark.parametrize("dtype", ["f2", "f4", "f8"])

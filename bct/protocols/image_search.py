@@ -10,7 +10,7 @@ from bct.data.sets import open_images
 from bct.errors import BctError
 from bct.files import read_json
 from bct.metrics.relevance import ByClass, Rows
-from bct.protocols.overlap import shared_images
+from bct.protocols.overlap import shared_images, twins
 from bct.protocols.protocol import Protocol, Search
 from bct.protocols.thumbnails import thumbnails_of
 
@@ -31,13 +31,24 @@ def open_search(queries: str | Path, gallery: str | Path | None = None) -> Proto
     if len(sets) == 1:
         labels, rows = sets[0].labels, np.arange(len(sets[0]))
         search = Search(rows, rows, ByClass(labels, labels, leave_one_out=True))
-        return _protocol(name, sets[0], search)
+        return _protocol(name, sets[0], search, _twins(sets[0]))
     images = Joined(sets)
     images.labels, images.class_names = _common_labels(*sets)
     first, second = np.split(np.arange(len(images)), [len(sets[0])])
     own, remarks = _own_images(*sets)
     relevance = ByClass(images.labels[first], images.labels[second], ignored=own)
     return _protocol(name, images, Search(first, second, relevance), remarks)
+
+
+def _twins(images: ImageSet) -> list[str]:
+    """A remark on images that are there twice. They stay: published sets have some, too."""
+    number, first = twins(images)
+    if first is None:
+        return []
+    return [
+        f"{number:,} of {len(images):,} images are the same as another one of the set, which is "
+        f"easily found: {images.describe(first[0])} is {images.describe(first[1])}."
+    ]
 
 
 def _own_images(queries: ImageSet, gallery: ImageSet) -> tuple[Rows | None, list[str]]:

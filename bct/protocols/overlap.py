@@ -5,15 +5,18 @@ that was encoded again is not. Only images are read of whose length the other si
 """
 
 import os
+from collections import Counter
 from collections.abc import Callable, Hashable
 
 import numpy as np
 
 from bct.data.image_set import ImageSet
+from bct.errors import BctError
 from bct.files import sha256
 from bct.metrics.relevance import Rows
 
 _BLOCK = 1 << 13  # rows
+_MOST = 1 << 24  # of a query and its own image, so that they take no more than 128 MiB
 
 
 def shared_images(queries: ImageSet, gallery: ImageSet) -> Rows:
@@ -24,10 +27,30 @@ def shared_images(queries: ImageSet, gallery: ImageSet) -> Rows:
     rows_of: dict[Hashable, list[int]] = {}
     for row, own in zip(there.tolist(), keys[1], strict=True):
         rows_of.setdefault(own, []).append(row)
+    if sum(len(rows_of[own]) for own in keys[0]) > _MOST:
+        copies = Counter(keys[0]).most_common(1)[0][1]
+        raise BctError(
+            f"{copies:,} images of {queries.path} are one and the same picture, as are many of "
+            f"{gallery.path}",
+            "take the copies out of both",
+        )
     lists: list[list[int]] = [[] for _ in range(len(queries))]
     for row, own in zip(asked.tolist(), keys[0], strict=True):
         lists[row] = rows_of[own]
     return Rows.of_lists(lists)
+
+
+def twins(images: ImageSet) -> tuple[int, tuple[int, int] | None]:
+    """How many images are the same as another one of the set, and the first two that are."""
+    rows = np.arange(len(images))
+    for key in (_length, _digest):
+        keys = [key(images, row) for row in rows.tolist()]
+        number = Counter(keys)
+        kept = [k for k, own in enumerate(keys) if number[own] > 1]
+        rows, keys = rows[kept], [keys[k] for k in kept]
+    if not keys:
+        return 0, None
+    return len(rows), (int(rows[0]), int(rows[keys.index(keys[0], 1)]))
 
 
 def _met(

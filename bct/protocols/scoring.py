@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from bct.errors import BctError
 from bct.metrics.scores import FARS, Identification, identification, rate_name, roc
 from bct.protocols.protocol import Side
 
@@ -50,7 +51,15 @@ def open_set(
     Args:
         gallery_model, probe_model: unit embeddings of all items (T, D); for a cross test those of
             the old model and of the new one.
+
+    Raises BctError: see identification; a gallery of a single item.
     """
+    for gallery in galleries:
+        if len(gallery.rows) < 2:
+            raise BctError(
+                f"{gallery.name} has a single template: no probe can find a wrong one",
+                "give a gallery of two subjects or more",
+            )
     queries = probe_model[probes.rows]
     result: dict = {"fpir": FPIRS.tolist()}
     scores, per_gallery = [], []

@@ -71,8 +71,11 @@ def read_protocol(root: str | Path, subset: str = "IJBC", identification: bool =
     pairs = _read_pairs(file, templates, ids[:, 0], shared, remarks)
     if identification:
         *galleries, probes = _read_sides(folder, subset, templates, ids[:, 0])
-        subjects = -1 - templates.ids
-        for side in (probes, *reversed(galleries)):
+        sides = (probes, *reversed(galleries))
+        lowest = min(0, *(int(side.subjects.min()) for side in sides))
+        # strangers: below all subjects, whatever numbers these and the templates have
+        subjects = lowest - 1 - (templates.ids - min(0, int(templates.ids[0])))
+        for side in sides:
             subjects[side.rows] = side.subjects
         probes = not_enrolled(probes, galleries, templates, shared, remarks)
     return Protocol(

@@ -142,15 +142,24 @@ def read_scores(path: Path) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
     """
     if not path.is_file():
         raise BctError(f"{path} does not exist", "evaluate a model first: eval/ijbc.py -m ...")
-    if path.suffix == ".npz":
-        return _from_archive(path, read_arrays(path))
-    if path.suffix == ".npy":
-        scores = open_vectors(path, column=True, finite=False)[0]
-    elif path.suffix == ".txt":
+    with open(path, "rb") as file:
+        start = file.read(6)
+    if path.suffix == ".txt":
         scores = _from_text(path)
+    elif start == b"\x93NUMPY":
+        scores = open_vectors(path, column=True, finite=False)[0]
+    elif start[:2] == b"PK":
+        return _from_archive(path, _arrays(path))
     else:
         raise _no_scores(path, "it is neither .npz, .npy nor .txt")
     return [(path.stem, _checked(path, scores), None)]
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    try:
+        return read_arrays(path)
+    except BctError as error:
+        raise _no_scores(path, error.what.removeprefix(f"{path} ")) from None
 
 
 def _from_archive(
