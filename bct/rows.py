@@ -105,6 +105,23 @@ def refuse_not_finite(
         raise BctError(f"{whose}: row {name(row)} is not finite (NaN or inf)", _AGAIN)
 
 
+def single_rows(
+    x: np.ndarray, whose: str = "the embeddings", name: Callable[[int], object] = int
+) -> np.ndarray:
+    """Rows (n, D) as float32, of their own lengths. Raises BctError for one that is not finite, or
+    not in float32; arguments as of refuse_not_finite."""
+    with np.errstate(over="ignore"):
+        out = np.asarray(_floats(x), np.float32)
+    if out.dtype != x.dtype and not np.isfinite(out).all():
+        refuse_not_finite(x, whose, name)
+        raise BctError(
+            f"{whose}: row {name(first_not_finite(out))} has numbers too large for float32",
+            "divide the rows by their lengths first",
+        )
+    refuse_not_finite(out, whose, name)
+    return out
+
+
 def check_rows(
     vectors: np.ndarray,
     whose: str = "the embeddings",

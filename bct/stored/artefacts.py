@@ -72,6 +72,7 @@ def write_artefact(
     Args:
         manifest: what the array is and was made from; rows, dim, dtype, digest and date are added.
     """
+    _refuse_to_replace(manifest_path(path))
     with atomic(path) as temporary:
         array = np.lib.format.open_memmap(temporary, "w+", np.dtype(dtype), shape)
         yield array
@@ -89,6 +90,19 @@ def write_artefact(
             "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         },
     )
+
+
+def _refuse_to_replace(path: Path) -> None:
+    """Raises BctError if a .json is no manifest: model.npy would take a model.json for its own."""
+    try:
+        said = read_json(path)
+    except BctError:
+        return  # there is none, or a damaged one of an array that is made again
+    if not isinstance(said, dict) or not {"rows", "dtype"} <= said.keys():
+        raise BctError(
+            f"{path} is no manifest of ours and would be replaced",
+            f"give the array another name than {path.stem}.npy",
+        )
 
 
 @contextmanager
