@@ -35,7 +35,7 @@ def unit_rows(x: np.ndarray) -> np.ndarray:
         with np.errstate(all="ignore"):  # of rows that are done again below
             length = np.linalg.norm(part, axis=1, keepdims=True)
             np.divide(part, length, out=out[rows], casting="same_kind")
-            again = np.flatnonzero(_odd(length[:, 0]))
+            again = np.flatnonzero(is_odd(length[:, 0]))
             if len(again):
                 out[rows.start + again] = _scaled(part[again])
 
@@ -63,7 +63,7 @@ def lengths(x: np.ndarray) -> np.ndarray:
         return np.linalg.norm(x / np.where(largest == 0, 1, largest), axis=1) * largest[:, 0]
 
 
-def _odd(length: np.ndarray) -> np.ndarray:
+def is_odd(length: np.ndarray) -> np.ndarray:
     """Which lengths need a closer look, bool (n,): zeros, NaN, and where squares are not exact."""
     return ~((length > _SHORT) & (length < _LONG))
 
@@ -144,7 +144,7 @@ def check_rows(
         x = read_stored(vectors, rows)
         x = x if x.dtype.itemsize >= 4 else x.astype(np.float32)
         with np.errstate(all="ignore"):
-            odd[rows] = _odd(np.einsum("nd,nd->n", x, x))
+            odd[rows] = is_odd(np.einsum("nd,nd->n", x, x))
 
     each_in_threads(look, len(vectors), _CACHED)
     rows = np.flatnonzero(odd)
