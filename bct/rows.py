@@ -182,7 +182,7 @@ def _all_alike(vectors: np.ndarray, zeros: np.ndarray) -> bool:
         x = unit_rows(vectors[start : start + block])
         if (np.abs(x - one).max(axis=1) > 1e-6)[x.any(axis=1)].any():
             return False
-        start, block = start + block, BLOCK
+        start, block = start + block, _CACHED >> 2
     return True
 
 

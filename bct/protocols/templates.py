@@ -9,9 +9,10 @@ from functools import cached_property
 import numpy as np
 
 from bct.errors import BctError
-from bct.rows import unit_rows
+from bct.rows import check_rows, unit_rows
 from bct.threads import each_in_threads
 
+_RANGE = 1e-20, 1e38  # of sums that float32 holds well
 _DENSE_LIMIT = 1 << 28  # scores held at once when all pairs of two sides are computed
 _TABLE_LIMIT = 1 << 24  # template ids below it are looked up in a table
 _BLOCK = 1 << 15  # pairs that one thread looks up at a time
@@ -55,15 +56,12 @@ class Templates:
         return rows
 
     @cached_property
-    def _sizes(self) -> np.ndarray:
-        """Number of images in each image's medium of its template, int64 (N,)."""
+    def _groups(self) -> np.ndarray:
+        """Which medium of which template each image is in, int64 (N,), by number."""
         if self.medium is None:
-            return np.ones(len(self.row), np.int64)
+            return np.arange(len(self.row))
         media, medium = np.unique(self.medium, return_inverse=True)
-        _, group, sizes = np.unique(
-            self.row * len(media) + medium, return_inverse=True, return_counts=True
-        )
-        return sizes[group]
+        return np.unique(self.row * len(media) + medium, return_inverse=True)[1]
 
     def aggregate(
         self, features: np.ndarray, normalise: bool = False, weighted: bool = True
@@ -75,10 +73,13 @@ class Templates:
 
             t = n( sum over media m of 1/|m| sum over images i in m of score_i f_i )
 
+        An embedding of zeros is none: it counts in no |m|. Embeddings count with their lengths.
+
         Args:
             normalise: put n(f_i) for f_i. weighted: False puts 1 for score_i.
 
-        Raises BctError when the number of embeddings is not the number of images.
+        Raises BctError when the number of embeddings is not the number of images, for one that is
+        not finite, and if all are zeros.
         """
         if len(features) != len(self.row):
             raise BctError(
@@ -87,13 +88,12 @@ class Templates:
             )
         from scipy.sparse import csr_matrix  # a tenth of a second that training need not wait for
 
-        features = np.asarray(features, np.float32)
-        weights = 1 / self._sizes
+        zeros = check_rows(features, alike=False)
+        sizes = np.bincount(self._groups)
+        sizes -= np.bincount(self._groups[zeros], minlength=len(sizes))
+        weights = 1 / np.maximum(sizes, 1)[self._groups]
         if weighted and self.weight is not None:
             weights = weights * self.weight
-        if normalise:
-            norms = np.sqrt(np.einsum("nd,nd->n", features, features))
-            weights = weights / np.maximum(norms, 1e-12)
         images = np.arange(len(features))
         mixing = csr_matrix(
             (weights.astype(np.float32), (self.row, images)), shape=(len(self.ids), len(features))
@@ -103,7 +103,13 @@ class Templates:
         def add(rows: slice) -> None:
             sums[rows] = mixing[rows] @ features  # one thread's work: SciPy's product has no more
 
+        given = features
+        with np.errstate(over="ignore"):  # see below
+            features = unit_rows(given) if normalise else np.asarray(given, np.float32)
         each_in_threads(add, len(self.ids), 1 << 10)
+        if not _RANGE[0] < np.abs(sums).max() < _RANGE[1]:  # NaN is not, either
+            features = np.asarray(given / np.abs(given).max(), np.float32)
+            each_in_threads(add, len(self.ids), 1 << 10)
         return unit_rows(sums)
 
 
