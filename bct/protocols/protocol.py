@@ -61,6 +61,7 @@ class Protocol:
         search: retrieval.
         subjects: int64 (T,), whose item it is, where that is known: what intervals are over.
         thumbnail: (image, out uint8 (112, 112, 3)) fills in a small picture.
+        remarks: what was left out of it and why, a sentence each, for whoever reads its figures.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Protocol:
     search: Search | None = None
     subjects: np.ndarray | None = None
     thumbnail: Callable[[int, np.ndarray], None] | None = None
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def fingerprint(self) -> str:
@@ -93,14 +95,14 @@ class Protocol:
             return item_id
         return int(np.flatnonzero(self.templates.ids[self.templates.row] == item_id)[0])
 
-    def item_features(self, embeddings: np.ndarray, whose: str = "the embeddings") -> np.ndarray:
+    def item_features(self, embeddings: np.ndarray) -> np.ndarray:
         """Unit embeddings of the items, float32 (T, D), from those of the images (N, D).
 
         Raises BctError when the number of embeddings is not the number of images, and like
         bct.rows.check_rows.
         """
         if len(embeddings) == len(self.images):
-            check_rows(embeddings, whose, lambda row: self.images.describe(row))
+            check_rows(embeddings, describe=lambda row: self.images.describe(row))
         if self.templates is not None:
             return self.templates.aggregate(embeddings)
         if len(embeddings) != len(self.images):
