@@ -1,28 +1,215 @@
-"""The rows of an array on disk or in memory, block by block."""
+"""The rows of embeddings, on disk or in memory, block by block: of unit length, and checked.
+
+One rule everywhere. A row that is not finite is refused and named. A row of zeros is no embedding:
+it is counted and named, scores 0 and stays out of fits, averages and masks. Rows that are all zeros
+are refused. Scores are of unit vectors in float32, and they are made here.
+"""
 
 import mmap
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
 from bct.errors import BctError
+from bct.threads import each_in_threads
 
 BLOCK = 1 << 13  # rows
-
-
-def refuse_not_finite(values: np.ndarray | torch.Tensor) -> None:
-    """Raises BctError for embeddings, or what was computed from them, that are not numbers."""
-    finite = torch.isfinite(values) if torch.is_tensor(values) else np.isfinite(values)
-    if not finite.all():
-        raise BctError(
-            "the embeddings hold NaN or inf", "check the weights and the precision (--amp off)"
-        )
+_CACHED = 1 << 11  # rows of one thread that stay in its cache while it works on them
+_SHORT, _LONG = 1e-15, 1e15  # between these the square of a length is exact enough in float32
+_NAMED = 5  # rows that a message names
+_AGAIN = "check the weights and the precision (--amp off), then compute that embedding again"
 
 
 def unit_rows(x: np.ndarray) -> np.ndarray:
-    """Each row (n, D) divided by its length; a row of zeros stays."""
-    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+    """Each row of any float type and length, (n, D), divided by its length: float32 (n, D).
+
+    A row of zeros stays, one that is not finite becomes NaN.
+    """
+    x = _floats(x)
+    out = np.empty(x.shape, np.float32)
+
+    def divide(rows: slice) -> None:
+        # rows side by side: equal ones give the same bits, however the whole is laid out
+        part = np.ascontiguousarray(x[rows], None if x.dtype.itemsize >= 4 else np.float32)
+        with np.errstate(all="ignore"):  # of rows that are done again below
+            length = np.linalg.norm(part, axis=1, keepdims=True)
+            np.divide(part, length, out=out[rows], casting="same_kind")
+            again = np.flatnonzero(is_odd(length[:, 0]))
+            if len(again):
+                out[rows.start + again] = _scaled(part[again])
+
+    if len(x) <= _CACHED:  # threads cost more than they save
+        divide(slice(0, len(x)))
+    else:
+        each_in_threads(divide, len(x), _CACHED)
+    return out
+
+
+def _scaled(x: np.ndarray) -> np.ndarray:
+    """unit_rows of the shortest and longest rows: divided by their largest number first, none has a
+    square too small or too large for its type."""
+    largest = np.abs(x).max(axis=1, keepdims=True, initial=0)
+    x = x / np.where(largest == 0, 1, largest)
+    length = np.linalg.norm(x, axis=1, keepdims=True)
+    return x / np.where(length == 0, 1, length)
+
+
+def lengths(x: np.ndarray) -> np.ndarray:
+    """The length of each row of any float type, float64 (n,); inf where even that has no room."""
+    x = _floats(x)
+    largest = np.abs(x).max(axis=1, keepdims=True, initial=0).astype(np.float64)
+    with np.errstate(all="ignore"):
+        return np.linalg.norm(x / np.where(largest == 0, 1, largest), axis=1) * largest[:, 0]
+
+
+def is_odd(length: np.ndarray) -> np.ndarray:
+    """Which lengths need a closer look, bool (n,): zeros, NaN, and where squares are not exact."""
+    return ~((length > _SHORT) & (length < _LONG))
+
+
+def _floats(x: np.ndarray) -> np.ndarray:
+    """An array (n, D) of floats; whole numbers become float64. Raises BctError for other types."""
+    x = np.asanyarray(x)
+    if x.dtype.kind in "iu":
+        x = x.astype(np.float64)
+    if x.dtype.kind != "f" or x.ndim != 2:
+        raise BctError(
+            f"the embeddings are {x.dtype} {x.shape}, not floats (n, D)",
+            "give one row for each item, as floats",
+        )
+    return x
+
+
+def first_not_finite(vectors: np.ndarray) -> int | None:
+    """The first row, of (n, D) or (n,), with NaN or inf in it; None if there is none."""
+    for start in range(0, len(vectors), BLOCK):
+        finite = np.isfinite(vectors[start : start + BLOCK])
+        if not finite.all():
+            return start + int(finite.reshape(len(finite), -1).all(axis=1).argmin())
+    return None
+
+
+def refuse_not_finite(
+    vectors: np.ndarray | torch.Tensor,
+    whose: str = "the embeddings",
+    name: Callable[[int], object] = int,
+) -> None:
+    """Raises BctError for rows (n, D) or numbers (n,) that are not finite.
+
+    Args:
+        whose: what a message calls them, a file as a rule. name: what it calls row i.
+    """
+    row = first_not_finite(vectors.numpy() if torch.is_tensor(vectors) else vectors)
+    if row is not None:
+        raise BctError(f"{whose}: row {name(row)} is not finite (NaN or inf)", _AGAIN)
+
+
+def single_rows(
+    x: np.ndarray, whose: str = "the embeddings", name: Callable[[int], object] = int
+) -> np.ndarray:
+    """Rows (n, D) as float32, of their own lengths. Raises BctError for one that is not finite, or
+    not in float32; arguments as of refuse_not_finite."""
+    with np.errstate(over="ignore"):
+        out = np.asarray(_floats(x), np.float32)
+    if out.dtype != x.dtype and not np.isfinite(out).all():
+        refuse_not_finite(x, whose, name)
+        raise BctError(
+            f"{whose}: row {name(first_not_finite(out))} has numbers too large for float32",
+            "divide the rows by their lengths first",
+        )
+    refuse_not_finite(out, whose, name)
+    return out
+
+
+def check_rows(
+    vectors: np.ndarray,
+    whose: str = "the embeddings",
+    describe: Callable[[int], str] | None = None,
+    alike: bool = True,
+) -> np.ndarray:
+    """Which rows of (n, D) are zeros, int64 (k,), ascending.
+
+    Args:
+        whose: what a message calls them, a file as a rule. describe: what a row is of.
+        alike: refuse rows that all point the same way, too: such a model tells nobody apart.
+
+    Raises:
+        BctError: no floats; a row that is not finite; all rows zeros, or all alike.
+    """
+    vectors = _floats(vectors)
+    odd = np.zeros(len(vectors), bool)
+
+    def look(rows: slice) -> None:
+        x = read_stored(vectors, rows)
+        x = x if x.dtype.itemsize >= 4 else x.astype(np.float32)
+        with np.errstate(all="ignore"):
+            odd[rows] = is_odd(np.einsum("nd,nd->n", x, x))
+
+    each_in_threads(look, len(vectors), _CACHED)
+    rows = np.flatnonzero(odd)
+    zeros = [rows[:0]]
+    for start in range(0, len(rows), BLOCK):
+        part = rows[start : start + BLOCK]
+        x = vectors[part]
+        refuse_not_finite(x, whose, lambda row, part=part: _named(part[row], describe))
+        zeros.append(part[~x.any(axis=1)])
+    zeros = np.concatenate(zeros)
+    if len(vectors) and len(zeros) == len(vectors):
+        raise BctError(
+            f"{whose}: all {len(vectors)} rows are zeros",
+            "check the model and its images, then compute the embeddings again",
+        )
+    if alike and _all_alike(vectors, zeros):
+        raise BctError(
+            f"{whose}: all {len(vectors)} rows are alike",
+            "give embeddings that tell items apart; this model's training has failed",
+        )
+    return zeros
+
+
+def _named(row: int, describe: Callable[[int], str] | None) -> str:
+    return f"{row}" if describe is None else f"{row} ({describe(int(row))})"
+
+
+def _all_alike(vectors: np.ndarray, zeros: np.ndarray) -> bool:
+    """Whether all rows but those of zeros, two or more, point the same way."""
+    if len(vectors) - len(zeros) < 2:
+        return False
+    start = int(np.argmax(np.append(zeros, -1) != np.arange(len(zeros) + 1)))  # the first of them
+    one, block = unit_rows(vectors[start : start + 1]), 2  # most often two rows tell
+    while start < len(vectors):
+        x = unit_rows(vectors[start : start + block])
+        if (np.abs(x - one).max(axis=1) > 1e-6)[x.any(axis=1)].any():
+            return False
+        start, block = start + block, _CACHED >> 2
+    return True
+
+
+def zeros_remark(
+    whose: str, zeros: np.ndarray, total: int, describe: Callable[[int], str] | None = None
+) -> str:
+    """The line about rows of zeros, see check_rows."""
+    named = ", ".join(_named(row, describe) for row in zeros[:_NAMED])
+    more = ", ..." if len(zeros) > _NAMED else ""
+    return (
+        f"{whose}: {len(zeros)} of {total} rows are zeros, no embeddings: they score 0 and count "
+        f"in no average (row {named}{more})"
+    )
+
+
+def unit_blocks(
+    features: np.ndarray, whose: str = "the embeddings", block: int = BLOCK
+) -> Iterator[tuple[slice, torch.Tensor]]:
+    """(slice, float32 (block, D)) over the rows of an array, of unit length; zeros stay zeros.
+
+    Raises BctError for a row that is not finite.
+    """
+    for start in range(0, len(features), block):
+        rows = slice(start, min(start + block, len(features)))
+        x = unit_rows(read_stored(features, rows))
+        refuse_not_finite(x, whose, lambda row, start=start: start + row)
+        yield rows, torch.from_numpy(x)
 
 
 def row_blocks(features: np.ndarray, block: int = BLOCK) -> Iterator[tuple[slice, torch.Tensor]]:
@@ -38,17 +225,28 @@ def row_blocks(features: np.ndarray, block: int = BLOCK) -> Iterator[tuple[slice
 
 
 def read_rows(features: np.ndarray, rows: slice, x: np.ndarray) -> np.ndarray:
-    """Copies some rows to x, float32 (B, D), and returns it."""
+    """Copies some rows to x, float32 (B, D), and returns it. What has no room there becomes inf."""
+    stored = read_stored(features, rows, x if features.dtype == x.dtype else None)
+    if stored is not x:
+        with np.errstate(over="ignore"):
+            x[:] = stored
+    return x
+
+
+def read_stored(features: np.ndarray, rows: slice, x: np.ndarray | None = None) -> np.ndarray:
+    """Some rows, of their own type, (B, D); read, not mapped, where that can be.
+
+    Args:
+        x: where to read them to, of that type and shape.
+    """
     # a part of a mapped array keeps the offset of the whole; what changed a private one is no file
     whole_file = isinstance(features, np.memmap) and isinstance(features.base, mmap.mmap)
     if not (whole_file and features.flags.c_contiguous and features.mode != "c"):
-        x[:] = features[rows]
-        return x
-    stored = x if features.dtype == x.dtype else np.empty(x.shape, features.dtype)
+        return np.asarray(features[rows])
+    if x is None:
+        x = np.empty((rows.stop - rows.start, features.shape[1]), features.dtype)
     with open(features.filename, "rb", buffering=0) as file:
         file.seek(features.offset + rows.start * features.shape[1] * features.itemsize)
-        if file.readinto(stored) != stored.nbytes:
+        if file.readinto(x) != x.nbytes:
             raise BctError(f"{features.filename} is shorter than it was", "load it again")
-    if stored is not x:
-        x[:] = stored
     return x

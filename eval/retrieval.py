@@ -115,7 +115,7 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> None:
     embeddings = embed_models(
         {label: model for label, model in models.items() if label != roles.mapped},
         protocol.images, args.cache, device=device,
-        batch_size=args.batch_size, num_workers=args.num_workers,
+        batch_size=args.batch_size, num_workers=args.num_workers, remarks=protocol.remarks,
     )  # fmt: skip
     if not distributed.is_main():
         return

@@ -67,7 +67,7 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> None:
     for protocol in protocols:
         embeddings = embed_models(
             models, protocol.images, args.cache, device=device,
-            batch_size=args.batch_size, num_workers=0,
+            batch_size=args.batch_size, num_workers=0, remarks=protocol.remarks,
         )  # fmt: skip
         tests, scores = pair_tests(protocol, embeddings, roles, args.far)
         results[protocol.name] = tests

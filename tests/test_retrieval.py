@@ -343,7 +343,7 @@ def test_errors():
         r"query embeddings are \(3,\)": lambda: leave_one_out(x[0], y[:3]),
         "4 queries and 3 gallery rows": lambda: leave_one_out(x, y, x[:3]),
         "NaN": lambda: leave_one_out(broken, y),
-        "hold NaN or inf": lambda: two_sets(x, y, broken / 0.0, y, "l2"),
+        "row 0 is not finite": lambda: two_sets(x, y, broken / 0.0, y, "l2"),
         "too long for float32": lambda: leave_one_out(huge, y, metric="l2"),
         "metric is 'dot'": lambda: leave_one_out(x, y, metric="dot"),
         r"k of \(0,\)": lambda: leave_one_out(x, y, ks=(0,)),

@@ -32,7 +32,6 @@ def pair_tests(
     first, second, genuine = protocol.pairs
     for query, gallery in roles.tests():
         sides = embeddings[gallery][first], embeddings[query][second]
-        sides = [x.astype(np.promote_types(x.dtype, np.float32)) for x in sides]
         check_widths(*sides)
         name = test_name((query, gallery))
         mean, std, xnorm = accuracy(*sides, genuine)

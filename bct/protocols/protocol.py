@@ -21,7 +21,7 @@ from bct.data.image_set import ImageSet
 from bct.errors import BctError
 from bct.metrics.relevance import Relevance
 from bct.protocols.templates import Templates
-from bct.rows import unit_rows
+from bct.rows import check_rows, unit_rows
 
 
 class Pairs(NamedTuple):
@@ -99,8 +99,11 @@ class Protocol:
     def item_features(self, embeddings: np.ndarray) -> np.ndarray:
         """Unit embeddings of the items, float32 (T, D), from those of the images (N, D).
 
-        Raises BctError when the number of embeddings is not the number of images.
+        Raises BctError when the number of embeddings is not the number of images, and like
+        bct.rows.check_rows.
         """
+        if len(embeddings) == len(self.images):
+            check_rows(embeddings, describe=lambda row: self.images.describe(row))
         if self.templates is not None:
             return self.templates.aggregate(embeddings)
         if len(embeddings) != len(self.images):
@@ -108,4 +111,4 @@ class Protocol:
                 f"there are {len(embeddings)} embeddings for {len(self.images)} images",
                 "compute the embeddings for this protocol",
             )
-        return unit_rows(np.asarray(embeddings, np.float32))
+        return unit_rows(embeddings)

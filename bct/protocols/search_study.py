@@ -30,6 +30,7 @@ from bct.protocols.search_tests import (
     run_tests,
     sides_of,
 )
+from bct.rows import check_rows, zeros_remark
 from bct.stored.vector_files import save_rows
 
 
@@ -101,6 +102,9 @@ def study(
         sides[label] = once.setdefault(key, sides_of(protocol.search, rows))
     if roles.mapped is not None:
         gallery = models[roles.mapped].rows(sets_of(protocol)[-1])
+        zeros = check_rows(gallery, models[roles.mapped].file)
+        if len(zeros):
+            protocol.remarks.append(zeros_remark(models[roles.mapped].file, zeros, len(gallery)))
         sides[roles.mapped] = Sides(gallery[:0], gallery)
     relevance = protocol.search.relevance
     parts = parts_of(relevance, wanted.old)

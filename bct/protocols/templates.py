@@ -10,7 +10,7 @@ from functools import cached_property
 import numpy as np
 
 from bct.errors import BctError
-from bct.rows import unit_rows
+from bct.rows import check_rows, unit_rows
 from bct.threads import each_in_threads
 
 _DENSE_LIMIT = 1 << 28  # scores held at once when all pairs of two sides are computed
@@ -66,15 +66,12 @@ class Templates:
         return rows
 
     @cached_property
-    def _sizes(self) -> np.ndarray:
-        """Number of images in the medium of its template of each image that counts, int64."""
+    def _group(self) -> np.ndarray:
+        """Which medium of which template each image that counts is in, by number, int64."""
         if self.medium is None:
-            return np.ones(len(self.images), np.int64)
+            return np.arange(len(self.images))
         media, medium = np.unique(self.medium[self.images], return_inverse=True)
-        _, group, sizes = np.unique(
-            self.row[self.images] * len(media) + medium, return_inverse=True, return_counts=True
-        )
-        return sizes[group]
+        return np.unique(self.row[self.images] * len(media) + medium, return_inverse=True)[1]
 
     def aggregate(
         self, features: np.ndarray, normalise: bool = False, weighted: bool = True
@@ -86,10 +83,13 @@ class Templates:
 
             t = n( sum over media m of 1/|m| sum over images i in m of score_i f_i )
 
+        An embedding of zeros is none and counts in no |m|.
+
         Args:
             normalise: put n(f_i) for f_i. weighted: False puts 1 for score_i.
 
-        Raises BctError when the number of embeddings is not the number of images.
+        Raises BctError when the number of embeddings is not the number of images, for one that is
+        not finite, and if all are zeros.
         """
         if len(features) != len(self.row):
             raise BctError(
@@ -98,8 +98,11 @@ class Templates:
             )
         from scipy.sparse import csr_matrix  # a tenth of a second that training need not wait for
 
+        embedded = np.ones(len(features))
+        embedded[check_rows(features, alike=False)] = 0
         features = _summable(features, normalise)
-        weights = 1 / self._sizes
+        sizes = np.bincount(self._group, embedded[self.images])
+        weights = 1 / np.maximum(sizes, 1)[self._group]
         if weighted and self.weight is not None:
             weights = weights * self.weight[self.images]
         mixing = csr_matrix(
@@ -122,11 +125,6 @@ def _summable(features: np.ndarray, normalise: bool) -> np.ndarray:
     needed: by a power of two, so that nothing is rounded.
     """
     largest = max(float(features.max(initial=0)), -float(features.min(initial=0)))
-    if not math.isfinite(largest):
-        raise BctError(
-            f"the embedding of image {int(np.isfinite(features).all(1).argmin())} is not finite",
-            "check the weights and the precision (--amp off)",
-        )
     if largest and not _SMALL < largest < _LARGE:
         features = features / np.asarray(2.0 ** math.frexp(largest)[1], np.float64)
     features = np.asarray(features, np.float32)

@@ -41,7 +41,8 @@ def image_embeddings(
             )
     return {
         mirror: embed_models(
-            models, protocol.images, cache, device=device, mirror=mirror, **loading
+            models, protocol.images, cache, device=device, mirror=mirror,
+            remarks=protocol.remarks, **loading,
         )
         for mirror in mirrors
     }  # fmt: skip
