@@ -493,7 +493,7 @@ def test_an_embedding_that_is_not_finite_is_named():
     _, templates = toy_templates()
     features = np.ones((40, 6), np.float32)
     features[17, 2] = np.nan
-    with pytest.raises(BctError, match="image 17 is not finite"):
+    with pytest.raises(BctError, match="row 17 is not finite"):
         templates.aggregate(features)
 
 

@@ -20,6 +20,7 @@ from bct.data.views import View
 from bct.errors import BctError
 from bct.files import sha256
 from bct.log import progress
+from bct.outputs import short_name
 from bct.rows import check_rows, refuse_not_finite, zeros_remark
 from bct.stored.artefacts import open_valid, shared_artefact
 
@@ -124,7 +125,7 @@ def embed_models(
                 continue
             model.backbone  # noqa: B018 - a wrong network is refused even if a cache would do
             made_from = _made_from(model, images, mirror)
-            path = folder / f"{images.name}_{sha256(json.dumps(made_from))[:20]}.npy"
+            path = folder / f"{short_name(images.name)}_{sha256(json.dumps(made_from))[:20]}.npy"
             there = None if reload else open_valid(path, **made_from)
             if all(distributed.all_gather_object(there is not None)):
                 distributed.say(f"{model.file}: embeddings are cached in {path.name}")
