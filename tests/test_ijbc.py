@@ -1,6 +1,7 @@
 """The IJB protocol: golden scores and figures, alignment, meta files, the command line."""
 
 import json
+import re
 import warnings
 
 import numpy as np
@@ -373,6 +374,7 @@ def test_a_template_without_any_face_is_refused_where_it_is_named(ijb):
 @pytest.mark.parametrize(
     ("change", "word"),
     [
+        (rows_of(lambda x: re.sub(r" \S+", " nan", x, count=1), {4}), "line 5: only some of its"),
         (rows_of(score("-0.5"), {4}), "line 5: its detection score is -0.5"),
         (rows_of(score("nan"), {4}), "line 5: its detection score is nan"),
         (rows_of(score("0"), {4, 5}), "names template 2, which has no image with a face and a"),
@@ -449,7 +451,7 @@ def test_probes_that_are_enrolled_are_left_out(ijb):
     assert "2 of 14 probes are left out" in protocol.remarks[0]
     assert "template 0; templates 40, too" in protocol.remarks[0]
     edit(probes, lambda x: [*x[:-1], "40,3,x"])
-    with pytest.raises(BctError, match="template 40 is of subject 4 in a gallery, of 3 among"):
+    with pytest.raises(BctError, match="template 40 is of subject 4 in gallery_G2, of 3 in"):
         read_protocol(ijb.parent)
     edit(probes, lambda x: [x[0], "0,0,x"])
     with pytest.raises(BctError, match="all probes are templates of a gallery"):
@@ -465,6 +467,8 @@ def test_probes_that_are_enrolled_are_left_out(ijb):
         (PAIRS, lambda x: [y for y in x if y.endswith("0")], "has no genuine pair"),
         (PAIRS, lambda x: ["0 0 1", *(y for y in x if y.endswith("0"))], "has no genuine pair"),
         ("1N_gallery_G1.csv", lambda x: x[:2], "has a single template"),
+        ("1N_probe_mixed.csv", lambda x: x[:13], "gallery_G1 has all of the subjects"),
+        ("1N_probe_mixed.csv", lambda x: [x[0], *x[13:]], "gallery_G1 has none of the subjects"),
     ],
 )
 def test_protocols_that_prove_nothing_are_refused(ijb, file, change, word):

@@ -21,8 +21,16 @@ def counting(
 ) -> np.ndarray:
     """Which images count, bool (N,): those with a face, in a template that has some weight.
 
-    Raises BctError: a face whose score is negative or not finite; no image that counts.
+    Raises BctError: landmarks of which some are numbers, a face whose score is negative or not
+    finite; no image that counts.
     """
+    known = np.isfinite(crops.landmarks).reshape(len(crops), -1)
+    partly = known.any(1) & ~known.all(1)
+    if partly.any():
+        raise BctError(
+            f"{boxes}, line {int(partly.argmax()) + 1}: only some of its landmarks are numbers",
+            "restore the file, or give NaN for all of a face that was not found",
+        )
     wrong = crops.found & ~(np.isfinite(scores) & (scores >= 0))
     if wrong.any():
         at = int(wrong.argmax())
@@ -90,6 +98,7 @@ def key_of(first: np.ndarray, second: np.ndarray, templates: Templates) -> np.nd
 
 
 def not_enrolled(
+    file: Path,
     probes: Side,
     galleries: list[Side],
     templates: Templates,
@@ -98,18 +107,24 @@ def not_enrolled(
 ) -> Side:
     """The probes that are neither a gallery's template nor share an image with their subject's.
 
-    Raises BctError: a template that is another subject's in a gallery; no probe is left.
+    Args:
+        file: of the probes. shared: see sharing. remarks: gets one about what is left out.
+
+    Raises BctError: a template that is another subject's in a gallery; no probe is left; a gallery
+    that has all subjects of the probes, or none.
     """
     enrolled = np.concatenate([side.rows for side in galleries])
     subjects = np.concatenate([side.subjects for side in galleries])
-    of_row = dict(zip(enrolled.tolist(), subjects.tolist(), strict=True))
+    where = np.repeat([side.name for side in galleries], [len(side.rows) for side in galleries])
+    of_row = dict(zip(enrolled.tolist(), zip(subjects.tolist(), where, strict=True), strict=True))
     of_subject = dict(zip(subjects.tolist(), enrolled.tolist(), strict=True))
     own = np.array([of_subject.get(subject, -1) for subject in probes.subjects.tolist()])
     for row, subject in zip(probes.rows.tolist(), probes.subjects.tolist(), strict=True):
-        if of_row.get(row, subject) != subject:
+        other, name = of_row.get(row, (subject, ""))
+        if other != subject:
             raise BctError(
-                f"template {templates.ids[row]} is of subject {of_row[row]} in a gallery, of "
-                f"{subject} among the probes",
+                f"template {templates.ids[row]} is of subject {other} in {name}, of {subject} in "
+                f"{file.name}",
                 "give each template one subject",
             )
     itself = np.isin(probes.rows, enrolled)
@@ -117,7 +132,7 @@ def not_enrolled(
     left_out = itself | twice
     if left_out.all():
         raise BctError(
-            "all probes are templates of a gallery: each would find itself",
+            f"{file.name}: all probes are templates of a gallery, each would find itself",
             "give probes that are not enrolled",
         )
     if left_out.any():
@@ -126,4 +141,14 @@ def not_enrolled(
             f"{len(which):,} of {len(left_out):,} probes are left out, as they or images of "
             f"theirs are enrolled, too: template {which[0]}{more(which[1:], 'template')}."
         )
-    return Side(probes.name, probes.rows[~left_out], probes.subjects[~left_out])
+    kept = Side(probes.name, probes.rows[~left_out], probes.subjects[~left_out])
+    for side in galleries:
+        mated = np.isin(kept.subjects, side.subjects)
+        if mated.all() or not mated.any():
+            what = "all" if mated.all() else "none"
+            raise BctError(
+                f"{side.name} has {what} of the subjects of {file.name}, so open-set search is "
+                "undefined",
+                "give probes of subjects in the gallery, and of others",
+            )
+    return kept

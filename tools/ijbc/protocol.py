@@ -77,7 +77,8 @@ def read_protocol(root: str | Path, subset: str = "IJBC", identification: bool =
         subjects = lowest - 1 - (templates.ids - min(0, int(templates.ids[0])))
         for side in sides:
             subjects[side.rows] = side.subjects
-        probes = not_enrolled(probes, galleries, templates, shared, remarks)
+        file = folder / "meta" / f"{prefix}_1N_probe_mixed.csv"
+        probes = not_enrolled(file, probes, galleries, templates, shared, remarks)
     return Protocol(
         name=subset,
         images=crops,
