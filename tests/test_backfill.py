@@ -14,6 +14,9 @@ from bct.metrics.backfill import (
     Curve,
     area,
     curve,
+    lasting_fraction,
+    mixed_scores,
+    pair_point,
     pair_quality,
     published_mean,
     refreshed,
@@ -139,6 +142,9 @@ def test_figures_of_a_curve_by_hand():
     assert smallest_fraction(c, 0.6, eps=0.05) == 1.0
     assert smallest_fraction(c, 0.6, eps=0.11) == 0.25
     assert smallest_fraction(c, 0.7) is None
+    assert lasting_fraction(c, 0.5) == 1.0 and lasting_fraction(c, 0.3) == 0.25
+    assert lasting_fraction(c, 0.2) == 0.0 and lasting_fraction(c, 0.7) is None
+    assert lasting_fraction(c, 0.31, eps=0.02) == 0.25
     uneven = Curve(np.array([0, 0.1, 1.0]), np.array([0.0, 1.0, 1.0]))
     assert area(uneven) == pytest.approx(0.95)
 
@@ -151,6 +157,29 @@ def test_falls_against_every_pair_of_points(values):
     assert steps == sum(b < a for a, b in pairwise(values))
     climbs = sum(max(b - a, 0) for a, b in pairwise(values))
     assert climbs - lost == values[-1] - values[0]
+
+
+@given(values=st.lists(st.integers(-5, 5), min_size=2, max_size=8), goal=st.integers(-5, 5))
+def test_what_lasts_is_never_below_the_goal_again(values, goal):
+    c = points(*values)
+    kept = [k for k in range(len(values)) if min(values[k:]) >= goal]
+    assert lasting_fraction(c, goal) == (c.fractions[kept[0]] if kept else None)
+
+
+def test_a_point_with_and_without_a_new_threshold():
+    """Ten impostors at 0.0 to 0.9, five genuine pairs; a threshold accepts what equals it."""
+    scores = np.concatenate([np.arange(10) / 10, [0.05, 0.45, 0.75, 0.85, 0.95]])
+    genuine = np.arange(15) >= 10
+    point = pair_point(scores, genuine, 0.2, 0.7)
+    assert (point.tar, point.kept_tar, point.kept_far) == (0.6, 0.6, 0.3)
+    assert 0.7 < point.threshold < 0.7 + 1e-9
+    assert pair_point(scores, genuine, 0.2, 0.9)[2:] == (0.2, 0.1)
+
+
+def test_mixed_scores():
+    fresh = np.array([True, False, True])
+    mixed = mixed_scores(np.zeros(4), np.arange(1, 5), np.array([0, 1, 2, 1]), fresh)
+    assert mixed.tolist() == [1, 0, 3, 0]
 
 
 def test_orders():

@@ -79,7 +79,7 @@ def test_a_model_against_itself_is_not_compatible_and_flips_nothing(models, tmp_
     done = run(tmp_path, "-m", models[0], "-net", "demo_w16", "-m_old", models[0],
                "-old_net", "demo_w16", "--far", "0.1", "--set", path)  # fmt: skip
     assert done.returncode == 0, done.stderr
-    assert "not compatible at FAR 1e-1: cross - old self +0.0000" in done.stdout
+    assert "not compatible at FAR 1e-1, a tie: cross - old self +0.0000" in done.stdout
     assert "lost 0, won 0; impostors newly accepted 0, newly rejected 0" in done.stdout
 
 

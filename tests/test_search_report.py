@@ -89,7 +89,7 @@ def test_the_same_model_again(protocol):
     signals = report["label_free"]
     assert signals["overlap"] == 1 and signals["cosine"] == pytest.approx(1)
     assert signals["procrustes_residual"] == pytest.approx(0, abs=1e-6)
-    assert report["verdict"]["decision"] == "do not"
+    assert report["verdict"]["headline"].startswith("Nothing to decide")
     assert not {"far", "drift"} & report.keys()
     assert len(report["verdict"]["reasons"]) == 2
     json.dumps(report, allow_nan=False)
@@ -280,6 +280,72 @@ def test_a_report_that_cannot_be_made_leaves_nothing(tmp_path):
         write_report(tmp_path / "out", Protocol("p", Nothing(N), pairs=many), models, far=0.1)
 
 
+def test_figures_are_saved_before_they_are_drawn(tmp_path):
+    """A picture that is gone costs no figures, and the page before it does not stay."""
+    models, toy = stored(tmp_path, **vectors(old_noise=2.0)), among_all()
+    write_report(tmp_path / "out", toy, models, resamples=20)
+
+    def gone(image, out):
+        raise BctError(f"image {image} can't be read", "look for it")
+
+    toy.thumbnail = gone
+    with pytest.raises(BctError, match="can't be read"):
+        write_report(tmp_path / "out", toy, models, resamples=30, thumbnails=True)
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["resamples"] == 30
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"report.json", "report.md"}
+    assert report["verdict"]["headline"] in (tmp_path / "out/report.md").read_text()
+
+
+def test_a_report_that_asks_something_else_is_not_replaced(tmp_path):
+    """The same models and images: other pairs, another FAR, a search, a gallery of its own."""
+    models, subjects = stored(tmp_path, **vectors()), LABELS
+    first, second = (side.ravel() for side in np.meshgrid(np.arange(N), np.arange(N)))
+    apart = first < second
+
+    def of_pairs(chosen):
+        a, b = first[chosen], second[chosen]
+        pairs = Pairs(a, b, LABELS[a] == LABELS[b])
+        return Protocol("toy", Nothing(N), pairs=pairs, subjects=subjects)
+
+    queries, gallery = np.arange(0, N, 2), np.arange(1, N, 2)
+    relevance = ByClass(LABELS[queries], LABELS[gallery])
+    asked = [
+        {"protocol": of_pairs(apart), "far": 0.1},
+        {"protocol": of_pairs(apart), "far": 0.01},
+        {"protocol": of_pairs(apart & (first > 2)), "far": 0.1},
+        {"protocol": among_all()},
+        {"protocol": by_item()},
+        {"protocol": Protocol("toy", Nothing(N), search=Search(queries, gallery, relevance))},
+        {"protocol": among_all(), "dimensions": "leading"},
+    ]
+    for there in asked:
+        write_report(tmp_path / "out", **there, models=models, resamples=20, overwrite=True)
+        before = (tmp_path / "out/report.json").read_bytes()
+        for other in asked:
+            if other is there:
+                continue
+            with pytest.raises(BctError, match="other models, data or settings"):
+                write_report(tmp_path / "out", **other, models=models, resamples=20)
+            assert (tmp_path / "out/report.json").read_bytes() == before
+    write_report(tmp_path / "out", **asked[-1], models=models, resamples=30)  # more of the same
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        ({"resamples": 0}, "resamples is 0"),
+        ({"cost": Cost(images_per_second=float("nan"))}, "images_per_second is nan"),
+        ({"cost": Cost(100.0, gallery_size=-5)}, "gallery_size is -5"),
+        ({"cost": Cost(100.0, 10, float("inf"))}, "price_per_hour is inf"),
+    ],
+)
+def test_settings_that_mean_nothing(tmp_path, given, words):
+    with pytest.raises(BctError, match=words):
+        write_report(tmp_path / "out", among_all(), stored(tmp_path, **vectors()), **given)
+    assert not (tmp_path / "out").exists()
+
+
 # ---- the command line
 
 
@@ -354,7 +420,7 @@ def test_a_verification_set_from_the_command_line(tmp_path):
     want = np.mean(scores[np.array(same)] > limit)
     assert report["compatibility"]["tar"]["new / old"] == want
     page = Reader((tmp_path / "report/report.html").read_text())
-    assert "threshold" in page.text and page.tags["svg"] == 4
+    assert "threshold" in page.text and page.tags["svg"] == 5
     assert "1:N" not in page.words and not re.search(r"\b(None|nan)\b", page.words)
     assert page.tags["img"] == sum(2 * len(p) for p in report["flips"]["examples"].values()) > 0
 

@@ -129,11 +129,63 @@ def figures(points: Curve) -> dict:
 def smallest_fraction(points: Curve, target: float, eps: float = 0.0) -> float | None:
     """Smallest fraction on the curve whose quality is at least target - eps; None if there is none.
 
-    First reached: the curve may fall below it again, see violations. With target = M(n,n) it is the
-    work after which nothing more than eps is left to gain.
+    First reached: the curve may fall below it again, see violations and lasting_fraction. With
+    target = M(n,n) it is the work after which nothing more than eps is left to gain.
     """
     reached = np.flatnonzero(points.values >= target - eps)
     return float(points.fractions[reached[0]]) if len(reached) else None
+
+
+def lasting_fraction(points: Curve, target: float, eps: float = 0.0) -> float | None:
+    """Smallest fraction from which on the quality is at least target - eps; None if there is none.
+
+    Who stops there, or goes on, is nowhere below it: what may be recommended.
+    """
+    below = np.flatnonzero(points.values < target - eps)
+    first = below[-1] + 1 if len(below) else 0
+    return float(points.fractions[first]) if first < len(points.fractions) else None
+
+
+class PairPoint(NamedTuple):
+    """Pairs at one point of a backfill.
+
+    tar, threshold: at the target FAR, with the threshold set anew for it.
+    kept_tar, kept_far: at the deployed threshold, which stays.
+    """
+
+    tar: float
+    threshold: float
+    kept_tar: float
+    kept_far: float
+
+
+def pair_point(scores: np.ndarray, genuine: np.ndarray, far: float, deployed: float) -> PairPoint:
+    """What scores of pairs reach, of mixed_scores or of any other gallery.
+
+    Args:
+        scores: float (P,); genuine: bool (P,); far: false-accept rate, 0..1.
+        deployed: the threshold that was set for the old system.
+
+    Raises BctError: what metrics.tar_at_far refuses.
+    """
+    anew = tar_at_far(scores, genuine, (far,))[0]
+    # float64: see flips.threshold_drift
+    accepted = scores >= np.float64(deployed)
+    both, same, true = map(np.count_nonzero, (accepted, genuine, accepted & genuine))
+    return PairPoint(anew.tar, anew.threshold, true / same, (both - true) / (len(genuine) - same))
+
+
+def mixed_scores(
+    cross_scores: np.ndarray,
+    self_scores: np.ndarray,
+    gallery_row: np.ndarray,
+    refreshed: np.ndarray,
+) -> np.ndarray:
+    """Each pair's score by whichever embedding its gallery side holds, float (P,).
+
+    Args: see pair_quality; refreshed: bool (N,), which gallery items hold new embeddings.
+    """
+    return np.where(refreshed[gallery_row], self_scores, cross_scores)
 
 
 def pair_quality(
@@ -159,7 +211,7 @@ def pair_quality(
     _check_shapes(cross_scores, self_scores, gallery_row, genuine)
 
     def quality(refreshed: np.ndarray) -> float:
-        scores = np.where(refreshed[gallery_row], self_scores, cross_scores)
+        scores = mixed_scores(cross_scores, self_scores, gallery_row, refreshed)
         return tar_at_far(scores, genuine, (far,))[0].tar
 
     return quality

@@ -1,16 +1,21 @@
 """The verdict on two models' embeddings of a protocol, in one call."""
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from bct.errors import BctError
 from bct.metrics.bootstrap import bootstrap_tar
+from bct.metrics.percentiles import interval
 from bct.metrics.relevance import ByClass
 from bct.metrics.retrieval import bootstrap_means
-from bct.metrics.scores import rate_name, tar_at_far
+from bct.metrics.scores import FARS, rate_name, tar_at_far
+from bct.protocols.evidence import evidence
 from bct.protocols.protocol import Protocol
 from bct.protocols.search_tests import OVER, How, search, sides_of
 from bct.protocols.templates import pair_scores
 from bct.protocols.verdict import Verdict, judged
+from bct.rows import check_rows, zeros_remark
 
 
 def compare(
@@ -36,16 +41,18 @@ def compare(
         far: false accept rate, 0..1. resamples: of the bootstrap.
 
     Returns:
-        A Verdict with `compatible`, `interval`, `gain`, `figures()`, `sentence()`, `table()`.
+        A Verdict with `compatible`, `interval`, `gain`, `figures()`, `sentence()`, `table()`, and
+        a `remark` where the figures mean nothing or the spaces are unrelated.
 
     Raises:
-        BctError: embeddings of other images or of two widths; a far that allows no false accept.
+        BctError: embeddings of other images or of two widths, not finite, all zeros or all alike;
+            a far that allows no false accept.
     """
     check_judges(protocol)
-    if resamples < 1:
-        raise BctError(f"resamples is {resamples}", "give at least 1")
-    embeddings = [old, new] if alone is None else [old, new, alone]
-    items = [protocol.item_features(rows) for rows in embeddings]
+    check_resamples(resamples)
+    embeddings = {"old": old, "new": new} | ({} if alone is None else {"alone": alone})
+    check_embeddings(protocol, embeddings)
+    items = [protocol.item_features(rows) for rows in embeddings.values()]
     tests = [(items[0], items[0]), (items[1], items[0]), (items[1], items[1])]
     tests += [(items[2], items[2])] if alone is not None else []
     if protocol.pairs is not None:
@@ -60,9 +67,9 @@ def _compare_pairs(protocol: Protocol, tests: list, far: float, resamples: int) 
     scores = np.stack([pair_scores(gallery, query, first, second) for query, gallery in tests])
     tars = [float(tar_at_far(row, genuine, (far,))[0].tar) for row in scores]
     *units, over = pair_units(protocol)
-    found = bootstrap_tar(scores[:2], *units, genuine, (far,), resamples)[:, :, 0]
-    gaps = found[:, 1] - found[:, 0]
-    return judged(f"TAR at FAR {rate_name(far)}", *tars, replicates=gaps, over=over)
+    found = bootstrap_tar(scores[:3], *units, genuine, (far,), resamples)[:, :, 0]
+    measure = f"TAR at FAR {rate_name(far)}"
+    return _judged(protocol, tests, measure, tars, found, over, far)
 
 
 def _compare_searches(protocol: Protocol, tests: list, resamples: int) -> Verdict:
@@ -75,8 +82,51 @@ def _compare_searches(protocol: Protocol, tests: list, resamples: int) -> Verdic
     found = results[0].rank > 0  # queries that have a positive
     values = np.stack([result.ap[found] for result in results])
     units, over = query_units(protocol)
-    means = bootstrap_means(values[:2], units[found], resamples)
-    return judged("mAP", *values.mean(1).tolist(), replicates=means[:, 1] - means[:, 0], over=over)
+    means = bootstrap_means(values[:3], units[found], resamples)
+    return _judged(protocol, tests, "mAP", values.mean(1).tolist(), means, over)
+
+
+def _judged(
+    protocol: Protocol,
+    tests: list,
+    measure: str,
+    qualities: list[float],
+    replicates: np.ndarray,
+    over: str,
+    far: float | None = None,
+) -> Verdict:
+    """Args: replicates: of old/old, new/old, new/new, (R, 3)."""
+    (_, old), (new, _) = tests[:2]
+    cross, own = (interval(replicates[:, k], qualities[k]) for k in (1, 2))
+    known = evidence(protocol, old, new, qualities[0], cross, own, far)
+    gaps = replicates[:, 1] - replicates[:, 0]
+    return judged(measure, *qualities, replicates=gaps, over=over, remark=known.remark)
+
+
+def check_embeddings(protocol: Protocol, embeddings: Mapping[str, np.ndarray]) -> list[str]:
+    """What has to be said of a protocol's embeddings, role -> (N, D): which rows are zeros.
+
+    Raises BctError: numbers of rows that are not those of the images; rows that are not finite, or
+    all zeros, or all alike.
+    """
+    remarks = []
+    for role, rows in embeddings.items():
+        if len(rows) != len(protocol.images):
+            raise BctError(
+                f"{len(rows)} {role} embeddings for {len(protocol.images)} images",
+                f"give one row per image of {protocol.name}, in its order",
+            )
+        whose = f"the {role} embeddings"
+        zeros = check_rows(rows, whose)
+        if len(zeros):
+            remarks.append(zeros_remark(whose, zeros, len(rows)))
+    return remarks
+
+
+def check_resamples(resamples: int) -> None:
+    """Raises BctError for a bootstrap without a resample."""
+    if resamples < 1:
+        raise BctError(f"resamples is {resamples}", "give at least 1")
 
 
 def check_judges(protocol: Protocol) -> None:
@@ -97,13 +147,21 @@ def check_resolved(protocol: Protocol, far: float) -> None:
     if far * impostors * (1 + 1e-12) < 1:  # 1 / n times n may be a little less than 1
         raise BctError(
             f"FAR {rate_name(far)} allows no false accept among {impostors} impostor pairs",
-            "give a larger far, or a larger protocol",
+            resolved_advice(impostors),
         )
     if impostors == len(genuine):
         raise BctError(
             f"{protocol.name} has impostor pairs only: TAR is undefined",
             "give a protocol with pairs of both kinds",
         )
+
+
+def resolved_advice(impostors: int) -> str:
+    """What to give where so many impostor pairs do not resolve a FAR."""
+    smallest = next((far for far in FARS if far * impostors * (1 + 1e-12) >= 1), None)
+    if smallest is None:
+        return "give a larger protocol: so few resolve no FAR of the tables"
+    return f"give {rate_name(smallest)}, the smallest that they resolve, or a larger protocol"
 
 
 def pair_units(protocol: Protocol) -> tuple[np.ndarray, np.ndarray, str]:

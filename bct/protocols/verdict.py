@@ -14,6 +14,7 @@ from bct import markdown
 from bct.metrics import compatibility
 from bct.metrics.percentiles import Interval, interval
 
+ROUNDING = 1e-9  # means of equal figures may differ in their last bits
 WORDS = {True: "compatible", False: "not compatible"}
 
 
@@ -23,7 +24,8 @@ class Verdict(NamedTuple):
     measure: what they are, e.g. "TAR at FAR 1e-4" or "mAP". old: old/old, cross: new/old,
     own: new/new, alone: the alone model with itself, None without one.
     interval: of cross - old; None where it was not asked for. over: what that is resampled over,
-    "subjects", "templates", "pairs" or "classes".
+    "subjects", "templates", "pairs" or "classes". remark: what has to be said before anything is
+    judged, such as that there is one genuine pair; "" if nothing has, see evidence.py.
     """
 
     measure: str
@@ -33,10 +35,17 @@ class Verdict(NamedTuple):
     alone: float | None = None
     interval: Interval | None = None
     over: str = ""
+    remark: str = ""
 
     @property
     def compatible(self) -> bool:
-        return compatibility.compatible(self.cross, self.old)
+        return compatibility.compatible(self.cross, self.old) and not self.tie
+
+    @property
+    def tie(self) -> bool:
+        """Whether new queries do exactly as well as old ones; equal means may differ in their last
+        bits."""
+        return abs(self.cross - self.old) <= ROUNDING
 
     @property
     def gain(self) -> float | None:
@@ -47,6 +56,8 @@ class Verdict(NamedTuple):
         """As JSON has it: criterion, interval and, with an alone model, gain, price, P_up, P_comp,
         P_1. What is undefined is null."""
         out: dict = {"compatible": self.compatible}
+        if self.remark:
+            out["remark"] = self.remark
         if self.interval is not None:
             out |= {"difference": self.interval._asdict(), "over": self.over}
         if self.alone is not None:
@@ -61,9 +72,14 @@ class Verdict(NamedTuple):
         return out
 
     def sentence(self) -> str:
-        """One line for people."""
+        """One line for people: the remark first, so that nobody reads past it."""
+        return f"{self.remark} ({self._judgement()})" if self.remark else self._judgement()
+
+    def _judgement(self) -> str:
         rate = self.measure.removeprefix("TAR at ")
         judgement = f"{WORDS[self.compatible]} {'by' if rate == self.measure else 'at'} {rate}"
+        if self.tie:
+            judgement += ", a tie"
         if self.interval is None:
             sign = ">" if self.compatible else "<="
             return f"{judgement} (cross {self.cross:.4f} {sign} old self {self.old:.4f})"
@@ -92,10 +108,11 @@ def judged(
     alone: float | None = None,
     replicates: np.ndarray | None = None,
     over: str = "",
+    remark: str = "",
 ) -> Verdict:
     """A verdict whose interval comes from bootstrap replicates of cross - old, (R,)."""
     found = None if replicates is None else interval(replicates, cross - old)
-    return Verdict(measure, old, cross, own, alone, found, over)
+    return Verdict(measure, old, cross, own, alone, found, over, remark)
 
 
 def interval_title(over: str) -> str:

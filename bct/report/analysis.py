@@ -1,16 +1,14 @@
 """What an upgrade brings, costs and risks, of any protocol; and the verdict in words."""
 
-from collections.abc import Mapping
-
 from bct.metrics.percentiles import Interval
 from bct.metrics.scores import check_far
 from bct.protocols.compare import check_judges, check_resolved
+from bct.protocols.evidence import Evidence
 from bct.protocols.protocol import Protocol
+from bct.report.decision import AS_IT_IS, PARTLY, WHOLLY, Facts, Step, Threshold, decide
 from bct.report.pairs import analyse_pairs
 from bct.report.searches import analyse_searches
-from bct.report.study import Drawings, Measure, Study
-
-MUCH_DRIFT = 1.5  # times the agreed false accepts
+from bct.report.study import SHARES, Drawings, Measure, Study
 
 
 def check_protocol(protocol: Protocol, far: float) -> None:
@@ -32,71 +30,41 @@ def analyse(study: Study, far: float, resamples: int = 1000) -> tuple[dict, Draw
     check_protocol(protocol, far)
     if protocol.pairs is not None:
         report, drawings = analyse_pairs(study, far, resamples)
-        drift = next(point for point in report["drift"] if point["far"] == far)
     else:
-        report, drawings, drift = analyse_searches(study, resamples), None, None
-    measure, judged = Measure(**report["measure"]), report["compatibility"]
-    enough = {name: order["enough_for_old"] for name, order in report["backfill"]["orders"].items()}
-    gap = Interval(**judged["differences"]["new / old"])
-    report["verdict"] = decide(measure, judged[measure.key], gap, enough, drift)
+        report, drawings = analyse_searches(study, resamples), None
+    report["remarks"] = list(study.remarks)
+    report["verdict"] = decide(facts_of(report), thresholds_of(report))
+    report["verdict"]["reasons"] += study.remarks
     return report, drawings
 
 
-def decide(
-    measure: Measure,
-    qualities: Mapping[str, float],
-    gap: Interval,
-    enough: Mapping[str, float | None],
-    drift: Mapping[str, float | None] | None = None,
-) -> dict:
-    """May the new model serve the old gallery? A decision and its reasons, in words.
-
-    Args:
-        qualities: of old/old, new/old and new/new, by name. gap: of new/old from old/old.
-        enough: order -> which share, re-extracted, makes it as good as the old system; None: none.
-        drift: at the deployed threshold, see pairs.drifts; None where none is deployed.
-    """
-    before, cross, own = (qualities[name] for name in ("old / old", "new / old", "new / new"))
-    reachable = {name: share for name, share in enough.items() if share is not None}
-    reasons = [
-        f"With the old gallery untouched, new queries reach {measure.of(cross)}; "
-        f"the old system has {before:.3f} (difference {gap.estimate:+.3f}, 95 % interval "
-        f"{gap.low:+.3f} to {gap.high:+.3f}).",
-        f"With the whole gallery re-extracted they reach {own:.3f}.",
-    ]
-    if own <= before and cross <= before:
-        decision, headline = "do not", "Do not deploy: the new model is no better than the old one"
-    elif cross > before:
-        decision = "deploy now"
-        sure = "" if gap.low > 0 else ", though the difference is within the uncertainty"
-        headline = f"Deploy now: the old gallery can stay as it is{sure}"
-    elif reachable and min(reachable.values()) < 1:
-        name = min(reachable, key=reachable.get)
-        decision = "backfill first"
-        headline = f"Deploy and backfill {100 * reachable[name]:.0f} % of the gallery first"
-        reasons.append(f"In the order “{name}”, that much brings it to the old system's quality.")
-    else:
-        decision, headline = "do not", "Do not deploy until the whole gallery is re-extracted"
-    if drift is not None:
-        reasons.append(_threshold(measure, before, cross, drift))
-    if decision == "deploy now" and reasons[-1].startswith("Change"):
-        headline = headline.replace("Deploy now", "Deploy now, with a new threshold", 1)
-    return {"decision": decision, "headline": headline, "reasons": reasons}
+def facts_of(report: dict) -> Facts:
+    """What the decision is made from."""
+    measure, judged = Measure(**report["measure"]), report["compatibility"]
+    qualities = [judged[measure.key][name] for name in ("old / old", "new / old", "new / new")]
+    gaps = [Interval(**judged["differences"][name]) for name in ("new / old", "new / new")]
+    step, cosine = report["backfill"]["step"], report["label_free"]["cosine"]
+    if step is not None:
+        gap = Interval(**step["difference"])
+        step = Step(step["order"], step["share"], step["quality"], gap)
+    return Facts(measure, *qualities, *gaps, Evidence(**report["evidence"]), cosine, step)
 
 
-def _threshold(measure: Measure, before: float, cross: float, drift: Mapping) -> str:
-    """Whether the deployed threshold can stay."""
-    moved = f"from {drift['threshold']:.3f} to {drift['restored']:.3f}"
-    if drift["far_ratio"] is None:
-        return "Whether the deployed threshold can stay can't be told at so low a FAR."
-    if drift["far_ratio"] > MUCH_DRIFT:
-        return (
-            f"Change the threshold {moved}: at the old one, false accepts are "
-            f"{drift['far_ratio']:.1f} times as many as before."
+def thresholds_of(report: dict) -> dict[str, Threshold] | None:
+    """Gallery -> what the deployed threshold does to it; None of searches, which have none."""
+    if "drift" not in report:
+        return None
+    deployed = next(point for point in report["drift"] if point["far"] == report["far"])
+    orders, step = report["backfill"]["orders"], report["backfill"]["step"]
+    places = {AS_IT_IS: ("random", 0), WHOLLY: ("random", -1)}
+    if step is not None:
+        places[PARTLY] = step["order"], SHARES.tolist().index(step["share"])
+    return {
+        gallery: Threshold(
+            deployed["threshold"],
+            deployed["old_far"],
+            *(orders[name][key][at] for key in ("threshold", "tar", "kept_tar", "kept_far")),
+            later=max(orders[name]["kept_far"][at:]),
         )
-    if drift["new_tar"] < before <= cross:
-        return (
-            f"Change the threshold {moved}: at the old one, new queries reach {measure.name} "
-            f"{drift['new_tar']:.3f} only, less than the old system."
-        )
-    return f"The deployed threshold {drift['threshold']:.3f} can stay."
+        for gallery, (name, at) in places.items()
+    }

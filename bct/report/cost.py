@@ -1,5 +1,6 @@
 """What re-extracting a gallery takes: time and price."""
 
+import math
 import time
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ import numpy as np
 import torch
 
 from bct.data.image_set import ImageSet
+from bct.errors import BctError
 from bct.models.model import Model
 
 
@@ -20,6 +22,13 @@ class Cost(NamedTuple):
     images_per_second: float | None = None
     gallery_size: int | None = None
     price_per_hour: float | None = None
+
+
+def check_cost(known: Cost) -> None:
+    """Raises BctError for a figure that is not above 0, or not finite."""
+    for name, value in known._asdict().items():
+        if value is not None and not 0 < value < math.inf:
+            raise BctError(f"{name} is {value}", "give a number above 0, or leave it out")
 
 
 def re_extraction(

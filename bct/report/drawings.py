@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 
 import matplotlib
 
@@ -12,6 +12,7 @@ import numpy as np
 from matplotlib.axes import Axes
 
 from bct.metrics.scores import rate_name
+from bct.report.study import signed
 
 # colours that nothing else has, put into the SVG and replaced by the page's CSS variables
 INK, MUTED, GRID = "#010101", "#020202", "#030303"
@@ -40,6 +41,7 @@ _STYLE = {
     "lines.linewidth": 2,
     "axes.prop_cycle": plt.cycler(color=SERIES),
 }
+_RE_EXTRACTED = "share of the gallery re-extracted, %"
 _DASHES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (1, 2)))  # told apart without colour, too
 
 
@@ -133,39 +135,77 @@ def gains(rows: dict[str, tuple[float, float, float]], title: str) -> str:
         for y, (estimate, low, high) in zip(at, rows.values(), strict=True):
             axes.plot([low, high], [y, y], color=SERIES[0])
             axes.plot(estimate, y, "o", color=SERIES[0], markersize=7)
-            axes.annotate(f"{estimate:+.3f}", (estimate, y + 0.15), ha="center", color=INK)
+            axes.annotate(signed(estimate), (estimate, y + 0.15), ha="center", color=INK)
         axes.axvline(0, color=MUTED, linewidth=1)
         axes.set_yticks(at, list(rows))
         axes.set(xlabel=title, ylim=(-0.5, len(rows) - 0.3))
         axes.grid(axis="x")
 
     text = "Differences from the old system, with 95 % intervals: " + "; ".join(
-        f"{name} {e:+.3f}, from {low:+.3f} to {high:+.3f}" for name, (e, low, high) in rows.items()
+        f"{name} {signed(e)}, from {signed(low)} to {signed(high)}"
+        for name, (e, low, high) in rows.items()
     )
     return svg(draw, (8, 0.9 + 0.6 * len(rows)), "gains", text + ".")
 
 
-def backfill(curves: dict[str, tuple[np.ndarray, np.ndarray]], old: float, title: str) -> str:
-    """Quality against the re-extracted share, order -> (share, quality), and the old system's."""
+def backfill(
+    shares: np.ndarray,
+    curves: dict[str, Sequence[float]],
+    bounds: Collection[str],
+    old: float,
+    title: str,
+) -> str:
+    """Quality at the re-extracted shares (B,), order -> (B,), and the old system's. Bounds are
+    drawn as such: no order that can be had."""
 
     def draw(figure: plt.Figure) -> None:
         axes: Axes = figure.subplots()
-        for (name, (x, y)), dash in zip(curves.items(), _DASHES, strict=False):
-            axes.plot(100 * np.asarray(x), y, dash, label=name)
+        for (name, y), dash in zip(curves.items(), _DASHES, strict=False):
+            of_bound = {"color": MUTED, "linewidth": 1} if name in bounds else {}
+            axes.plot(100 * shares, y, ":" if of_bound else dash, label=name, **of_bound)
         axes.axhline(old, color=MUTED, linewidth=1)
         axes.annotate("old system", (0, old), color=MUTED, va="bottom")
-        axes.set(xlabel="share of the gallery re-extracted, %", ylabel=title, xlim=(0, 100))
+        axes.set(xlabel=_RE_EXTRACTED, ylabel=title, xlim=(0, 100))
         axes.grid()
         axes.legend(loc="lower right")
 
-    first = next(iter(curves.values()))[1]
+    first = next(iter(curves.values()))
     text = f"Backfill curves: {title} from {first[0]:.3f} with nothing re-extracted "
     text += f"to {first[-1]:.3f} with everything; the old system has {old:.3f}."
     return svg(draw, (8, 3.8), "backfill", text)
 
 
+def kept(
+    shares: np.ndarray,
+    curves: dict[str, tuple[Sequence[float], Sequence[float]]],
+    old: tuple[float, float],
+) -> str:
+    """TAR and FAR at the deployed threshold: order -> both at the shares (B,); and the old
+    system's."""
+    names = ("true accept rate", "false accept rate")
+
+    def draw(figure: plt.Figure) -> None:
+        panels = figure.subplots(1, 2, sharex=True)
+        for k, axes in enumerate(panels):
+            for (name, both), dash in zip(curves.items(), _DASHES, strict=False):
+                axes.plot(100 * shares, both[k], dash, label=name)
+            axes.axhline(old[k], color=MUTED, linewidth=1)
+            axes.annotate("old system", (0, old[k]), color=MUTED, va="bottom")
+            axes.set(xlabel=_RE_EXTRACTED, xlim=(0, 100))
+            axes.set_title(names[k], loc="left", fontsize=11)
+            axes.grid()
+        panels[0].legend(loc="upper left")
+
+    first = next(iter(curves.values()))
+    text = "At the deployed threshold, from nothing to everything re-extracted: " + "; ".join(
+        f"{name} from {rates[0]:.3g} to {rates[-1]:.3g}, the old system has {before:.3g}"
+        for name, rates, before in zip(names, first, old, strict=True)
+    )
+    return svg(draw, (8, 3.4), "kept", text + ".")
+
+
 def _listed(values: dict[str, float]) -> str:
-    return "; ".join(f"{name} {value:.3f}" for name, value in values.items()) + "."
+    return "; ".join(f"{name} {round(value, 3) + 0:.3f}" for name, value in values.items()) + "."
 
 
 def _escape(text: str) -> str:

@@ -13,9 +13,15 @@ from bct.metrics.scores import rate_name
 from bct.protocols.protocol import Protocol
 from bct.protocols.verdict import interval_title
 from bct.report import drawings
-from bct.report.study import Drawings, Measure
+from bct.report.study import Drawings, Measure, signed
 
-_TONES = {"deploy now": "good", "backfill first": "warn", "do not": "bad"}
+_TONES = {
+    "deploy now": "good",
+    "tie": "warn",
+    "backfill first": "warn",
+    "no verdict": "warn",
+    "do not": "bad",
+}
 _NAMES = {  # of the rows in the figure of gains
     "new / old": "after the upgrade",
     "new / new": "after full backfill",
@@ -28,15 +34,20 @@ def write(
     folder: Path,
     report: dict,
     arrays: Drawings | None = None,
-    thumbnails: dict[int, str] | None = None,
+    pictures: Protocol | None = None,
 ) -> None:
-    """report.html, report.md and report.json in `folder`; nothing if one of them can't be made.
+    """report.json, report.md and report.html in `folder`, in this order.
+
+    The figures are saved before anything is drawn, so that no failure there loses them. No page of
+    an earlier report stays beside them.
 
     Args:
         report: see bct.report.analysis.analyse and write_report. arrays: of pairs.
+        pictures: of which protocol's items the page shows pictures; None: none.
     """
-    values = {**_OF_PAIRS, "cost": None, **report, **_values(report)}
-    values |= {"figures": _figures(report, arrays), "thumbnails": thumbnails}
+    write_json(folder / "report.json", report)
+    for name in ("report.md", "report.html"):
+        (folder / name).unlink(missing_ok=True)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=jinja2.select_autoescape(["html.j2"]),
@@ -44,11 +55,12 @@ def write(
         keep_trailing_newline=True,
     )
     environment.filters |= _FILTERS
-    names = ("report.md", "report.html")
-    texts = [environment.get_template(f"{name}.j2").render(values) for name in names]
-    write_json(folder / "report.json", report)
-    for name, text in zip(names, texts, strict=True):
-        write_text(folder / name, text)
+    values = {**_OF_PAIRS, "cost": None, **report, **_values(report)}
+    for name in ("report.md", "report.html"):
+        if name == "report.html":
+            shown = None if pictures is None else thumbnails(pictures, report)
+            values |= {"figures": _figures(report, arrays), "thumbnails": shown}
+        write_text(folder / name, environment.get_template(f"{name}.j2").render(values))
 
 
 def _values(report: dict) -> dict:
@@ -66,6 +78,7 @@ def _values(report: dict) -> dict:
             for name, test in tests.items()
         }
     unit = "queries" if far is None else "pairs"
+    orders = report["backfill"]["orders"]
     return {
         "measure": measure,
         "qualities": report["compatibility"][measure.key],
@@ -74,12 +87,18 @@ def _values(report: dict) -> dict:
         "tone": _TONES[report["verdict"]["decision"]],
         "interval": interval_title(report["compatibility"]["over"]),
         "unit": unit,
+        "orders": {_shown(name, order): order for name, order in orders.items()},
+        "available": {name: order for name, order in orders.items() if order["available"]},
         "changes": {
             kind: {**found, "number": found[unit]}
             for kind, found in flips.items()
             if kind != "examples"
         },
     }
+
+
+def _shown(name: str, order: dict) -> str:
+    return name if order["available"] else f"{name} (a bound)"
 
 
 def _top1(test: dict) -> float | None:
@@ -90,25 +109,36 @@ def _figures(report: dict, arrays: Drawings | None) -> dict[str, str]:
     """Name -> SVG."""
     measure, backfill = Measure(**report["measure"]), report["backfill"]
     differences = report["compatibility"]["differences"]
+    orders, shares = backfill["orders"], np.array(backfill["shares"])
     drawn = {
         "gains": drawings.gains(
             {_NAMES[name]: tuple(d.values()) for name, d in differences.items()},
             f"difference of {measure.words}",
         ),
         "backfill": drawings.backfill(
-            {
-                name: (np.array(backfill["shares"]), np.array(order[measure.key]))
-                for name, order in backfill["orders"].items()
-            },
+            shares,
+            {_shown(name, order): order[measure.key] for name, order in orders.items()},
+            {_shown(name, order) for name, order in orders.items() if not order["available"]},
             backfill["old"],
             measure.words,
         ),
     }
     if arrays is not None:
         far = report["far"]
-        threshold = next(d["threshold"] for d in report["drift"] if d["far"] == far)
+        deployed = next(d for d in report["drift"] if d["far"] == far)
         drawn["roc"] = drawings.roc(arrays.curves, far)
-        drawn["scores"] = drawings.distributions(arrays.scores, arrays.genuine, threshold)
+        drawn["scores"] = drawings.distributions(
+            arrays.scores, arrays.genuine, deployed["threshold"]
+        )
+        drawn["kept"] = drawings.kept(
+            shares,
+            {
+                name: (order["kept_tar"], order["kept_far"])
+                for name, order in orders.items()
+                if order["available"]
+            },
+            (deployed["old_tar"], deployed["old_far"]),
+        )
     return drawn
 
 
@@ -138,7 +168,10 @@ def _hours(value: float) -> str:
 
 def _number(form: str):
     def show(value: float | None) -> str:
-        return "-" if value is None or math.isnan(value) else format(value, form)
+        if value is None or math.isnan(value):
+            return "-"
+        shown = format(value, form)
+        return shown.lstrip("-") if float(shown) == 0 else shown  # no -0.000
 
     return show
 
@@ -147,8 +180,9 @@ _FILTERS = {
     "rate": rate_name,
     "f2": _number(".2f"),
     "f3": _number(".3f"),
+    "f4": _number(".4f"),
     "e2": _number(".2e"),
-    "signed": lambda value: f"{round(value, 3) + 0:+.3f}",  # no -0.000
+    "signed": signed,
     "percent": lambda value: "never" if value is None else f"{100 * value:.0f} %",
     "hours": _hours,
 }

@@ -8,22 +8,28 @@ import numpy as np
 from bct.metrics import backfill, label_free
 from bct.metrics.bootstrap import bootstrap_tar
 from bct.metrics.flips import flipped, right_at_far, threshold_drift, verification_flips
+from bct.metrics.percentiles import interval
 from bct.metrics.scores import FARS, rate_name, roc_points
 from bct.protocols.compare import pair_units
 from bct.protocols.scoring import open_set, verification
 from bct.protocols.templates import pair_scores
 from bct.protocols.verdict import or_none
 from bct.report.study import (
+    DISAGREEMENT,
     EXAMPLES,
     NEIGHBOURS,
     RANDOM_ORDERS,
     SHARES,
     Drawings,
     Measure,
+    Order,
     Study,
     counts,
     curve_figures,
+    first_enough,
     gains,
+    look,
+    step,
 )
 from bct.search.orders import (
     disagreement,
@@ -50,8 +56,13 @@ def analyse_pairs(study: Study, far: float, resamples: int) -> tuple[dict, Drawi
         tests[name] = {"pairs": verification(scores[name], genuine)}
         if protocol.galleries:
             tests[name]["search"] = open_set(enrolled, probe, protocol.galleries, protocol.probes)
-    old, cross, own = (scores[name] for name in study.selves[:3])
+    old, cross = (scores[name] for name in study.selves[:2])
     tar = {name: tests[name]["pairs"]["tar"][rate_name(far)] for name in study.selves}
+    *units, over = pair_units(protocol)
+    systems = np.stack([scores[name] for name in study.selves])
+    replicates = bootstrap_tar(systems, *units, genuine, (far,), resamples)[:, :, 0]
+    drift = drifts(old, cross, genuine)
+    deployed = next(point["threshold"] for point in drift if point["far"] == far)
     report = {
         "measure": measure_at(far)._asdict(),
         "far": far,
@@ -64,27 +75,17 @@ def analyse_pairs(study: Study, far: float, resamples: int) -> tuple[dict, Drawi
             "identification": bool(protocol.galleries),
         },
         "tests": tests,
-        "compatibility": compatibility(study, scores, tar, far, resamples),
-        "drift": drifts(old, cross, genuine),
+        "compatibility": gains(measure_at(far), tar, replicates, over),
+        "evidence": look(study, tar, replicates, far)._asdict(),
+        "drift": drift,
         "flips": flips(study, scores, far),
-        "backfill": backfilling(study, cross, own, tar, far),
+        "backfill": backfilling(study, scores, tar, far, deployed, resamples),
         "label_free": signals(study),
     }
     curves = {
         name: roc_points(scores[name], genuine, max(1 / len(old), 1e-6)) for name in study.selves
     }
     return report, Drawings(curves, {name: scores[name] for name in study.selves[:2]}, genuine)
-
-
-def compatibility(
-    study: Study, scores: dict, tar: dict[str, float], far: float, resamples: int
-) -> dict:
-    """See study.gains; the intervals' units are compare.pair_units."""
-    *units, over = pair_units(study.protocol)
-    systems = np.stack([scores[name] for name in study.selves])
-    genuine = study.protocol.pairs.genuine
-    replicates = bootstrap_tar(systems, *units, genuine, (far,), resamples)[:, :, 0]
-    return gains(measure_at(far), tar, replicates, over)
 
 
 def drifts(old: np.ndarray, cross: np.ndarray, genuine: np.ndarray) -> list[dict]:
@@ -139,25 +140,63 @@ def flips(study: Study, scores: dict, far: float) -> dict:
 
 
 def backfilling(
-    study: Study, cross: np.ndarray, own: np.ndarray, tar: dict[str, float], far: float
+    study: Study,
+    scores: dict[str, np.ndarray],
+    tar: dict[str, float],
+    far: float,
+    deployed: float,
+    resamples: int,
 ) -> dict:
-    """Backfill curves of 1:1 TAR for three orders, and how much is enough."""
+    """Backfill curves of 1:1 TAR for three orders, how much is enough, and what stays of TAR and
+    FAR at the deployed threshold.
+
+    Each order has, at SHARES: "tar" with the threshold set anew, "threshold", that one; "kept_tar"
+    and "kept_far" at the deployed one. "step": see study.step.
+    """
     first, _, genuine = study.protocol.pairs
+    old, cross, own = (scores[name] for name in study.selves[:3])
     gallery, row = np.unique(first, return_inverse=True)
-    old, new = study.items["old"][gallery], study.items["new"][gallery]
-    quality = backfill.pair_quality(cross, own, row, genuine, far)
-    n = len(gallery)
-    orders = {
-        "random": [order_random(n, seed) for seed in range(RANDOM_ORDERS)],
-        "furthest from its old centre first": [order_by_distance(spread(study, gallery))],
-        "old and new disagree most first": [order_by_distance(disagreement(old, new))],
-    }
     before, after = tar["old / old"], tar["new / new"]
-    out: dict = {"shares": SHARES.tolist(), "old": before, "orders": {}}
-    for name, ways in orders.items():
-        curves = [backfill.curve(order, SHARES, quality).values for order in ways]
-        out["orders"][name] = curve_figures(measure_at(far), curves, before, after)
+    out: dict = {"shares": SHARES.tolist(), "old": before, "step": None, "orders": {}}
+    orders = backfill_orders(study, gallery)
+    for name, order in orders.items():
+        points = np.array(  # (ways, B, 4)
+            [
+                [
+                    backfill.pair_point(
+                        backfill.mixed_scores(cross, own, row, fresh), genuine, far, deployed
+                    )
+                    for fresh in backfill.refreshed(way, SHARES)
+                ]
+                for way in order.ways
+            ]
+        )
+        mean = dict(zip(backfill.PairPoint._fields, points.mean(0).T.tolist(), strict=True))
+        out["orders"][name] = mean | curve_figures(
+            measure_at(far), points[:, :, 0], before, after, order.available
+        )
+    enough = first_enough(out["orders"])
+    if enough is not None:
+        name, at = enough
+        fresh = [backfill.refreshed(way, SHARES)[at] for way in orders[name].ways]
+        mixed = [backfill.mixed_scores(cross, own, row, rows) for rows in fresh]
+        *units, _ = pair_units(study.protocol)
+        found = bootstrap_tar([old, *mixed], *units, genuine, (far,), resamples)[:, :, 0]
+        quality = out["orders"][name]["tar"][at]
+        gap = interval(found[:, 1:].mean(1) - found[:, 0], quality - before)
+        out["step"] = step(name, at, quality, gap)
     return out
+
+
+def backfill_orders(study: Study, gallery: np.ndarray) -> dict[str, Order]:
+    """Args: gallery: rows of its items, ascending."""
+    old, new = study.items["old"][gallery], study.items["new"][gallery]
+    n = len(gallery)
+    return {
+        "random": Order([order_random(n, seed) for seed in range(RANDOM_ORDERS)]),
+        "furthest from its old centre first": Order([order_by_distance(spread(study, gallery))]),
+        DISAGREEMENT: Order([order_by_distance(disagreement(old, new))], available=False),
+    }
 
 
 def spread(study: Study, gallery: np.ndarray) -> np.ndarray:

@@ -9,20 +9,26 @@ from bct.metrics import backfill, label_free
 from bct.metrics.flips import flipped
 from bct.metrics.flips import flips as count_flips
 from bct.metrics.mixed import retrieve_mixed
+from bct.metrics.percentiles import interval
 from bct.metrics.relevance import ByClass, Relevance
 from bct.metrics.retrieval import Retrieval, bootstrap_means
 from bct.protocols.compare import query_units
 from bct.protocols.search_tests import How, Sides, search, sides_of
 from bct.report.study import (
+    DISAGREEMENT,
     EXAMPLES,
     NEIGHBOURS,
     RANDOM_ORDERS,
     SHARES,
     Measure,
+    Order,
     Study,
     counts,
     curve_figures,
+    first_enough,
     gains,
+    look,
+    step,
 )
 from bct.search.orders import (
     disagreement,
@@ -46,6 +52,11 @@ def analyse_searches(study: Study, resamples: int) -> dict:
         for query, other in study.tests
     }
     by_class = isinstance(relevance, ByClass)
+    found = results["old / old"].rank > 0  # queries that have a positive
+    units, over = query_units(protocol)
+    precision = np.stack([results[name].ap[found] for name in study.selves])
+    replicates = bootstrap_means(precision, units[found], resamples)
+    quality = {name: results[name].mean_ap for name in study.selves}
     return {
         "measure": MAP._asdict(),
         "protocol": {
@@ -58,9 +69,10 @@ def analyse_searches(study: Study, resamples: int) -> dict:
             "leave_one_out": by_class and relevance.leave_one_out,
         },
         "tests": {name: {"retrieval": figures(result)} for name, result in results.items()},
-        "compatibility": compatibility(study, results, resamples),
+        "compatibility": gains(MAP, quality, replicates, over),
+        "evidence": look(study, quality, replicates)._asdict(),
         "flips": flips(study, results["old / old"], results["new / old"]),
-        "backfill": backfilling(sides, results, relevance),
+        "backfill": backfilling(study, sides, results, resamples),
         "label_free": signals(study, sides, relevance),
     }
 
@@ -69,17 +81,6 @@ def figures(result: Retrieval) -> dict:
     """One test: mAP, top-1, top-5, and how many queries have something to find."""
     top = {f"top{k}": share for k, share in result.top.items()}
     return {"map": result.mean_ap, **top, "queries": result.queries}
-
-
-def compatibility(study: Study, results: dict[str, Retrieval], resamples: int) -> dict:
-    """See study.gains; the intervals' units are compare.query_units."""
-    tests = [results[name] for name in study.selves]
-    found = tests[0].rank > 0  # queries that have a positive
-    units, over = query_units(study.protocol)
-    precision = np.stack([test.ap[found] for test in tests])
-    replicates = bootstrap_means(precision, units[found], resamples)
-    values = {name: results[name].mean_ap for name in study.selves}
-    return gains(MAP, values, replicates, over)
 
 
 def flips(study: Study, old: Retrieval, cross: Retrieval) -> dict:
@@ -106,27 +107,42 @@ def flips(study: Study, old: Retrieval, cross: Retrieval) -> dict:
 
 
 def backfilling(
-    sides: dict[str, Sides], results: dict[str, Retrieval], relevance: Relevance
+    study: Study, sides: dict[str, Sides], results: dict[str, Retrieval], resamples: int
 ) -> dict:
-    """Backfill curves of mAP, and how much is enough. Only classes have centres."""
+    """Backfill curves of mAP, and how much is enough; "step": see study.step."""
+    relevance, query = study.protocol.search.relevance, sides["new"].query
     old, new = sides["old"].gallery, sides["new"].gallery
-    orders = {"random": [order_random(len(old), seed) for seed in range(RANDOM_ORDERS)]}
-    if isinstance(relevance, ByClass):
-        orders[BY_CENTRE] = [order_by_distance(distance_to_centre(old, relevance.gallery))]
-    orders["old and new disagree most first"] = [order_by_distance(disagreement(old, new))]
-    mixtures = [backfill.refreshed(way, SHARES) for ways in orders.values() for way in ways]
-    curves = iter(
-        retrieve_mixed(sides["new"].query, [old, new], mixtures, relevance, HOW.metric, HOW.ks)
-    )
-    before, after = (results[name].mean_ap for name in ("old / old", "new / new"))
-    out: dict = {"shares": SHARES.tolist(), "old": before, "orders": {}}
-    for name, ways in orders.items():
-        values = [
-            np.array([point.mean_ap for point in points])
-            for points in itertools.islice(curves, len(ways))
-        ]
-        out["orders"][name] = curve_figures(MAP, values, before, after)
+    orders = backfill_orders(old, new, relevance)
+    ways = [backfill.refreshed(way, SHARES) for order in orders.values() for way in order.ways]
+    curves = iter(retrieve_mixed(query, [old, new], ways, relevance, HOW.metric, HOW.ks))
+    was = results["old / old"]
+    before, after = was.mean_ap, results["new / new"].mean_ap
+    out: dict = {"shares": SHARES.tolist(), "old": before, "step": None, "orders": {}}
+    points = {
+        name: list(itertools.islice(curves, len(order.ways))) for name, order in orders.items()
+    }
+    for name, order in orders.items():
+        values = [np.array([point.mean_ap for point in way]) for way in points[name]]
+        out["orders"][name] = curve_figures(MAP, values, before, after, order.available)
+    enough = first_enough(out["orders"])
+    if enough is not None:
+        name, at = enough
+        found, (units, _) = was.rank > 0, query_units(study.protocol)
+        precision = np.stack([was.ap, np.mean([way[at].ap for way in points[name]], axis=0)])
+        means = bootstrap_means(precision[:, found], units[found], resamples)
+        quality = out["orders"][name]["map"][at]
+        out["step"] = step(name, at, quality, interval(means[:, 1] - means[:, 0], quality - before))
     return out
+
+
+def backfill_orders(old: np.ndarray, new: np.ndarray, relevance: Relevance) -> dict[str, Order]:
+    """Of galleries (G, D). Only classes have centres."""
+    orders = {"random": Order([order_random(len(old), seed) for seed in range(RANDOM_ORDERS)])}
+    if isinstance(relevance, ByClass):
+        spread = distance_to_centre(old, relevance.gallery)
+        orders[BY_CENTRE] = Order([order_by_distance(spread)])
+    by_gap = order_by_distance(disagreement(old, new))
+    return orders | {DISAGREEMENT: Order([by_gap], available=False)}
 
 
 def signals(study: Study, sides: dict[str, Sides], relevance: Relevance) -> dict:

@@ -9,19 +9,25 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bct.errors import BctError
 from bct.metrics import backfill
 from bct.metrics.flips import Flips
-from bct.metrics.percentiles import interval
+from bct.metrics.percentiles import Interval, interval
+from bct.protocols.compare import check_embeddings
+from bct.protocols.evidence import Evidence, evidence
 from bct.protocols.protocol import Protocol
-from bct.protocols.verdict import judged, or_none
+from bct.protocols.verdict import ROUNDING, judged, or_none
 
 SHARES = np.linspace(0, 1, 21)  # of the gallery, re-extracted
 EPS = 0.005  # a share is enough when its quality is this near to the goal
-_ROUNDING = 1e-9  # the mean of equal curves may differ from them in its last bits
 NEIGHBOURS = 10
 EXAMPLES = 8
 RANDOM_ORDERS = 3  # a curve is the mean over them
+DISAGREEMENT = "old and new disagree most first"  # needs every new embedding: a bound
+
+
+def signed(value: float) -> str:
+    """A difference with its sign, and never -0.000."""
+    return f"{round(value, 3) + 0:+.3f}"
 
 
 class Measure(NamedTuple):
@@ -48,28 +54,26 @@ class Study(NamedTuple):
 
     images: role -> embeddings of the images (N, D); items: role -> of the items (T, D), unit where
     the protocol has pairs or templates. Roles are "old", "new" and, if there is one, "alone".
+    remarks: what has to be said of them, see compare.check_embeddings.
     """
 
     protocol: Protocol
     images: Mapping[str, np.ndarray]
     items: Mapping[str, np.ndarray]
+    remarks: Sequence[str] = ()
 
     @classmethod
     def of(cls, protocol: Protocol, embeddings: Mapping[str, np.ndarray]) -> "Study":
         """Of embeddings of the protocol's images by role, (N, D), not normalised.
 
-        Raises BctError when the number of embeddings is not the number of images.
+        Raises BctError as compare.check_embeddings.
         """
-        for role, rows in embeddings.items():
-            if len(rows) != len(protocol.images):
-                raise BctError(
-                    f"{len(rows)} {role} embeddings for {len(protocol.images)} images",
-                    f"give one row per image of {protocol.name}, in its order",
-                )
+        remarks = check_embeddings(protocol, embeddings)
         if protocol.pairs is None and protocol.templates is None:
-            return cls(protocol, embeddings, embeddings)  # a search scales them itself, in blocks
+            # a search scales them itself, in blocks
+            return cls(protocol, embeddings, embeddings, remarks)
         items = {role: protocol.item_features(images) for role, images in embeddings.items()}
-        return cls(protocol, embeddings, items)
+        return cls(protocol, embeddings, items, remarks)
 
     @property
     def tests(self) -> list[tuple[str, str]]:
@@ -81,6 +85,17 @@ class Study(NamedTuple):
         """The tests that are compared: old/old, new/old, new/new, alone/alone if there is one."""
         names = ["old / old", "new / old", "new / new"]
         return names + ["alone / alone"] * ("alone" in self.items)
+
+
+class Order(NamedTuple):
+    """An order of a backfill.
+
+    ways: permutations of the gallery (N,), over which its curve is the mean. available: whether it
+    can be had before anything is re-extracted. One that can't is a bound and is never recommended.
+    """
+
+    ways: list[np.ndarray]
+    available: bool = True
 
 
 class Drawings(NamedTuple):
@@ -102,30 +117,67 @@ def gains(measure: Measure, values: Mapping[str, float], replicates: np.ndarray,
         over: what these are resampled over.
     """
     names, qualities = list(values), list(values.values())
+    differences = {
+        name: interval(replicates[:, k] - replicates[:, 0], qualities[k] - qualities[0])._asdict()
+        for k, name in enumerate(names)
+        if k > 0
+    }
     return {
         measure.key: dict(values),
         "over": over,
-        "differences": {
-            name: interval(
-                replicates[:, k] - replicates[:, 0], qualities[k] - qualities[0]
-            )._asdict()
-            for k, name in enumerate(names)
-            if k > 0
-        },
+        "differences": differences,
         **judged(measure.words, *qualities).figures(),
     }
 
 
+def look(
+    study: Study, values: Mapping[str, float], replicates: np.ndarray, far: float | None = None
+) -> Evidence:
+    """What a verdict must know before it judges. Args: as gains; far: of pairs."""
+    old, new = (study.items[role] for role in ("old", "new"))
+    cross, own = (interval(replicates[:, k], values[study.selves[k]]) for k in (1, 2))
+    return evidence(study.protocol, old, new, values["old / old"], cross, own, far)
+
+
 def curve_figures(
-    measure: Measure, curves: Sequence[np.ndarray], before: float, after: float
+    measure: Measure, curves: Sequence[np.ndarray], before: float, after: float, available: bool
 ) -> dict:
     """An order's backfill curve, the mean of several (B,) at SHARES, and how much is enough."""
     curve = backfill.Curve(SHARES, np.mean(curves, axis=0))
     return {
+        "available": available,
         measure.key: curve.values.tolist(),
         **backfill.figures(curve),
-        "enough_for_all_new": backfill.smallest_fraction(curve, after, EPS),
-        "enough_for_old": backfill.smallest_fraction(curve, before, _ROUNDING),
+        "enough_for_all_new": backfill.lasting_fraction(curve, after, EPS),
+        "enough_for_old": backfill.lasting_fraction(curve, before, ROUNDING),
+    }
+
+
+def first_enough(orders: Mapping[str, Mapping]) -> tuple[str, int] | None:
+    """The order that needs least to be as good as the old system, of those that can be had, and at
+    which of SHARES; None if that is nothing or all.
+
+    Args:
+        orders: name -> curve_figures.
+    """
+    enough = {
+        name: order["enough_for_old"]
+        for name, order in orders.items()
+        if order["available"] and order["enough_for_old"] is not None
+    }
+    if not enough or not 0 < min(enough.values()) < 1:
+        return None
+    name = min(enough, key=enough.get)
+    return name, int(np.searchsorted(SHARES, enough[name]))
+
+
+def step(name: str, at: int, quality: float, gap: Interval) -> dict:
+    """Where a backfill is as good as the old system, as JSON has it. Args: see first_enough."""
+    return {
+        "order": name,
+        "share": float(SHARES[at]),
+        "quality": quality,
+        "difference": gap._asdict(),
     }
 
 

@@ -1,6 +1,7 @@
 """The upgrade report of any protocol, written: report.html, report.md, report.json."""
 
 import datetime
+import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,10 +15,13 @@ from bct.files import model_name
 from bct.models.embed import embed_models
 from bct.models.model import Model, described
 from bct.models.widths import same_width
+from bct.protocols.compare import check_resamples
 from bct.protocols.protocol import Protocol
 from bct.report import page
 from bct.report.analysis import analyse, check_protocol
-from bct.report.cost import Cost, re_extraction
+from bct.report.cost import Cost, check_cost, re_extraction
+from bct.report.pairs import measure_at
+from bct.report.searches import MAP
 from bct.report.study import Study
 
 ROLES = ("old", "new", "alone")
@@ -46,8 +50,8 @@ def write_report(
     all ranks call this, and the first one writes.
 
     Args:
-        folder: for report.html (one file that loads nothing), report.md and report.json. Each
-            file is whole or as before.
+        folder: for report.html (one file that loads nothing), report.md and report.json. The
+            latter is written first, and each of them is whole or not there.
         models: "old", "new" and, if there is one, "alone": the new network trained without
             compatibility, by which the price is measured.
         embeddings: role -> of the protocol's images, float (N, D), not normalised; None: computed.
@@ -56,7 +60,7 @@ def write_report(
         cost: for the time and price of re-extracting a gallery; None: the page says nothing of it.
         thumbnails: show changed pairs or queries, which may be personal data.
         cache, batch_size, num_workers: see bct.models.embed.embed_models.
-        overwrite: replace a report on other models or images.
+        overwrite: replace a report on other models or images, or that asks something else of them.
         dimensions: how embeddings of several widths meet, see bct.models.widths.
 
     Returns:
@@ -69,12 +73,21 @@ def write_report(
     """
     _check_roles(models, embeddings)
     check_protocol(protocol, far)
+    check_resamples(resamples)
+    if cost is not None:
+        check_cost(cost)
     if thumbnails and protocol.thumbnail is None:
         raise BctError(f"{protocol.name} has no pictures to show", "leave out thumbnails")
     models, device = {role: models[role] for role in ROLES if role in models}, torch.device(device)
     about = described(models)
+    made_from = {
+        "models": about,
+        "data": protocol.fingerprint,
+        "asked": fingerprint_of(protocol),
+        "measure": (MAP if protocol.pairs is None else measure_at(far))._asdict(),
+        "dimensions": dimensions,
+    }
     if not overwrite:
-        made_from = {"models": about, "data": protocol.fingerprint}
         refuse_to_replace(Path(folder) / "report", made_from)
     if embeddings is None:
         embeddings = embed_models(
@@ -83,24 +96,46 @@ def write_report(
         )  # fmt: skip
     if not distributed.is_main():
         return None
+    known = {}
+    if cost is not None:
+        known["cost"] = re_extraction(cost, models["new"], protocol.images, device, batch_size)
     rows = same_width(dimensions, *(embeddings[role] for role in models))
     found, drawings = analyse(
         Study.of(protocol, dict(zip(models, rows, strict=True))), far, resamples
     )
     report = {
+        **made_from,
         "models": {
             role: {"name": model_name(model["file"]), **model} for role, model in about.items()
         },
-        "data": protocol.fingerprint,
         "date": datetime.datetime.now().astimezone().isoformat(timespec="minutes"),
         "resamples": resamples,
         **found,
+        **known,
     }
-    if cost is not None:
-        report["cost"] = re_extraction(cost, models["new"], protocol.images, device, batch_size)
-    pictures = page.thumbnails(protocol, report) if thumbnails else None
-    page.write(Path(folder), report, drawings, pictures)
+    page.write(Path(folder), report, drawings, protocol if thumbnails else None)
     return report
+
+
+def fingerprint_of(protocol: Protocol) -> str:
+    """SHA-256 of what is asked of the images: their templates, pairs, probes, galleries, search."""
+    found = hashlib.sha256(protocol.name.encode(errors="surrogateescape"))
+
+    def add(value: object) -> None:
+        if isinstance(value, np.ndarray):
+            found.update(f"{value.dtype} {value.shape}".encode())
+            found.update(np.ascontiguousarray(value))
+        elif isinstance(value, list | tuple):
+            found.update(f"{len(value)}".encode())
+            for part in value:
+                add(part)
+        else:
+            found.update(repr(value).encode())
+
+    layout = protocol.templates
+    add(None if layout is None else (layout.ids, layout.row, layout.medium, layout.weight))
+    add((protocol.pairs, protocol.probes, protocol.galleries, protocol.search))
+    return found.hexdigest()
 
 
 def _check_roles(models: Mapping, embeddings: Mapping | None) -> None:

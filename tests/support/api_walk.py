@@ -15,8 +15,9 @@ class _Shape(doctest.OutputChecker):
 def _shape(text: str) -> str:
     text = re.sub(r"\b(True|False)\b", "JUDGED", text)
     text = re.sub(r"\b[0-9a-f]{12}\b", "HASH", text)
-    text = re.sub(r"(not )?compatible at", "JUDGED at", text)
-    text = re.sub(r"'(deploy now|backfill first|do not)'", "DECIDED", text)
+    text = re.sub(r"(not )?compatible at", "JUDGED at", text.replace(", a tie", ""))
+    text = re.sub(r"^[^(\n]+ \((JUDGED at .*)\)$", r"\1", text, flags=re.MULTILINE)  # a remark
+    text = re.sub(r"'(deploy now|tie|backfill first|do not|no verdict)'", "DECIDED", text)
     return re.sub(r"[-+]?\b\d+(\.\d+)?\b|\bNone\b", "N", text)
 
 
