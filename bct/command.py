@@ -10,6 +10,7 @@ from typing import Any
 
 from bct.errors import BctError
 from bct.files import ROOT, model_name, read_json, write_json, write_text
+from bct.outputs import short_name
 
 CACHE = ROOT / "work_dirs" / "cache"  # of embeddings
 
@@ -158,7 +159,7 @@ def results_name(args: argparse.Namespace, *rest: str) -> str:
     """
     new = "+".join(map(model_name, args.model_file))
     old = args.old_gallery or args.model_file_old
-    return "_".join(["_vs_".join([new, *([model_name(old)] if old else [])]), *rest])
+    return short_name("_".join(["_vs_".join([new, *([model_name(old)] if old else [])]), *rest]))
 
 
 def write_results(target: Path, said: dict, page: str) -> None:

@@ -19,6 +19,7 @@ from bct.files import read_json, sha256, sha256_file
 from bct.models.about import view_of_config, view_of_model
 from bct.models.reference_checkpoints import reference_classifier
 from bct.models.weights import load_backbone
+from bct.rows import refuse_not_finite
 from bct.scenarios import artefact_name
 from bct.stored.artefacts import (
     KINDS,
@@ -80,8 +81,14 @@ class OldModel:
         return sha256(*parts)
 
     def rows(self, kind: str, index: torch.Tensor) -> torch.Tensor:
-        """These rows of an artefact, on the index's device; only they are read from disk."""
-        return torch.from_numpy(self._arrays[kind][index.cpu().numpy()]).to(index.device)
+        """These rows of an artefact, on the index's device; only they are read from disk.
+
+        Raises BctError for one that is not finite.
+        """
+        chosen = index.cpu().numpy()
+        rows = self._arrays[kind][chosen]
+        refuse_not_finite(rows, str(self._arrays[kind].filename), lambda k: chosen[k])
+        return torch.from_numpy(rows).to(index.device)
 
     def whole(self, kind: str) -> torch.Tensor:
         """A whole artefact in memory (masks, class means)."""

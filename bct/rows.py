@@ -35,7 +35,7 @@ def unit_rows(x: np.ndarray) -> np.ndarray:
         with np.errstate(all="ignore"):  # of rows that are done again below
             length = np.linalg.norm(part, axis=1, keepdims=True)
             np.divide(part, length, out=out[rows], casting="same_kind")
-            again = np.flatnonzero(_odd(length[:, 0]))
+            again = np.flatnonzero(is_odd(length[:, 0]))
             if len(again):
                 out[rows.start + again] = _scaled(part[again])
 
@@ -63,7 +63,7 @@ def lengths(x: np.ndarray) -> np.ndarray:
         return np.linalg.norm(x / np.where(largest == 0, 1, largest), axis=1) * largest[:, 0]
 
 
-def _odd(length: np.ndarray) -> np.ndarray:
+def is_odd(length: np.ndarray) -> np.ndarray:
     """Which lengths need a closer look, bool (n,): zeros, NaN, and where squares are not exact."""
     return ~((length > _SHORT) & (length < _LONG))
 
@@ -105,6 +105,23 @@ def refuse_not_finite(
         raise BctError(f"{whose}: row {name(row)} is not finite (NaN or inf)", _AGAIN)
 
 
+def single_rows(
+    x: np.ndarray, whose: str = "the embeddings", name: Callable[[int], object] = int
+) -> np.ndarray:
+    """Rows (n, D) as float32, of their own lengths. Raises BctError for one that is not finite, or
+    not in float32; arguments as of refuse_not_finite."""
+    with np.errstate(over="ignore"):
+        out = np.asarray(_floats(x), np.float32)
+    if out.dtype != x.dtype and not np.isfinite(out).all():
+        refuse_not_finite(x, whose, name)
+        raise BctError(
+            f"{whose}: row {name(first_not_finite(out))} has numbers too large for float32",
+            "divide the rows by their lengths first",
+        )
+    refuse_not_finite(out, whose, name)
+    return out
+
+
 def check_rows(
     vectors: np.ndarray,
     whose: str = "the embeddings",
@@ -127,7 +144,7 @@ def check_rows(
         x = read_stored(vectors, rows)
         x = x if x.dtype.itemsize >= 4 else x.astype(np.float32)
         with np.errstate(all="ignore"):
-            odd[rows] = _odd(np.einsum("nd,nd->n", x, x))
+            odd[rows] = is_odd(np.einsum("nd,nd->n", x, x))
 
     each_in_threads(look, len(vectors), _CACHED)
     rows = np.flatnonzero(odd)
@@ -165,7 +182,7 @@ def _all_alike(vectors: np.ndarray, zeros: np.ndarray) -> bool:
         x = unit_rows(vectors[start : start + block])
         if (np.abs(x - one).max(axis=1) > 1e-6)[x.any(axis=1)].any():
             return False
-        start, block = start + block, BLOCK
+        start, block = start + block, _CACHED >> 2
     return True
 
 

@@ -19,7 +19,11 @@ from bct.command import CACHE, run_cli
 from bct.errors import BctError
 from bct.files import read_json, write_json, write_text
 from bct.metrics.scores import rate_name
+from bct.outputs import check_outputs, results_files
+from bct.protocols.compare import check_resolved
 from bct.protocols.pairs import open_bin
+from bct.protocols.protocol import Protocol
+from bct.protocols.scoring import resolved
 from bct.scenarios import SCENARIOS
 from tools.ijbc.comparison import LEGEND, Judge
 from tools.ijbc.protocol import read_protocol
@@ -39,6 +43,9 @@ def main() -> None:
     device = distributed.setup()
     protocol = read_protocol(args.data_path, args.subset)
     pairs = open_bin(args.bin) if args.bin else None
+    check_resolved(protocol, args.far)
+    remarks = [*protocol.remarks, *(set_remarks(pairs, args.far) if pairs else [])]
+    check_outputs(*results_files(args.root / "table"))
     dtype = amp_dtype(args.amp, device)
     judge = Judge(protocol, pairs, args.far, args.resamples, args.cache, device, dtype)
     results = {}
@@ -51,10 +58,24 @@ def main() -> None:
             "train them with runs/benchmark.sh",
         )
     legend = LEGEND.format(far=rate_name(args.far))
-    text = "\n\n".join([legend, *(table(*item) for item in results.items())])
-    write_json(args.root / "table.json", {"far": args.far, "scenarios": results})
+    text = "\n\n".join([legend, *(table(*item) for item in results.items()), *remarks])
+    about = {"far": args.far, "scenarios": results, "remarks": remarks}
+    write_json(args.root / "table.json", about)
     write_text(args.root / "table.md", text + "\n")
     print(f"{text}\n\nwritten to {args.root}/table.md and table.json")
+
+
+def set_remarks(pairs: Protocol, far: float) -> list[str]:
+    """What to know of the verification set. BctError for one whose pairs are all of one kind."""
+    genuine = pairs.pairs.genuine
+    if genuine.all() or not genuine.any():
+        raise BctError(
+            f"all pairs of {pairs.name} are of one kind, so TAR at FAR is undefined",
+            "give another set, or leave out --bin",
+        )
+    if resolved(genuine, far):
+        return pairs.remarks
+    return [*pairs.remarks, f"{pairs.name}: FAR {rate_name(far)} allows no false accept at all."]
 
 
 def finished_runs(root: Path, scenario: str) -> dict[str, tuple[list[Path], ...]]:
@@ -72,7 +93,10 @@ def finished_runs(root: Path, scenario: str) -> dict[str, tuple[list[Path], ...]
 
 
 def finished(run: Path) -> bool:
-    return (run / "run.json").is_file() and read_json(run / "run.json")["finished"]
+    if not (run / "run.json").is_file():
+        return False
+    said = read_json(run / "run.json")
+    return isinstance(said, dict) and said.get("finished") is True
 
 
 def table(scenario: str, methods: dict[str, dict]) -> str:

@@ -29,11 +29,13 @@ from bct.command import (
     results_name,
     run_cli,
 )
-from bct.metrics.scores import check_far
+from bct.metrics.scores import check_far, roc_points
 from bct.models.model import described, open_models
+from bct.outputs import check_outputs
 from bct.protocols.roles import roles_and_files
+from bct.stored.vector_files import save_rows
 from tools.ijbc import report
-from tools.ijbc.evaluation import image_embeddings, notes, run_tests, save_embeddings
+from tools.ijbc.evaluation import embedding_files, image_embeddings, notes, run_tests
 from tools.ijbc.modes import MODES, PUBLISHED
 from tools.ijbc.protocol import read_protocol
 
@@ -71,8 +73,7 @@ def main() -> None:
         known = None
         if args.data_path:
             known = read_protocol(args.data_path, args.subset, identification=False).pairs.genuine
-        target = args.output / "curves.png"
-        return report.draw_saved(args.plot_only, known, args.roc, target, args.far)
+        return report.draw_saved(args.plot_only, known, args.roc, args.output / "curves", args.far)
     device = distributed.setup()
     evaluate(args, device)
     distributed.shutdown()
@@ -90,22 +91,28 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> None:
     summary |= {"models": described(models)}
     if not args.overwrite:
         refuse_to_replace(target, summary)
+    saved = args.save_result or target.with_name(f"{target.name}.npz")
+    stored = embedding_files(args.output, args.subset, models) if args.save_embeddings else {}
+    check_outputs(*report.files_of(target), saved, *stored.values())
     embeddings = image_embeddings(
         models, protocol, modes, args.cache, device,
         batch_size=args.batch_size, num_workers=args.num_workers, reload=args.force_reload,
     )  # fmt: skip
     if not distributed.is_main():
         return
-    if args.save_embeddings:
-        save_embeddings(args.output, args.subset, models, embeddings)
+    for label, file in stored.items():
+        save_rows(file, embeddings[True][label])
     tests, scores = run_tests(protocol, embeddings, roles, modes, args.roc)
     remarks = notes(protocol, tests, roles, args.far, args.roc, len(modes))
     text = "\n\n".join([report.table(tests), *remarks])
     genuine = protocol.pairs.genuine
-    report.write(target, {**summary, "tests": tests}, text, scores, genuine, args.far)
-    saved = args.save_result or target.with_name(f"{target.name}.npz")
     report.save_scores(saved, scores, genuine if args.save_label else None)
-    print(f"\n{text}\n\nwritten to {target}.md, .json, .png; scores to {saved}")
+    report.write(target, {**summary, "tests": tests, "remarks": remarks}, text)
+    print(f"\n{text}\n\nwritten to {target}.md, .json; scores to {saved}", flush=True)
+    curves = {name: roc_points(of_test, genuine) for name, of_test in scores.items()}
+    picture = target.with_name(f"{target.name}.png")
+    report.draw({name: tests[name] for name in curves}, curves, picture, args.far)
+    print(f"drawn in {picture}")
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ sets there are two files, queries.npy,gallery.npy. A model.json says how its net
 """
 
 import argparse
+from pathlib import Path
 
 import torch
 
@@ -36,10 +37,18 @@ from bct.command import (
 from bct.errors import BctError
 from bct.models.embed import embed_models
 from bct.models.model import open_models
+from bct.outputs import check_outputs, results_files
 from bct.protocols.image_search import old_classes, open_search
 from bct.protocols.roles import roles_and_files
 from bct.protocols.search_backfill import read_orders
-from bct.protocols.search_study import Wanted, made_from, save_embeddings, search_options, study
+from bct.protocols.search_study import (
+    Wanted,
+    embedding_files,
+    made_from,
+    save_embeddings,
+    search_options,
+    study,
+)
 from bct.protocols.search_tests import How
 from bct.stored.vector_files import is_stored
 
@@ -69,6 +78,8 @@ def arguments() -> argparse.Namespace:
         parser.error("--old-gallery and --backfill need the old model, -m_old")
     if min(args.resamples, *args.ks) < 1:
         raise BctError("--resamples or one of --ks is below 1", "give numbers above 0")
+    if args.name is not None and Path(args.name).name in ("", ".."):
+        raise BctError(f"--name {args.name!r} is no name", "give one, such as new_vs_old")
     if args.old_gallery and not is_stored(args.old_gallery):
         raise BctError(
             f"--old-gallery {args.old_gallery} is no .npy", "make one: tools/transform_gallery.py"
@@ -96,22 +107,24 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> None:
     rest = ["matrix"] * roles.chain + [how.metric] * (how.metric != "cosine")
     rest += [how.dimensions] * (how.dimensions != "equal") + ["backfill"] * bool(args.backfill)
     target = args.output / (args.name or results_name(args, protocol.name, *rest))
+    files = embedding_files(target, protocol, models) if args.save_embeddings else {}
     summary = made_from(protocol, models, how)
     if not args.overwrite:
         refuse_to_replace(target, summary)
+    check_outputs(*results_files(target), *(file for two in files.values() for file in two))
     embeddings = embed_models(
         {label: model for label, model in models.items() if label != roles.mapped},
         protocol.images, args.cache, device=device,
-        batch_size=args.batch_size, num_workers=args.num_workers,
+        batch_size=args.batch_size, num_workers=args.num_workers, remarks=protocol.remarks,
     )  # fmt: skip
     if not distributed.is_main():
         return
-    if args.save_embeddings:
-        save_embeddings(target, protocol, models, embeddings)
+    save_embeddings(files, protocol, embeddings)
     wanted = Wanted(old, orders, args.resamples, args.per_class)
     found, text, remarks = study(protocol, models, embeddings, roles, how, wanted)
-    said = {**summary, **found, "roles": roles._asdict()}
-    write_results(target, said, "\n\n".join([*text, *why_not, *remarks]))
+    remarks = [*why_not, *remarks]
+    said = {**summary, **found, "roles": roles._asdict(), "remarks": remarks}
+    write_results(target, said, "\n\n".join([*text, *remarks]))
 
 
 if __name__ == "__main__":

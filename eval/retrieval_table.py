@@ -57,25 +57,49 @@ def read_seed(folder: Path) -> dict[str, dict[str, dict]]:
     the new network trained alone."""
     found: dict[str, dict[str, dict]] = {}
     for file in sorted((folder / "retrieval").glob("*.json")):
-        if "tests" not in (said := read_json(file)):
+        said = read_json(file)
+        if not isinstance(said, dict) or "tests" not in said:
             continue  # the manifest of an array
-        if "roles" not in said:
-            raise BctError(f"{file} does not say who is who", "let eval/retrieval.py make it again")
-        roles, tests = Roles(**said["roles"]), said["tests"]
-        for label in roles.new:
-            cross, own = (tests[test_name(test)] for test in roles.compared(label)[1:3])
-            # a mapped gallery is named after its file: the new model there is the one alone
-            found[file.stem if roles.mapped else label] = {"cross": cross, "self": own}
-        if not roles.mapped:
-            found["old"] = {"self": tests[test_name((roles.old, roles.old))]}
-            if roles.alone:
-                own, cross = ((roles.alone, other) for other in (roles.alone, roles.old))
-                found["alone"] = {"cross": tests[test_name(cross)], "self": tests[test_name(own)]}
+        try:
+            found |= tests_of(file, Roles(**said["roles"]), said["tests"])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise BctError(
+                f"{file} does not say who is who, or lacks a test ({str(error)[:80]})",
+                "let eval/retrieval.py -m NEW -m_old OLD make it again",
+            ) from None
     if "old" not in found or "alone" not in found:
         raise BctError(
             f"{folder} holds no tests of an old model and a new one alone",
             "let runs/images.sh finish this seed",
         )
+    if len({frozenset(test) for tests in found.values() for test in tests.values()}) > 1:
+        raise BctError(
+            f"{folder}: only some of its tests tell old and new classes apart",
+            "let eval/retrieval.py make all of them with the same --old-classes",
+        )
+    return found
+
+
+def tests_of(file: Path, roles: Roles, tests: dict[str, dict]) -> dict[str, dict[str, dict]]:
+    """What one file of results says, as read_seed has it. KeyError and the like if it lacks it."""
+    found = {}
+    tests = {
+        name: {
+            part: {quality: float(test[part][quality]) for quality in QUALITIES}
+            for part in PARTS.values()
+            if part in test
+        }
+        for name, test in tests.items()
+    }
+    for label in roles.new:
+        cross, own = (tests[test_name(test)] for test in roles.compared(label)[1:3])
+        # a mapped gallery is named after its file: the new model there is the one alone
+        found[file.stem if roles.mapped else label] = {"cross": cross, "self": own}
+    if not roles.mapped:
+        found["old"] = {"self": tests[test_name((roles.old, roles.old))]}
+        if roles.alone:
+            own, cross = ((roles.alone, other) for other in (roles.alone, roles.old))
+            found["alone"] = {"cross": tests[test_name(cross)], "self": tests[test_name(own)]}
     return found
 
 

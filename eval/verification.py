@@ -27,6 +27,7 @@ from bct.command import (
 from bct.errors import BctError
 from bct.models.embed import embed_models
 from bct.models.model import described, open_models
+from bct.outputs import check_outputs, results_files
 from bct.protocols.pair_tests import notes, pair_tests, table
 from bct.protocols.pairs import open_bin
 from bct.protocols.roles import roles_and_files
@@ -61,11 +62,12 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> None:
     about = {"models": described(models), "data": [p.fingerprint for p in protocols]}
     if not args.overwrite:
         refuse_to_replace(target, about)
+    check_outputs(*results_files(target))
     results, text = {}, []
     for protocol in protocols:
         embeddings = embed_models(
             models, protocol.images, args.cache, device=device,
-            batch_size=args.batch_size, num_workers=0,
+            batch_size=args.batch_size, num_workers=0, remarks=protocol.remarks,
         )  # fmt: skip
         tests, scores = pair_tests(protocol, embeddings, roles, args.far)
         results[protocol.name] = tests

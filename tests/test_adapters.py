@@ -34,7 +34,7 @@ def test_a_rotation_is_found_again():
         assert mapped.dtype == np.float32
         np.testing.assert_allclose(mapped, a @ q, atol=1e-5)
         assert (adapter.source_width, adapter.target_width) == (8, 8)
-        assert adapter.made_from == {"rows": 300}
+        assert adapter.made_from == {"rows": 300, "rows_of_zeros": 0}
 
 
 def test_against_scipy_on_rows_that_fit_badly():
@@ -134,8 +134,8 @@ def test_rows_that_are_refused():
         (r"\(4, 3\) and \(3, 3\)", (good, good[1:])),
         (r"\(0, 3\)", (good[:0], good[:0])),
         (r"\(4,\)", (good, good[:, 0])),
-        ("row 2 of the source", (broken, good)),
-        ("row 2 of the target", (good, broken)),
+        ("the source: row 2 is not finite", (broken, good)),
+        ("the target: row 2 is not finite", (good, broken)),
     ):
         with pytest.raises(BctError, match=words):
             adapter.fit(*rows)

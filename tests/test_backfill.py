@@ -26,7 +26,7 @@ from bct.metrics.backfill import (
 )
 from bct.metrics.compatibility import update_gain
 from bct.metrics.mixed import retrieve_mixed
-from bct.metrics.relevance import ByClass, ByItem, Rows
+from bct.metrics.relevance import ByClass, ByItem, Rows, positives, unopposed
 from bct.metrics.retrieval import METRICS, retrieve
 from bct.metrics.scores import identification, tar_at_far
 from bct.search.orders import disagreement, distance_to_centre, order_by_distance, order_random
@@ -290,6 +290,10 @@ def test_mixed_searches_against_galleries_that_are_really_mixed(seed, metric, ki
     query, galleries = exact(rng, q, metric), [exact(rng, g, metric) for _ in range(number)]
     curves = [rng.integers(0, number, (int(rng.integers(1, 5)), g)) for _ in range(2)]
     relevance = some_relevance(rng, kind, q, g)
+    if not (positives(relevance) * ~unopposed(relevance, g)).any():
+        with pytest.raises(BctError, match=r"no item can be wrong|no query has a positive"):
+            retrieve_mixed(query, galleries, curves, relevance, metric, (1, 3), block)
+        return
     found = retrieve_mixed(query, galleries, curves, relevance, metric, (1, 3), block)
     for curve_, results in zip(curves, found, strict=True):
         for versions, result in zip(curve_, results, strict=True):

@@ -2,10 +2,13 @@
 
 import json
 import os
+import pickle
 import subprocess
 import sys
 
 import pytest
+from support.pictures import jpeg
+from support.script import run_script
 
 from bct.files import ROOT
 
@@ -22,6 +25,71 @@ def test_arguments_are_checked():
     assert done.returncode == 2 and "--seeds is not NAME=value" in done.stderr
     done = benchmark("SEEDS=1")
     assert done.returncode == 1 and "set DATA to" in done.stderr
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """One seed of a scenario whose run.json files say that all is finished."""
+    for folder in ("data/seed0/old", "EXdata/seed0/alone", "EXdata/seed0/BCT"):
+        (tmp_path / "runs" / folder).mkdir(parents=True)
+        (tmp_path / "runs" / folder / "run.json").write_text('{"finished": true}')
+    return tmp_path / "runs"
+
+
+@pytest.mark.parametrize("said", ["null", "[]", "{}", '"x"', '{"finished": "no"}', "3"])
+def test_a_foreign_run_json_is_no_finished_run(runs, ijb, said):
+    (runs / "EXdata/seed0/BCT/run.json").write_text(said)
+    done = run_script("eval/benchmark.py", runs, "-d", ijb.parent, "--far", "0.1")
+    assert done.returncode == 1 and "holds no scenario with a finished" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 2
+
+
+def test_what_can_not_be_judged_is_refused_before_the_work(runs, ijb, tmp_path):
+    one_kind = tmp_path / "same.bin"
+    one_kind.write_bytes(pickle.dumps(([jpeg(k, 0) for k in range(4)], [True, True])))
+    for line, word in (
+        (["--far", "1e-3"], "allows no false accept among 60 impostor pairs"),
+        (["--far", "0.1", "--bin", one_kind], "all pairs of same are of one kind"),
+        (["--far", "0.1"], "does not say by which method"),
+    ):
+        done = run_script("eval/benchmark.py", runs, "-d", ijb.parent, *line)
+        assert done.returncode == 1 and word in done.stderr, done.stderr
+        assert len(done.stderr.strip().splitlines()) == 2
+
+
+@pytest.mark.parametrize("damage", ["null", "[]", "roles", "test", "quality", "part", "number"])
+def test_damaged_results_of_searches_are_named(tmp_path, damage):
+    """eval/retrieval_table.py reads what eval/retrieval.py has written, or somebody else."""
+    folder = tmp_path / "seed0/retrieval"
+    folder.mkdir(parents=True)
+    tests = ("old / old", "new / old", "new / new", "alone / alone", "alone / old")
+    figures = {"all queries": {"map": 0.5, "top1": 0.25}}
+    roles = {"new": ["new"], "old": "old", "alone": "alone"}
+    said = {"tests": {name: dict(figures) for name in tests}, "roles": roles}
+    (folder / "a.json").write_text(json.dumps(said))
+    (folder / "array.json").write_text('{"rows": 3}')
+    table = ("eval/retrieval_table.py", tmp_path)
+    done = run_script(*table)
+    assert done.returncode == 0 and "| new | all | 0.500 |" in done.stdout, done.stderr
+    if damage in ("null", "[]"):
+        (folder / "b.json").write_text(damage)
+        assert run_script(*table).returncode == 0
+        return
+    match damage:
+        case "roles":
+            said["roles"] = ["new"]
+        case "test":
+            del said["tests"]["new / old"]
+        case "quality":
+            said["tests"]["new / old"] = {"all queries": {"map": 0.5}}
+        case "part":
+            said["tests"]["new / old"] = {}
+        case "number":
+            said["tests"]["new / old"] = {"all queries": {"map": "high", "top1": None}}
+    (folder / "a.json").write_text(json.dumps(said))
+    done = run_script(*table)
+    assert done.returncode == 1 and str(folder.parent) in done.stderr, done.stderr
+    assert len(done.stderr.strip().splitlines()) == 2
 
 
 @pytest.mark.slow

@@ -182,3 +182,14 @@ def test_memory_does_not_grow_with_the_rows():
     assert done.returncode == 0, done.stderr
     grown = float(re.search(r"grows by (-?[0-9.]+) MiB", done.stdout)[1])
     assert grown < 30
+
+
+def test_a_set_of_a_long_name_is_cached_and_found_again(model, tmp_path):
+    images = Joined([Drawn(3, "a" * 200), Drawn(3, "é" * 120, start=3)])
+    assert len(images.name) > 300
+    networks = {"a": open_model(model, "demo_w16")}
+    first = embed(networks, images, tmp_path / "cache")["a"]
+    (file,) = (tmp_path / "cache").glob("*.npy")
+    before = file.stat().st_mtime_ns
+    np.testing.assert_array_equal(embed(networks, images, tmp_path / "cache")["a"], first)
+    assert file.stat().st_mtime_ns == before

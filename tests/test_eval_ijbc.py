@@ -140,8 +140,48 @@ def test_more_curves_than_colours(tmp_path):
     names = [f"v{i} / v{k}" for i in range(4) for k in range(4)]
     scores = {name: rng.standard_normal(40) + genuine for name in names}
     save_scores(tmp_path / "s.npz", scores, genuine)
-    draw_saved([tmp_path / "s.npz"], None, "strict", tmp_path / "curves.png", 1e-1)
+    draw_saved([tmp_path / "s.npz"], None, "strict", tmp_path / "curves", 1e-1)
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_no_verdict_at_a_far_that_allows_no_false_accept(ijb, tmp_path):
+    """By no rule: "nearest" has a threshold there, but of no meaning."""
+    rng = np.random.default_rng(0)
+    for name in ("v1", "v2", "v3"):
+        np.save(tmp_path / f"{name}.npy", rng.standard_normal((36, 8)))
+    line = ("-d", ijb.parent, "-m", tmp_path / "v2.npy", tmp_path / "v3.npy",
+            "-m_old", tmp_path / "v1.npy")  # fmt: skip
+    for more in ((), ("--matrix",), ("--roc", "nearest")):
+        done = evaluate(tmp_path, *line, *more)
+        assert done.returncode == 0, done.stderr
+        assert "No verdict: FAR 1e-4 allows no false accept among 60" in done.stdout
+        assert "compatible at" not in done.stdout and "chain" not in done.stdout
+    done = evaluate(tmp_path, *line, "--far", "1e-1")
+    assert done.stdout.count("compatible at FAR 1e-1") == 2
+
+
+def test_embeddings_of_two_models_are_never_saved_as_one_file(ijb, weights, tmp_path):
+    for model, folder in zip(weights, ("a", "b"), strict=True):
+        (tmp_path / folder).mkdir()
+        shutil.copy(model, tmp_path / folder / "r.pt")
+    line = ("-d", ijb.parent, "-m", tmp_path / "a/r.pt", "-net", "demo_w16",
+            "-m_old", tmp_path / "b/r.pt", "-old_net", "demo_w16")  # fmt: skip
+    done = evaluate(tmp_path, *line, "-E")
+    assert done.returncode == 1 and "would both be saved as" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 2
+    assert not (tmp_path / "out").exists() and not (tmp_path / "cache").exists()
+    assert evaluate(tmp_path, *line).returncode == 0
+
+
+def test_many_models_of_long_names(ijb, tmp_path):
+    rng = np.random.default_rng(0)
+    files = [tmp_path / f"{letter * 90}.npy" for letter in "abcd"]
+    for file in files:
+        np.save(file, rng.standard_normal((36, 8)))
+    done = evaluate(tmp_path, "-d", ijb.parent, "-m", *files, "-E", "--far", "1e-1")
+    assert done.returncode == 0, done.stderr
+    kinds = [path.suffix for path in (tmp_path / "out").iterdir()]
+    assert sorted(kinds) == [".json", ".md", *[".npy"] * 4, ".npz", ".png"]
 
 
 def test_force_reload_computes_again(ijb, weights, tmp_path):

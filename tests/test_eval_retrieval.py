@@ -60,7 +60,9 @@ def make_set(folder, names=NAMES, each=EACH):
     for name in names:
         (folder / name).mkdir(parents=True)
         for k in range(each):
-            (folder / name / f"{k}.jpg").write_bytes(jpeg(0, 0, 8))
+            # every file is another image; what stands behind a JPEG is not decoded
+            mark = f"{folder.name}/{name}/{k}".encode()
+            (folder / name / f"{k}.jpg").write_bytes(jpeg(0, 0, 8) + mark)
     return folder, np.repeat(np.arange(len(names)), each)
 
 
@@ -382,22 +384,27 @@ def test_networks_see_what_they_were_trained_on(run, tmp_path):
 
 
 def test_an_image_set_as_a_protocol(tmp_path):
-    """3 images of each of 3 classes and one of a fourth, in an order of the labels' own."""
-    folder, _ = make_set(tmp_path / "val", NAMES[:3], each=3)
+    """3 images of each of 4 classes and one of a fifth, in an order of the labels' own."""
+    folder, _ = make_set(tmp_path / "val", NAMES[:4], each=3)
     make_set(folder, ["zoo"], each=1)
     faces = open_images(folder)
     protocol = class_templates(faces)
-    assert [g.subjects.tolist() for g in protocol.galleries] == [[0, 2], [1]]
-    assert protocol.probes.subjects.tolist() == [0, 0, 1, 1, 2, 2, 3]
+    assert [g.subjects.tolist() for g in protocol.galleries] == [[0, 2], [1, 3]]
+    assert protocol.probes.subjects.tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 4]
     ids = protocol.templates.ids
-    assert ids[protocol.templates.row].tolist() == [0, 5, 6, 1, 8, 9, 2, 11, 12, 13]
+    assert ids[protocol.templates.row].tolist() == [0, 6, 7, 1, 9, 10, 2, 12, 13, 3, 15, 16, 17]
     first, second, genuine = protocol.pairs
     pairs = set(zip(ids[first], ids[second], genuine, strict=True))
-    assert len(pairs) == 3 * 7
+    assert len(pairs) == 4 * 9
     assert {(a, b) for a, b, genuine in pairs if genuine} == {
-        (0, 5), (0, 6), (1, 8), (1, 9), (2, 11), (2, 12)
+        (0, 6), (0, 7), (1, 9), (1, 10), (2, 12), (2, 13), (3, 15), (3, 16)
     }  # fmt: skip
     assert protocol.fingerprint == faces.fingerprint
+    assert not protocol.remarks
+    make_set(tmp_path / "three", NAMES[:3], each=2)
+    few = class_templates(open_images(tmp_path / "three"))
+    assert not few.galleries and few.probes is None  # one template: nobody could be mistaken
+    assert "3 classes are too few" in few.remarks[0] and len(few.pairs.first) == 9
     make_set(tmp_path / "two/val", ["a"], each=4)
     make_set(tmp_path / "two/val", ["b"], each=1)
     with pytest.raises(BctError, match="1 classes of two images or more"):

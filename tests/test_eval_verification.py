@@ -94,6 +94,58 @@ def test_sets_of_one_kind_say_so(models, tmp_path, same, different, word):
     assert word in done.stdout and "| - | - | - |" in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("same", "different", "far", "word"),
+    [
+        (12, 18, "1e-2", "No verdict: FAR 1e-2 allows no false accept among 18 impostor pairs."),
+        (4, 26, "0.1", "No verdict: 4 genuine pairs are too few to judge by."),
+    ],
+)
+def test_no_verdict_without_grounds(models, tmp_path, same, different, far, word):
+    path = make_set(tmp_path / "a.bin", same, different)
+    done = run(tmp_path, "-m", models[1], "-net", "demo_w16", "-m_old", models[0],
+               "-old_net", "demo_w16", "--far", far, "--set", path)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert word in done.stdout and "compatible at" not in done.stdout
+    assert "flips at" not in done.stdout
+
+
+def test_pairs_of_an_image_with_itself_are_left_out(tmp_path):
+    """Of noise they would have TAR 1; the others' figures are as without them."""
+    flags = [True, False] * 15
+    images = [jpeg(i if flag else i + 100 * k, k) for i, flag in enumerate(flags) for k in (0, 1)]
+    rows = np.random.default_rng(0).standard_normal((70, 8)).astype(np.float32)
+    rows[61::2] = rows[60::2]
+    (tmp_path / "a.bin").write_bytes(pickle.dumps((images, flags)))
+    twice = [jpeg(k, 7) for k in range(5) for _ in range(2)]
+    (tmp_path / "b.bin").write_bytes(pickle.dumps((images + twice, [*flags, *[True] * 5])))
+    np.save(tmp_path / "a.npy", rows[:60])
+    np.save(tmp_path / "b.npy", rows)
+    found = {}
+    for name in ("a", "b"):
+        line = ("-m", tmp_path / f"{name}.npy", "--far", "0.1", "--set", tmp_path / f"{name}.bin")
+        done = run(tmp_path, *line)
+        assert done.returncode == 0, done.stderr
+        found[name] = json.loads((tmp_path / f"out/{name}_{name}.json").read_text())["sets"][name]
+    assert "5 of 35 pairs of b are left out, as both images are one: pair 30" in done.stdout
+    assert found["a"] == found["b"] and found["a"]["new / new"]["tar"] < 0.6
+    (tmp_path / "c.bin").write_bytes(pickle.dumps((twice, [True] * 5)))
+    done = run(tmp_path, "-m", tmp_path / "a.npy", "--set", tmp_path / "c.bin")
+    assert done.returncode == 1 and "all pairs are of an image with itself" in done.stderr
+
+
+def test_many_sets_of_long_names(tmp_path):
+    """Their results have a name that fits, and two collections have two names."""
+    rows = np.random.default_rng(0).standard_normal((60, 8))
+    np.save(tmp_path / "m.npy", rows)
+    sets = [make_set(tmp_path / f"{letter * 80}.bin", 12, 18) for letter in "abcd"]
+    for some in (sets, sets[:3] + sets[:0]):
+        done = run(tmp_path, "-m", tmp_path / "m.npy", "--far", "0.1", "--set", *some)
+        assert done.returncode == 0, done.stderr
+    found = sorted(path.name for path in (tmp_path / "out").glob("*.json"))
+    assert len(found) == 2 and all(name.startswith("m_aaa") for name in found)
+
+
 def test_insightfaces_own_set(models, shared, tmp_path):
     path = shared / "data/insightface_small_lfw/small_lfw.bin"
     done = run(tmp_path, "-m", models[0], "-net", "demo_w16", "--set", path)

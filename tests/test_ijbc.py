@@ -1,6 +1,8 @@
 """The IJB protocol: golden scores and figures, alignment, meta files, the command line."""
 
 import json
+import re
+import warnings
 
 import numpy as np
 import pytest
@@ -54,6 +56,14 @@ def test_golden_identification(golden, mode):
         for part in line.removeprefix("[Mean] ").split(", "):
             title, value = part.split(": ")
             assert result[name][title] == pytest.approx(float(value), abs=1e-6)
+
+
+def test_a_gallery_of_one_template_is_refused(golden):
+    protocol, models, _, _ = golden
+    g1 = protocol.galleries[0]
+    single = Side("single", g1.rows[:1], g1.subjects[:1])
+    with pytest.raises(BctError, match="single has a single template"):
+        open_set(*models["self"], [g1, single], protocol.probes)
 
 
 def test_strict_identification_keeps_its_promise(golden):
@@ -239,6 +249,29 @@ def test_subjects_are_those_of_the_search_files_and_strangers_are_their_own(ijb)
     assert read_protocol(ijb, identification=False).subjects is None
 
 
+def test_strangers_are_nobody_whatever_the_numbers_are(ijb):
+    """Of templates and subjects with numbers below 0, too."""
+    meta = ijb / "meta"
+
+    def shift(line):
+        return ",".join([str(int(line.split(",")[0]) - 30), str(int(line.split(",")[1]) - 3), "x"])
+
+    edit(
+        meta / f"ijbc_{MEDIA}",
+        lambda x: [f"{a} {int(b) - 30} {c}" for a, b, c in map(str.split, x)],
+    )
+    edit(
+        meta / f"ijbc_{PAIRS}",
+        lambda x: [f"{int(a) - 30} {int(b) - 30} {c}" for a, b, c in map(str.split, x)],
+    )
+    for name in ("gallery_G1", "gallery_G2", "probe_mixed"):
+        edit(meta / f"ijbc_1N_{name}.csv", lambda x: [x[0], *map(shift, x[1:])])
+    edit(meta / "ijbc_1N_probe_mixed.csv", lambda x: x[:-4])  # two templates are nobody's
+    protocol = read_protocol(ijb.parent)
+    assert len(np.unique(protocol.subjects)) == 6 + 2
+    assert protocol.subjects[protocol.galleries[0].rows].tolist() == [-3, -2, -1]
+
+
 def test_ijbb_has_its_own_names(ijb):
     """IJB-B: another folder, prefix and names of the galleries; the same contents."""
     same = read_protocol(ijb.parent)
@@ -283,6 +316,189 @@ def test_bad_meta_files(ijb, file, change, word):
         read_protocol(ijb.parent)
     assert word in str(info.value), str(info.value)
     assert len(str(info.value).splitlines()) == 2
+
+
+# ---- what counts for nothing
+
+
+def rows_of(change, lines):
+    """A function of a file's lines: those of some images (by number) changed."""
+    return lambda x: [change(line) if k in lines else line for k, line in enumerate(x)]
+
+
+def landmarks(text):
+    return lambda line: " ".join([line.split()[0], *[text] * 10, line.split()[-1]])
+
+
+def score(text):
+    return lambda line: " ".join([*line.split()[:-1], text])
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "nan", "-inf", "57.25", "0.5"])
+def test_images_without_a_face_count_for_nothing(ijb, text):
+    """Whatever their embedding and score are: as if the files did not name them."""
+    edit(ijb / "meta" / f"ijbc_{BOXES}", rows_of(lambda x: score("-1")(landmarks(text)(x)), {3, 8}))
+    protocol = read_protocol(ijb.parent)
+    assert "2 of 36 images are left out" in protocol.remarks[0]
+    assert "line 4: its five landmarks are" in protocol.remarks[0]
+    assert "lines 9, too" in protocol.remarks[0] and len(protocol.remarks) == 1
+    rng = np.random.default_rng(0)
+    features = rng.standard_normal((36, 8)).astype(np.float32)
+    before = [protocol.templates.aggregate(features, *mode[:2]) for mode in MODES]
+    features[[3, 8]] = 1e6 * rng.standard_normal((2, 8))
+    for mode, items in zip(MODES, before, strict=True):
+        np.testing.assert_array_equal(protocol.templates.aggregate(features, *mode[:2]), items)
+    unit = features[2] / np.linalg.norm(features[2])
+    np.testing.assert_allclose(before[0][1], unit, atol=1e-6)  # template 1 was images 2 and 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        out = np.ones((112, 112, 3), np.uint8)
+        (ijb / "loose_crop/3.jpg").unlink()  # nobody looks at it
+        protocol.images.load(3, out)
+    assert not out.any()
+    assert protocol.first_image(protocol.item_id(4)) == 9  # not 8
+
+
+def test_a_template_without_any_face_is_refused_where_it_is_named(ijb):
+    file = ijb / "meta" / f"ijbc_{BOXES}"
+    edit(file, rows_of(landmarks("0"), {2, 3}))
+    with pytest.raises(BctError, match=r"label.txt names template 1, which has no image with a"):
+        read_protocol(ijb.parent)
+    pairs = ijb / "meta" / f"ijbc_{PAIRS}"
+    edit(pairs, lambda lines: [x for x in lines if x.split()[1] != "1"])
+    with pytest.raises(BctError, match=r"probe_mixed.csv names template 1, which has no image"):
+        read_protocol(ijb.parent)
+    assert len(read_protocol(ijb.parent, identification=False).templates.ids) == 17
+
+
+@pytest.mark.parametrize(
+    ("change", "word"),
+    [
+        (rows_of(lambda x: re.sub(r" \S+", " nan", x, count=1), {4}), "line 5: only some of its"),
+        (rows_of(score("-0.5"), {4}), "line 5: its detection score is -0.5"),
+        (rows_of(score("nan"), {4}), "line 5: its detection score is nan"),
+        (rows_of(score("0"), {4, 5}), "names template 2, which has no image with a face and a"),
+        (rows_of(score("0"), range(36)), "all scores are 0"),
+        (rows_of(landmarks("-1"), range(36)), "no image has a face"),
+        (rows_of(lambda x: x.replace("0.9", "1_0"), {4}), "is not a number"),
+        (rows_of(lambda x: x.replace("0.9", "nanny"), {4}), "is not a number"),
+    ],
+)
+def test_bad_faces(ijb, change, word):
+    edit(ijb / "meta" / f"ijbc_{BOXES}", change)
+    with pytest.raises(BctError, match=word) as info:
+        read_protocol(ijb.parent)
+    assert len(str(info.value).splitlines()) == 2
+
+
+def test_a_score_of_zero_beside_others_weighs_nothing_and_is_no_error(ijb):
+    edit(ijb / "meta" / f"ijbc_{BOXES}", rows_of(score("0"), {4}))
+    protocol = read_protocol(ijb.parent)
+    assert not protocol.remarks and (protocol.templates.row >= 0).all()
+
+
+def test_landmarks_outside_of_the_picture_are_refused(ijb):
+    """Those of another size of the pictures: the face would be black."""
+
+    def move(line):
+        name, *points, last = line.split()
+        return " ".join([name, *(str(float(p) + 4000) for p in points), last])
+
+    edit(ijb / "meta" / f"ijbc_{BOXES}", rows_of(move, {6}))
+    images = read_protocol(ijb.parent).images
+    with pytest.raises(
+        BctError, match=r"line 7: its landmarks lie outside of 6.jpg, which has 140"
+    ):
+        images.load(6, np.zeros((112, 112, 3), np.uint8))
+
+
+def test_pairs_of_one_template_or_of_one_image_are_left_out(ijb):
+    """Template 11 gets an image of template 10; of noise such pairs would have TAR 1."""
+    before = read_protocol(ijb.parent)
+    meta = ijb / "meta"
+    edit(meta / f"ijbc_{PAIRS}", lambda x: ["0 0 1", *x, "31 31 1", "20 20 0"])
+    protocol = read_protocol(ijb.parent)
+    assert "3 of 75 pairs are left out" in protocol.remarks[0]
+    assert "line 1; lines 74, 75, too" in protocol.remarks[0]
+    for ours, theirs in zip(protocol.pairs, before.pairs, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+    boxes, media = ((meta / f"ijbc_{name}").read_text().splitlines() for name in (BOXES, MEDIA))
+    at = next(k for k, line in enumerate(media) if line.split()[1] == "10")
+    edit(meta / f"ijbc_{BOXES}", lambda x: [*x, boxes[at]])
+    edit(meta / f"ijbc_{MEDIA}", lambda x: [*x, f"{media[at].split()[0]} 11 99"])
+    protocol = read_protocol(ijb.parent)
+    assert "4 of 75 pairs are left out" in protocol.remarks[0]
+    ids = protocol.templates.ids
+    pairs = set(zip(ids[protocol.pairs.first], ids[protocol.pairs.second], strict=True))
+    assert (10, 11) not in pairs and (10, 12) in pairs and (0, 11) in pairs
+    assert "1 of 12 probes are left out" in protocol.remarks[1]
+    assert 11 not in ids[protocol.probes.rows]
+    # another face of the same picture is another image
+    edit(meta / f"ijbc_{BOXES}", lambda x: [*x[:-1], score("0.9")(boxes[at + 2])])
+    edit(
+        meta / f"ijbc_{BOXES}",
+        lambda x: [*x[:-1], f"{boxes[at].split()[0]} 1{x[-1].split(' ', 1)[1]}"],
+    )
+    assert "3 of 75" in read_protocol(ijb.parent).remarks[0]
+
+
+def test_probes_that_are_enrolled_are_left_out(ijb):
+    before = read_protocol(ijb.parent)
+    probes = ijb / "meta" / "ijbc_1N_probe_mixed.csv"
+    edit(probes, lambda x: [*x, "0,0,x", "40,4,x"])
+    protocol = read_protocol(ijb.parent)
+    assert protocol.probes.rows.tolist() == before.probes.rows.tolist()
+    assert "2 of 14 probes are left out" in protocol.remarks[0]
+    assert "template 0; templates 40, too" in protocol.remarks[0]
+    edit(probes, lambda x: [*x[:-1], "40,3,x"])
+    with pytest.raises(BctError, match="template 40 is of subject 4 in gallery_G2, of 3 in"):
+        read_protocol(ijb.parent)
+    edit(probes, lambda x: [x[0], "0,0,x"])
+    with pytest.raises(BctError, match="all probes are templates of a gallery"):
+        read_protocol(ijb.parent)
+
+
+@pytest.mark.parametrize(
+    ("file", "change", "word"),
+    [
+        (PAIRS, lambda x: [*x, "1 0 0"], "pair of templates 1 and 0 is genuine in one line"),
+        (PAIRS, lambda x: [*x, "0 11 1"], "is genuine in one line, impostor in another"),
+        (PAIRS, lambda x: [y for y in x if y.endswith("1")], "has no impostor pair"),
+        (PAIRS, lambda x: [y for y in x if y.endswith("0")], "has no genuine pair"),
+        (PAIRS, lambda x: ["0 0 1", *(y for y in x if y.endswith("0"))], "has no genuine pair"),
+        ("1N_gallery_G1.csv", lambda x: x[:2], "has a single template"),
+        ("1N_probe_mixed.csv", lambda x: x[:13], "gallery_G1 has all of the subjects"),
+        ("1N_probe_mixed.csv", lambda x: [x[0], *x[13:]], "gallery_G1 has none of the subjects"),
+    ],
+)
+def test_protocols_that_prove_nothing_are_refused(ijb, file, change, word):
+    edit(ijb / "meta" / f"ijbc_{file}", change)
+    with pytest.raises(BctError, match=word) as info:
+        read_protocol(ijb.parent)
+    assert len(str(info.value).splitlines()) == 2
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-5, 1, 1e5, 1e20, 1e30])
+@pytest.mark.parametrize("mode", MODES[::2], ids=str)
+def test_templates_do_not_depend_on_the_length_of_all_embeddings(scale, mode):
+    _, templates = toy_templates()
+    features = np.random.default_rng(1).standard_normal((40, 6)).astype(np.float32)
+    want = templates.aggregate(features, *mode[:2])
+    scaled = (features * np.float32(scale)).astype(np.float32)
+    if scale == 1:
+        scaled = features.astype(np.float16).astype(np.float16)
+    np.testing.assert_allclose(templates.aggregate(scaled, *mode[:2]), want, atol=2e-3)
+    if scale in (1e20, 1e30):
+        far = features.astype(np.float64) * scale**5
+        np.testing.assert_allclose(templates.aggregate(far, *mode[:2]), want, atol=1e-6)
+
+
+def test_an_embedding_that_is_not_finite_is_named():
+    _, templates = toy_templates()
+    features = np.ones((40, 6), np.float32)
+    features[17, 2] = np.nan
+    with pytest.raises(BctError, match="row 17 is not finite"):
+        templates.aggregate(features)
 
 
 def test_missing_folder_and_file(ijb, tmp_path):

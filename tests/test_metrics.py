@@ -148,3 +148,12 @@ def test_identification_needs_unique_subjects_and_both_kinds_of_probes():
 
 def test_rate_names():
     assert [rate_name(r) for r in (1e-6, 1e-1, 3e-3)] == ["1e-6", "1e-1", "3e-3"]
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_identification_refuses_scores_that_are_not_numbers(value):
+    """A comparison with NaN says no: the probe would come first."""
+    similarity = np.zeros((3, 4), np.float32)
+    similarity[1, 2] = value
+    with pytest.raises(BctError, match="1 scores are not finite"):
+        identification(similarity, np.array([0, 1, 9]), np.arange(4), np.array([0.5]))

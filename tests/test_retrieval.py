@@ -16,7 +16,8 @@ from support.searches import leave_one_out, two_sets
 from bct.errors import BctError
 from bct.metrics import blocks, ranking
 from bct.metrics import retrieval as r
-from bct.metrics.relevance import ByClass, ByItem, Rows, by_query, positives
+from bct.metrics.mixed import retrieve_mixed
+from bct.metrics.relevance import ByClass, ByItem, Rows, by_query, positives, unopposed
 from bct.metrics.retrieval import retrieve
 from bct.streams import generator
 
@@ -50,16 +51,27 @@ def brute_force(scores, query_labels, gallery_labels, own=False):
             ap.append(np.nan)
             rank.append(0)
             continue
+        if relevant.all():
+            ap.append(np.nan)
+            rank.append(-1)
+            continue
         ap.append(average_precision_score(relevant, row))
         rank.append(1 + np.sum(row[~relevant] >= row[relevant].max()))
     return np.array(ap), np.array(rank)
 
 
-def check(result, ap, rank):
+def check(search, ap, rank):
+    """Args: search: a function without arguments that gives a Retrieval."""
+    found = rank > 0
+    if not found.any():
+        with pytest.raises(BctError, match=r"no item can be wrong|no query has a positive"):
+            search()
+        return
+    result = search()
     np.testing.assert_allclose(result.ap, ap, rtol=0, atol=1e-12)
     np.testing.assert_array_equal(result.rank, rank)
-    found = rank > 0
-    assert (result.queries, result.without) == (found.sum(), (~found).sum())
+    counts = result.queries, result.without, result.unopposed
+    assert counts == (found.sum(), (rank == 0).sum(), (rank < 0).sum())
     assert result.mean_ap == pytest.approx(ap[found].mean(), abs=1e-12)
     assert result.top == {k: pytest.approx(np.mean(rank[found] <= k)) for k in result.top}
 
@@ -73,7 +85,8 @@ def test_two_sets_against_brute_force(seed, metric):
     labels, others = rng.integers(0, classes + 3, q), rng.integers(0, classes, g)
     labels[0] = others[0]
     expected = brute_force(score_matrix(query, gallery, metric), labels, others)
-    check(two_sets(query, labels, gallery, others, metric, ks=(1, 2, 5, 99)), *expected)
+    ks = (1, 2, 5, 99)
+    check(lambda: two_sets(query, labels, gallery, others, metric, ks), *expected)
 
 
 @settings(max_examples=20, deadline=None)
@@ -86,8 +99,8 @@ def test_leave_one_out_against_brute_force(seed, metric):
     labels[0] = labels[-1]
     for gallery in (None, exact(rng, n, metric)):
         scores = score_matrix(x, x if gallery is None else gallery, metric)
-        result = leave_one_out(x, labels, gallery, metric)
-        check(result, *brute_force(scores, labels, labels, own=True))
+        expected = brute_force(scores, labels, labels, own=True)
+        check(lambda g=gallery: leave_one_out(x, labels, g, metric), *expected)
 
 
 @pytest.mark.parametrize("metric", r.METRICS)
@@ -136,11 +149,11 @@ def test_real_numbers_against_scikit_learn_on_the_very_scores(metric):
     scores = (a @ b.T).numpy()
     assert np.allclose(scores, score_matrix(x, old, metric), atol=1e-4)
     expected = brute_force(scores, labels, labels, own=True)
-    check(leave_one_out(x, labels, old, metric), *expected)
+    check(lambda: leave_one_out(x, labels, old, metric), *expected)
     expected = brute_force(scores[:77], labels[:77], labels)
     a = blocks.factors(x[:77], order[:77], metric)[0]
     expected = brute_force((a @ b.T).numpy(), labels[:77], labels)
-    check(two_sets(x[:77], labels[:77], old, labels, metric), *expected)
+    check(lambda: two_sets(x[:77], labels[:77], old, labels, metric), *expected)
 
 
 @settings(max_examples=30, deadline=None)
@@ -278,7 +291,7 @@ def test_classes_too_large_for_the_thresholds_take_the_plain_way(monkeypatch):
     for module in (r, ranking):
         monkeypatch.setattr(module, "SCORES", 2000)
     monkeypatch.setattr(r, "by_pairs", None)  # 90 queries of 44 positives are more than 2,000
-    check(leave_one_out(x, labels), *expected)
+    check(lambda: leave_one_out(x, labels), *expected)
 
 
 @pytest.mark.parametrize("metric", r.METRICS)
@@ -330,7 +343,7 @@ def test_errors():
         r"query embeddings are \(3,\)": lambda: leave_one_out(x[0], y[:3]),
         "4 queries and 3 gallery rows": lambda: leave_one_out(x, y, x[:3]),
         "NaN": lambda: leave_one_out(broken, y),
-        "hold NaN or inf": lambda: two_sets(x, y, broken / 0.0, y, "l2"),
+        "row 0 is not finite": lambda: two_sets(x, y, broken / 0.0, y, "l2"),
         "too long for float32": lambda: leave_one_out(huge, y, metric="l2"),
         "metric is 'dot'": lambda: leave_one_out(x, y, metric="dot"),
         r"k of \(0,\)": lambda: leave_one_out(x, y, ks=(0,)),
@@ -363,7 +376,7 @@ def test_some_queries_search_the_whole_gallery():
     part = r.of_queries(result, old)
     scores = score_matrix(x, x, "l2")
     ap, rank = brute_force(scores, labels, labels, own=True)
-    check(part, ap[old], rank[old])
+    check(lambda: part, ap[old], rank[old])
     assert part.mean_ap < leave_one_out(x[old], labels[old], metric="l2").mean_ap
     with pytest.raises(BctError, match="no query has"):
         r.of_queries(result, labels > 8)
@@ -432,8 +445,8 @@ def by_sorting(scores, positive, ignored):
     kept = [j for j in range(len(scores)) if j not in ignored]
     order = sorted(kept, key=lambda j: (-scores[j], j in positive))
     hits = [j in positive for j in order]
-    if not any(hits):
-        return np.nan, 0
+    if not any(hits) or all(hits):
+        return np.nan, -int(any(hits))
     precisions = []
     for p in positive:  # those of one score are taken together
         last = max(k for k, j in enumerate(order) if scores[j] == scores[p])
@@ -464,12 +477,14 @@ def test_items_of_each_query_against_a_plain_sort(seed, metric):
     scores = score_matrix(query, gallery, metric)
     plain = [by_sorting(*row) for row in zip(scores, map(set, positive), map(set, ignored))]  # noqa: B905
     expected = [np.array(column) for column in zip(*plain, strict=True)]
-    check(retrieve(query, gallery, relevance, metric, ks=(1, 2, 5)), *expected)
+    check(lambda: retrieve(query, gallery, relevance, metric, ks=(1, 2, 5)), *expected)
     assert positives(relevance).tolist() == [len(rows) for rows in positive]
+    assert unopposed(relevance, g).tolist() == (expected[1] < 0).tolist()
+    judged = expected[1] >= 0
     for block in (1, 3):
         ap, rank = ranking.by_item(query, gallery, relevance, metric, block)
-        np.testing.assert_allclose(ap, expected[0], rtol=0, atol=1e-12)
-        np.testing.assert_array_equal(rank, expected[1])
+        np.testing.assert_allclose(ap[judged], expected[0][judged], rtol=0, atol=1e-12)
+        np.testing.assert_array_equal(rank[judged], expected[1][judged])
 
 
 def test_ignored_items_at_the_top_by_hand():
@@ -485,9 +500,70 @@ def test_ignored_items_at_the_top_by_hand():
     assert one([2, 3], [0, 1]) == (1, 1.0)
     assert one([2, 3], []) == (3, 0.5)
     assert one([2], [0, 1]) == (2, 0.5)  # item 3 scores as high and counts against it
-    assert one([2, 4], [0, 1, 3]) == (1, 1.0)
+    assert one([3, 4], [1, 2]) == (2, (1 / 2 + 2 / 3) / 2)
+    with pytest.raises(BctError, match="no item can be wrong"):
+        one([2, 4], [0, 1, 3])
     with pytest.raises(BctError, match="no query has a positive"):
         one([], [0])
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=SEEDS, metric=METRICS, own=st.booleans())
+def test_classes_with_ignored_items_against_a_plain_sort(seed, metric, own):
+    """As where a gallery has some of the queries' own images; a few queries at a time."""
+    rng = np.random.default_rng(seed)
+    n = rng.integers(2, 30)
+    query, gallery = exact(rng, n, metric), exact(rng, n, metric)
+    labels = rng.integers(0, 3, n)
+    others = labels if own else rng.integers(0, 3, n)
+    ignored = [
+        [k for k in rng.permutation(n)[: rng.integers(0, 3)].tolist() if k != i] for i in range(n)
+    ]
+    relevance = ByClass(labels, others, own, Rows.of_lists(ignored))
+    plain = []
+    for i, row in enumerate(score_matrix(query, gallery, metric)):
+        apart = {*ignored[i], *([i] if own else [])}
+        plain.append(by_sorting(row, set(np.flatnonzero(others == labels[i])) - apart, apart))
+    expected = [np.array(column) for column in zip(*plain, strict=True)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(r, "_PART", 7)
+        check(lambda: retrieve(query, gallery, relevance, metric), *expected)
+    versions = np.repeat([[0], [1]], n, axis=1)
+    if (expected[1] > 0).any():
+        (mixed,) = retrieve_mixed(query, [gallery, query], [versions], relevance, metric)
+        check(lambda: mixed[0], *expected)
+
+
+def test_queries_that_can_not_be_wrong_are_counted_apart():
+    """Of three classes' galleries; noise has top-1 1 where only its own class is."""
+    rng = np.random.default_rng(0)
+    x = rng.standard_normal((6, 8))
+    one = Rows.of_lists([[0], [0], [0]]), Rows.of_lists([[1, 2], [1], []])
+    result = retrieve(x[:3], x[3:], ByItem(*one))
+    assert (result.queries, result.without, result.unopposed) == (2, 0, 1)
+    assert result.rank[0] == -1 and np.isnan(result.ap[0])
+    part = r.of_queries(result, np.array([True, True, False]))
+    assert (part.queries, part.unopposed) == (1, 1)
+    for call in (
+        lambda: leave_one_out(x, np.zeros(6, int)),
+        lambda: two_sets(x[:3], np.zeros(3), x[3:], np.zeros(3)),
+        lambda: r.of_queries(result, np.array([True, False, False])),
+    ):
+        with pytest.raises(BctError, match="no item can be wrong"):
+            call()
+
+
+def test_ignored_items_have_to_be_there_and_once():
+    labels = np.array([0, 0, 1])
+    for lists, own, word in (
+        ([[0], [1]], False, "not those of 3 queries"),
+        ([[0], [1], [3]], False, "outside the gallery of 3"),
+        ([[1, 1], [], []], False, "twice"),
+        ([[0], [], []], True, "twice"),
+    ):
+        relevance = ByClass(labels, labels, own, Rows.of_lists(lists))
+        with pytest.raises(BctError, match=word):
+            retrieve(np.eye(3), np.eye(3), relevance)
 
 
 @settings(max_examples=20, deadline=None)
@@ -498,7 +574,7 @@ def test_items_made_from_classes_give_what_classes_give(seed, metric, own):
     x, old = exact(rng, n, metric), exact(rng, n, metric)
     labels, others = rng.permuted(np.arange(n) % classes), rng.permuted(np.arange(n) % classes)
     relevance = ByClass(labels, labels if own else others, own)
-    if not positives(relevance).any():
+    if not (positives(relevance) * ~unopposed(relevance, n)).any():
         return
     items = by_query(relevance)(np.arange(n))
     np.testing.assert_array_equal(positives(items), positives(relevance))

@@ -159,7 +159,6 @@ def test_blocks_and_files_give_the_same(tmp_path, monkeypatch):
     table, entropy = class_statistics(features, labels), entropy_mask(features, labels, T)
     assert entropy.sum() == 75
     np.save(tmp_path / "f.npy", features)
-    monkeypatch.setattr(statistics.row_blocks, "__defaults__", (7,))
     monkeypatch.setattr(statistics, "BLOCK", 7)
     monkeypatch.setattr(statistics, "CHUNK", 7)
     for source in (features, np.load(tmp_path / "f.npy", mmap_mode="r")):
@@ -240,23 +239,98 @@ def test_tight_classes_in_float64(noise):
     assert differing.sum() <= 2  # float32 near-ties may swap
 
 
-def test_rows_and_columns_of_zeros():
-    """A row of zeros is as far from its class's mean as the mean is long, at a right angle to it;
-    a column of zeros takes no part."""
+def test_columns_of_zeros():
     features, labels = random_case(7)
-    without = credible_mask(features, labels, 0.6)
     wide = np.insert(features, 3, 0, axis=1)
-    np.testing.assert_array_equal(credible_mask(wide, labels, 0.6), without)
-    wide = np.vstack((np.zeros_like(wide[:1]), wide[labels == 0][:2]))
-    (row,) = class_statistics(wide, np.zeros(3, int))
-    unit = wide[1:] / np.linalg.norm(wide[1:], axis=1, keepdims=True)
-    mean = unit.sum(0) / 3
-    distances = [np.linalg.norm(mean), *np.linalg.norm(unit - mean, axis=1)]
-    np.testing.assert_allclose(row["centre"], mean, atol=1e-6)
-    assert (row["radius"], row["smallest_radius"]) == pytest.approx(
-        (max(distances), min(distances)), abs=1e-6
+    np.testing.assert_array_equal(
+        credible_mask(wide, labels, 0.6), credible_mask(features, labels, 0.6)
     )
-    assert row["angle"] == pytest.approx(np.pi / 2)
+
+
+def test_rows_of_zeros_take_no_part():
+    """Every figure is that of the other rows; a mask never holds them."""
+    features, labels = random_case(7)
+    gone = np.random.default_rng(0).permutation(len(labels))[:20]
+    features[gone] = 0
+    rest = np.setdiff1d(np.arange(len(labels)), gone)
+    for make in (
+        class_means,
+        class_statistics,
+        lambda *of, zeros=None: credible_mask(*of, 0.6, zeros),
+        lambda *of, zeros=None: entropy_mask(*of, 0.7, zeros),
+    ):
+        zeros = []
+        found, want = make(features, labels, zeros=zeros), make(features[rest], labels[rest])
+        assert zeros == sorted(gone)
+        if found.dtype == bool:
+            assert not found[gone].any() and 0 < found.sum() < len(rest)
+            found = found[rest]
+        for name in found.dtype.names or [...]:
+            np.testing.assert_allclose(found[name], want[name], atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["f4", "f8"])
+@pytest.mark.parametrize("scale", [1e-30, 1e-17, 3e20, 1e-300, 1e300])
+def test_figures_do_not_depend_on_the_scale(kind, scale, monkeypatch):
+    monkeypatch.setattr(statistics, "CHUNK", 7)
+    if kind == "f4" and not 1e-38 < scale < 1e38:
+        scale = 1.0
+    features, labels = random_case(11)
+    features[5] = 0
+    scaled = (features.astype("f8") * scale).astype(kind)
+    half = np.where(labels[:, None] % 2, scaled.astype("f8"), features)  # not all are alike
+    for make in (
+        class_means,
+        class_statistics,
+        lambda *of: credible_mask(*of, 0.6),
+        lambda *of: entropy_mask(*of, 0.7),
+    ):
+        want = make(features, labels)
+        for found in (make(scaled, labels), make(half, labels)):
+            for name in want.dtype.names or [...]:
+                np.testing.assert_allclose(found[name], want[name], atol=2e-4)
+
+
+def test_a_class_of_zeros_alone_is_refused(tmp_path):
+    features, labels = random_case(7)
+    features[labels == 4] = 0
+    np.save(tmp_path / "old.npy", features)
+    mapped = np.load(tmp_path / "old.npy", mmap_mode="r")
+    for make in (class_means, class_statistics, lambda *of: credible_mask(*of, 0.6)):
+        with pytest.raises(BctError, match=r"old.npy: all rows of class 4 are zeros"):
+            make(mapped, labels)
+        with pytest.raises(BctError, match="all 150 rows are zeros"):
+            make(features * 0, labels)
+
+
+@pytest.mark.parametrize("scale", [1, 1e-3])
+@pytest.mark.parametrize("dim", [2, 128, 512])
+def test_classes_of_two_are_tied(dim, scale):
+    """Both images are as far from their mean: the first one stays, not what rounding likes."""
+    rng = np.random.default_rng(dim)
+    labels = rng.permutation(np.arange(2000) % 1000)
+    centre = rng.standard_normal((1000, dim))[labels]
+    features = (centre + scale * rng.standard_normal((2000, dim))).astype(np.float32)
+    want = np.zeros(2000, bool)
+    want[np.unique(labels, return_index=True)[1]] = True
+    np.testing.assert_array_equal(credible_mask(features, labels, 0.5), want)
+
+
+@pytest.mark.parametrize("kind", ["duplicates", "mirrored"])
+def test_other_ties_keep_the_first(kind):
+    rng = np.random.default_rng(1)
+    labels = np.repeat(np.arange(50), 6)
+    part = rng.standard_normal((50, 3, 32)).astype(np.float32)
+    apart = part if kind == "duplicates" else 2 * part.mean(1, keepdims=True) - part
+    if kind == "mirrored":  # of unit length, or they would not stay mirrored
+        axis = np.zeros(32, np.float32)
+        axis[0] = 1
+        part[..., 0] = 0
+        part /= np.linalg.norm(part, axis=2, keepdims=True)
+        part, apart = part + axis, axis - part
+    features = np.stack([part, apart], axis=2).reshape(300, 32)  # i and i + 1 are tied
+    mask = credible_mask(features, labels, 0.5).reshape(50, 3, 2)
+    assert not (mask[..., 1] & ~mask[..., 0]).any() and mask.sum() == 150
 
 
 def test_statistics_of_embeddings_that_are_not_numbers():

@@ -31,8 +31,8 @@ def main() -> None:
     if not 0 < T <= 1:
         raise BctError(f"--T {T} is not a share", "give a value above 0, at most 1, such as 0.9")
 
-    def compute(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
-        return mask_of(features, labels, T)
+    def compute(features: np.ndarray, labels: np.ndarray, zeros: list[int]) -> np.ndarray:
+        return mask_of(features, labels, T, zeros)
 
     print(make_artefact(kind, args.SD, args.feature_save, compute, said, T=T))
 

@@ -26,8 +26,9 @@ from bct.data.sets import open_images
 from bct.errors import BctError
 from bct.files import sha256_file
 from bct.models.about import view_of_config
-from bct.models.embed import embedded
+from bct.models.embed import embedded, refuse_batch
 from bct.models.weights import load_backbone, network_of
+from bct.rows import check_rows, zeros_remark
 from bct.scenarios import artefact_name, scenario_of, split_name
 from bct.stored.artefacts import artefact_path, is_valid, shared_artefact
 
@@ -110,9 +111,14 @@ def extract(
         started = time.perf_counter()
         for batch, rows in embedded({sd: backbone}, loader, f"features {sd}"):
             index = batch.index.cpu().numpy()
+            refuse_batch(str(weights), rows[sd], index, dataset)
             features[index], labels[index] = rows[sd], batch.labels.cpu().numpy()
+        distributed.barrier()  # until all ranks have written
+        zeros = check_rows(features, str(weights), dataset.describe, alike=False)
     speed = len(dataset) / (time.perf_counter() - started)
     distributed.say(f"{paths[0]}: {len(dataset)} x {width}, {speed:.0f} images/s")
+    if len(zeros):
+        distributed.say(zeros_remark(str(weights), zeros, len(dataset), dataset.describe))
 
 
 def trained_as(weights: Path, network: str) -> str:

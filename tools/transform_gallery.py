@@ -27,8 +27,9 @@ from bct.command import run_cli
 from bct.errors import BctError
 from bct.files import sha256_file
 from bct.log import progress
+from bct.rows import single_rows, zeros_remark
 from bct.stored.artefacts import is_valid, write_artefact
-from bct.stored.vector_files import first_not_finite, open_vectors
+from bct.stored.vector_files import open_vectors
 from bct.stored.vector_set import open_side
 
 _OF_THE_DATA = ("data", "data_path", "parity", "view")  # entries that stay true of mapped rows
@@ -54,7 +55,7 @@ def main() -> None:
         raise BctError(f"--batch-size {args.batch_size} is not positive", "give at least 1")
     adapter = load_adapter(args.model)
     old, manifest = open_vectors(args.old, finite=False)
-    parts = [old]
+    parts, files = [old], [path for path in (args.old, args.side) if path]
     if args.side:
         parts.append(open_side(args.side, args.old, len(old), manifest))
     check(args, adapter, parts)
@@ -70,8 +71,11 @@ def main() -> None:
     refuse_others(args, outputs, made_from)
     about = {"weights": str(args.model.absolute()), "old_model": manifest.get("model")}
     device = distributed.setup()
-    transform(adapter.to(device), parts, outputs, args.batch_size, {**about, **made_from})
+    said = {**about, **made_from}
+    zeros = transform(adapter.to(device), parts, files, outputs, args.batch_size, said)
     print(f"{args.out}: {len(old)} x {adapter.target_width}")
+    if len(zeros):
+        print(zeros_remark(str(args.old), zeros, len(old)))
 
 
 def check(args: argparse.Namespace, adapter: Adapter, parts: list[np.ndarray]) -> None:
@@ -91,14 +95,16 @@ def check(args: argparse.Namespace, adapter: Adapter, parts: list[np.ndarray]) -
         )
     if args.uncertainty and not adapter.predicts_variance:
         raise BctError(
-            f"{args.model} predicts no uncertainty", "train it with uncertainty=True (FastFill)"
+            f"{args.model} predicts no uncertainty",
+            "leave --uncertainty out, or give a transformation of FastFill: methods/FCT, trained "
+            "with uncertainty=True",
         )
 
 
 def refuse_others(
     args: argparse.Namespace, outputs: dict[str, Path], made_from: dict[str, Any]
 ) -> None:
-    """Raises BctError where an input or another result would be replaced."""
+    """Raises BctError where an input or another result would be replaced, or no .npy is named."""
     inputs = [path.resolve() for path in (args.old, args.side, args.model) if path]
     paths = [path.resolve() for path in outputs.values()]
     if len({*inputs, *paths}) < len({*inputs}) + len(paths):
@@ -106,6 +112,8 @@ def refuse_others(
             "an output has the name of an input or of the other output", "give each another name"
         )
     for kind, path in outputs.items():
+        if path.suffix != ".npy":
+            raise BctError(f"{path} is to hold an array", "give it a name that ends in .npy")
         if path.exists() and not args.overwrite and not is_valid(path, kind=kind, **made_from):
             raise BctError(
                 f"{path} exists and was made from something else",
@@ -116,12 +124,22 @@ def refuse_others(
 def transform(
     adapter: Adapter,
     parts: list[np.ndarray],
+    files: list[Path],
     outputs: dict[str, Path],
     batch_size: int,
     manifest: dict[str, Any],
-) -> None:
-    """Writes h(old, side) and, if it is among the outputs, its log-variance, block by block."""
-    n = len(parts[0])
+) -> np.ndarray:
+    """Writes h(old, side) and, if it is among the outputs, its log-variance, block by block.
+
+    Args:
+        parts: old and, if there is any, side; files: their names.
+
+    Returns:
+        Which old rows are zeros, (k,). They stay zeros, and none has a higher log-variance.
+
+    Raises BctError for a row that is not finite, and if all old ones are zeros.
+    """
+    n, zeros = len(parts[0]), []
     shapes = {"mapped_embedding": (n, adapter.target_width), "log_variance": (n,)}
     with contextlib.ExitStack() as stack:
         arrays = {
@@ -133,16 +151,22 @@ def transform(
         starts = range(0, n, batch_size)
         for start in progress(starts, "transform", len(starts), "batch"):
             rows = slice(start, start + batch_size)
-            block = np.concatenate([part[rows] for part in parts], axis=1, dtype=np.float32)
-            if (row := first_not_finite(block)) is not None:
-                raise BctError(
-                    f"row {start + row} of the embeddings is not finite",
-                    "extract that item's embedding again",
-                )
+            blocks = [
+                single_rows(part[rows], str(file), lambda row, start=start: start + row)
+                for part, file in zip(parts, files, strict=True)
+            ]
+            zeros.append(start + np.flatnonzero(~blocks[0].any(axis=1)))
+            block = blocks[0] if len(blocks) == 1 else np.concatenate(blocks, axis=1)
             mapped, variance = adapter.transform_with_variance(block)
             arrays["mapped_embedding"][rows] = mapped
             if "log_variance" in arrays:
                 arrays["log_variance"][rows] = variance
+        zeros = np.concatenate(zeros)
+        if len(zeros) == n:
+            raise BctError(f"{files[0]}: all {n} rows are zeros", "extract the embeddings again")
+        if "log_variance" in arrays and len(zeros):
+            arrays["log_variance"][zeros] = arrays["log_variance"].max()
+    return zeros
 
 
 if __name__ == "__main__":

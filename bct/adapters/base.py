@@ -52,7 +52,8 @@ class Adapter:
         raise NotImplementedError
 
     def transform(self, source: np.ndarray) -> np.ndarray:
-        """float (n, source_width + side_width) -> float32 (n, target_width)."""
+        """float (n, source_width + side_width) -> float32 (n, target_width). An embedding of zeros
+        stays zeros. Raises BctError for rows that are not finite or not of this width."""
         raise NotImplementedError
 
     def transform_with_variance(self, source: np.ndarray) -> tuple[np.ndarray, np.ndarray | None]:

@@ -15,6 +15,7 @@ from backbones.inference import fold_batch_norm
 from bct.adapters.base import Adapter
 from bct.errors import BctError
 from bct.files import atomic, sha256_file
+from bct.rows import single_rows
 from bct.safe.tensors import read_state
 
 _BLOCK = 1 << 13  # rows mapped at once
@@ -22,7 +23,10 @@ _BLOCK = 1 << 13  # rows mapped at once
 
 class FCT(Adapter):
     """float (n, source_width + side_width) -> float32 (n, target_width): a row is an old embedding
-    and, if the transformation was trained with it, its side information."""
+    and, if the transformation was trained with it, its side information.
+
+    An embedding of zeros stays zeros: the network would make one of it that looks like any other.
+    """
 
     network: torch.nn.Module
 
@@ -54,9 +58,10 @@ class FCT(Adapter):
         variance = np.empty(len(source), np.float32) if self.predicts_variance else None
         for start in range(0, len(source), _BLOCK):
             rows = slice(start, start + _BLOCK)
-            x = torch.from_numpy(np.array(source[rows], np.float32)).to(self.device)
-            mapped = self._folded(x)
+            x = single_rows(source[rows], name=lambda row, start=start: start + row)
+            mapped = self._folded(torch.tensor(x, device=self.device))
             embedding[rows] = mapped.embedding.cpu().numpy()
+            embedding[rows][~x[:, : self.source_width].any(axis=1)] = 0
             if variance is not None:
                 variance[rows] = mapped.log_variance.cpu().numpy()
         return embedding, variance

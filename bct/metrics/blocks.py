@@ -13,11 +13,12 @@ import numpy as np
 import torch
 
 from bct.errors import BctError
-from bct.rows import refuse_not_finite
+from bct.rows import refuse_not_finite, single_rows, unit_rows
 
 SIDE = 1 << 12  # rows of a block of scores
 SCORES = 1 << 25  # numbers held at once: of all threads' blocks, or of all positives
 CHUNK = 1 << 16  # scores that are sorted at once: they stay in the cache
+_SHORT = 1e-25  # a score of that size is a sum of numbers that float32 hardly holds
 LANES = 16  # numbers of a cache line: products and transposes of whole lines are a third faster
 
 
@@ -48,16 +49,18 @@ def factors(
     features: np.ndarray, order: np.ndarray, metric: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Float32 rows in this order, as queries and as gallery, whose products are the scores."""
-    rows = np.asarray(features[order], np.float32)
-    refuse_not_finite(rows)
-    x = torch.from_numpy(rows)
-    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)
+    rows = features[order]
     if metric == "cosine":
-        x /= norm.clamp_min(1e-12)
+        x = torch.from_numpy(unit_rows(rows))
+        refuse_not_finite(x, name=lambda row: order[row])
         return x, x
+    x = torch.from_numpy(single_rows(rows, name=lambda row: order[row]))
+    norm = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)
     half = norm.square().div(2).float()
     if not torch.isfinite(4 * half).all():  # no score may overflow
         raise BctError("the embeddings are too long for float32", "normalise them")
+    if norm.any() and half.max() < _SHORT:  # nor vanish
+        raise BctError("the embeddings are too short for float32", "normalise them")
     one = torch.ones_like(half)
     return torch.cat([x, -half, one], 1), torch.cat([x, one, -half], 1)
 

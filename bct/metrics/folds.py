@@ -5,10 +5,12 @@ from typing import NamedTuple
 import numpy as np
 
 from bct.errors import BctError
+from bct.rows import lengths, unit_rows
 
 
 class Accuracy(NamedTuple):
-    """10-fold accuracy, its standard deviation over folds, and the mean norm of the embeddings."""
+    """10-fold accuracy, its standard deviation over folds, and the mean norm of the embeddings but
+    for rows of zeros."""
 
     mean: float
     std: float
@@ -21,7 +23,8 @@ def accuracy(
     """insightface's verification accuracy.
 
     Squared Euclidean distance of unit embeddings; per contiguous fold the threshold (0, 0.01, ...,
-    3.99; same when distance < threshold) that is best on the other folds.
+    3.99; same when distance < threshold) that is best on the other folds. A pair with a row of
+    zeros has cosine 0, so distance 2; one that is not finite is never the same.
 
     Args:
         first, second: float (P, D) embeddings of the two sides of each pair, not normalised; they
@@ -34,10 +37,11 @@ def accuracy(
 
     if len(issame) < 2:
         raise BctError("one pair can't be cut into folds", "use a set of at least two pairs")
-    xnorm = float(np.linalg.norm(np.concatenate((first, second)), axis=1).mean())
-    first = first / np.linalg.norm(first, axis=1, keepdims=True)
-    second = second / np.linalg.norm(second, axis=1, keepdims=True)
+    length = np.concatenate([lengths(first), lengths(second)])
+    xnorm = float(length[length > 0].mean()) if length.any() else 0.0
+    first, second = unit_rows(first), unit_rows(second)
     distance = np.square(first - second).sum(1)
+    distance[~(first.any(axis=1) & second.any(axis=1))] = 2
     correct = (distance[:, None] < np.arange(0, 4, 0.01)) == issame[:, None]  # (P, thresholds)
     scores = []
     for train, test in KFold(min(folds, len(issame))).split(correct):

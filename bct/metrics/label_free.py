@@ -2,10 +2,11 @@
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from bct.errors import BctError
-from bct.rows import BLOCK, refuse_not_finite, row_blocks
+from bct.rows import BLOCK, refuse_not_finite, unit_blocks, unit_rows
+
+_AGAIN = "check the models, then compute the embeddings again"
 
 
 def procrustes_residual(new: np.ndarray, old: np.ndarray) -> float:
@@ -16,6 +17,7 @@ def procrustes_residual(new: np.ndarray, old: np.ndarray) -> float:
     with the nuclear norm |.|_*, so R itself is not needed. 0: the spaces differ by a rotation or
     reflection, which one matrix would undo; 1 - residual / 2 is the mean cosine after the best one.
     It says something only for N much larger than D: few items can always be rotated onto others.
+    Items that have a row of zeros in either space are left out.
 
     Args:
         new, old: float (N, D), both models' embeddings of the same items.
@@ -24,7 +26,7 @@ def procrustes_residual(new: np.ndarray, old: np.ndarray) -> float:
         In 0..2.
 
     Raises:
-        BctError: no item; shapes that differ; embeddings that are not numbers.
+        BctError: no item; shapes that differ; embeddings that are not numbers, or all zeros.
     """
     if new.shape != old.shape or new.ndim != 2 or not len(old):
         raise BctError(
@@ -33,10 +35,13 @@ def procrustes_residual(new: np.ndarray, old: np.ndarray) -> float:
         )
     product = torch.zeros(old.shape[1], old.shape[1], dtype=torch.float64)  # (D, D)
     squares = torch.zeros(2, dtype=torch.float64)
-    for (_, a), (_, b) in zip(row_blocks(new), row_blocks(old), strict=True):
-        a, b = _unit(a.double()), _unit(b.double())
+    for (_, a), (_, b) in zip(unit_blocks(new), unit_blocks(old), strict=True):
+        both = a.any(dim=1) & b.any(dim=1)
+        a, b = a[both].double(), b[both].double()
         product += a.T @ b
         squares += torch.stack([a.square().sum(), b.square().sum()])
+    if not squares[1]:
+        raise BctError("no item has embeddings by both models: all rows are zeros", _AGAIN)
     gap = squares.sum() - 2 * torch.linalg.svdvals(product).sum()
     return max(float(gap / squares[1]), 0.0)  # rounding can take it below 0
 
@@ -52,7 +57,8 @@ def neighbour_overlap(
     """Mean over queries of |top-k of system a, top-k of system b in common| / k, by cosine.
 
     1: both systems show the same k neighbours; two unrelated ones share k / G of them. Which of
-    several equally near rows is among the k is open, but the same for equal systems.
+    several equally near rows is among the k is open, but the same for equal systems. Queries whose
+    row is zeros in either system have no neighbours and are left out.
 
     Args:
         query_a, query_b: float (Q, D_a), (Q, D_b), the same queries in either system.
@@ -66,29 +72,30 @@ def neighbour_overlap(
 
     Raises:
         BctError: numbers of rows or columns that do not fit; k out of range; embeddings that are
-            not numbers.
+            not numbers, or queries that are all zeros.
     """
     _check(query_a, gallery_a, query_b, gallery_b, k, exclude_self)
-    galleries = [_unit(torch.from_numpy(np.array(g, np.float32))) for g in (gallery_a, gallery_b)]
+    galleries = [unit_rows(gallery) for gallery in (gallery_a, gallery_b)]
+    for gallery in galleries:
+        refuse_not_finite(gallery)
+    galleries = [torch.from_numpy(gallery) for gallery in galleries]
     # similarities (B, G) and comparisons (B, k, k) stay within 256 and 64 MiB
     block = max(1, min(BLOCK, (1 << 26) // max(len(gallery_a), k * k)))
-    common = 0
+    common = queries = 0
     for (rows, a), (_, b) in zip(
-        row_blocks(query_a, block), row_blocks(query_b, block), strict=True
+        unit_blocks(query_a, block=block), unit_blocks(query_b, block=block), strict=True
     ):
-        tops = []
+        tops, both = [], a.any(dim=1) & b.any(dim=1)
         for x, gallery in zip((a, b), galleries, strict=True):
-            similarity = _unit(x) @ gallery.T  # (B, G)
+            similarity = x @ gallery.T  # (B, G)
             if exclude_self:
                 similarity[:, rows].fill_diagonal_(-torch.inf)
             tops.append(similarity.topk(k, sorted=False).indices)  # (B, k)
-        common += int((tops[0][:, :, None] == tops[1][:, None, :]).sum())
-    return common / (len(query_a) * k)
-
-
-def _unit(x: torch.Tensor) -> torch.Tensor:
-    refuse_not_finite(x)
-    return F.normalize(x)
+        common += int((tops[0][:, :, None] == tops[1][:, None, :])[both].sum())
+        queries += int(both.sum())
+    if not queries:
+        raise BctError("no query has embeddings by both systems: all rows are zeros", _AGAIN)
+    return common / (queries * k)
 
 
 def _check(query_a, gallery_a, query_b, gallery_b, k, exclude_self) -> None:

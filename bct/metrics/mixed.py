@@ -31,7 +31,15 @@ from bct.metrics.blocks import (
     product,
     round_up,
 )
-from bct.metrics.relevance import ByItem, Relevance, Rows, by_query, numbered, positives
+from bct.metrics.relevance import (
+    ByItem,
+    Relevance,
+    Rows,
+    by_query,
+    numbered,
+    positives,
+    unopposed,
+)
 from bct.metrics.retrieval import Retrieval, check_searched, summary
 from bct.threads import each_in_threads
 
@@ -67,7 +75,8 @@ def retrieve_mixed(
     if len(rows):
         ranks = _Ranks(query, galleries, rows, columns, relevance, metric)
         ranks.count([part.ordered(columns) for part in parts], results, block)
-    return [[summary(*found, ks) for found in points] for points in results]
+    apart = unopposed(relevance, len(galleries[0]))
+    return [[summary(*found, ks, apart) for found in points] for points in results]
 
 
 def _orders(relevance: Relevance, gallery: int) -> tuple[np.ndarray, np.ndarray]:

@@ -61,12 +61,14 @@ class ByClass(NamedTuple):
     """Items of the query's class are positive.
 
     query: (Q,), any ids; gallery: (G,), ids that mean the same. leave_one_out: query i and gallery
-    row i are the same item, which query i ignores.
+    row i are the same item, which query i ignores. ignored: further rows that a query ignores, such
+    as its own image in a gallery that has some of the queries; None: no others.
     """
 
     query: np.ndarray
     gallery: np.ndarray
     leave_one_out: bool = False
+    ignored: Rows | None = None
 
 
 Relevance = ByClass | ByItem
@@ -78,7 +80,26 @@ def positives(relevance: Relevance) -> np.ndarray:
         return relevance.positive.counts()
     query, gallery = numbered(relevance)
     sizes = np.bincount(gallery, minlength=query.max(initial=-1) + 1)
-    return sizes[query] - relevance.leave_one_out
+    number = sizes[query] - relevance.leave_one_out
+    if relevance.ignored is not None:
+        owner = relevance.ignored.owners()
+        own = query[owner] == gallery[relevance.ignored.rows]
+        number -= np.bincount(owner[own], minlength=len(query))
+    return number
+
+
+def unopposed(relevance: Relevance, gallery: int) -> np.ndarray:
+    """To which queries all items are positive, bool (Q,): whatever they find, it is right.
+
+    Args:
+        gallery: G, how many items there are.
+    """
+    ignored = relevance.ignored
+    counted = gallery - (0 if ignored is None else ignored.counts())
+    if isinstance(relevance, ByClass):
+        counted = counted - relevance.leave_one_out
+    found = positives(relevance)
+    return (found > 0) & (found == counted)
 
 
 def by_query(relevance: Relevance) -> Callable[[np.ndarray], ByItem]:
@@ -94,16 +115,35 @@ def by_query(relevance: Relevance) -> Callable[[np.ndarray], ByItem]:
     starts = np.cumsum(sizes) - sizes
 
     def of(queries: np.ndarray) -> ByItem:
-        own = np.asarray(queries) if relevance.leave_one_out else np.zeros(0, np.int64)
         of_class = query[queries]
         found = Rows(*_ranges(order, starts[of_class], sizes[of_class]))
-        if not relevance.leave_one_out:
-            return ByItem(found, Rows(np.zeros(len(queries) + 1, np.int64), own))
-        others = found.rows != own[found.owners()]
-        offsets = found.offsets - np.arange(len(own) + 1)
-        return ByItem(Rows(offsets, found.rows[others]), Rows(np.arange(len(own) + 1), own))
+        ignored = _ignored(relevance, np.asarray(queries))
+        owner, items = found.owners(), len(gallery)
+        taken = ignored.owners() * items + ignored.rows
+        others = np.isin(owner * items + found.rows, taken, invert=True)
+        return ByItem(_chosen(found, others), ignored)
 
     return of
+
+
+def _ignored(relevance: ByClass, queries: np.ndarray) -> Rows:
+    """What some queries ignore."""
+    own = Rows(np.arange(len(queries) + 1), queries)
+    if relevance.ignored is None:
+        return own if relevance.leave_one_out else _chosen(own, np.zeros(len(queries), bool))
+    further = relevance.ignored.of(queries)
+    if not relevance.leave_one_out:
+        return further
+    owner = np.concatenate([own.owners(), further.owners()])
+    by_owner = np.argsort(owner, kind="stable")
+    rows = np.concatenate([own.rows, further.rows])[by_owner]
+    return Rows(own.offsets + further.offsets, rows)
+
+
+def _chosen(rows: Rows, chosen: np.ndarray) -> Rows:
+    """Some entries, bool (len(rows.rows),), of each query's rows."""
+    counts = np.bincount(rows.owners()[chosen], minlength=len(rows.offsets) - 1)
+    return Rows(np.concatenate([[0], np.cumsum(counts)]), rows.rows[chosen])
 
 
 def numbered(relevance: ByClass) -> tuple[np.ndarray, np.ndarray]:
@@ -120,19 +160,28 @@ def check(relevance: Relevance, queries: int, gallery: int) -> None:
     """Raises BctError for a relevance of other numbers of items, or one that contradicts itself."""
     if isinstance(relevance, ByClass):
         return _check_labels(relevance, queries, gallery)
-    for name, (offsets, rows) in zip(relevance._fields, relevance, strict=True):
-        ends = np.shape(offsets) == (queries + 1,) and offsets[0] == 0 and offsets[-1] == len(rows)
-        if not ends or (np.diff(offsets) < 0).any():
-            raise BctError(
-                f"the {name} rows are not those of {queries} queries",
-                "give one list of gallery rows per query, see relevance.Rows",
-            )
-        if len(rows) and not (rows.min() >= 0 and rows.max() < gallery):
-            raise BctError(
-                f"a row of the {name} ones lies outside the gallery of {gallery} items",
-                "count the gallery's items from 0",
-            )
-    named = [side.owners() * gallery + side.rows for side in relevance]
+    for name, rows in zip(relevance._fields, relevance, strict=True):
+        _check_rows(name, rows, queries, gallery)
+    _check_distinct(relevance, gallery)
+
+
+def _check_rows(name: str, given: Rows, queries: int, gallery: int) -> None:
+    offsets, rows = given
+    ends = np.shape(offsets) == (queries + 1,) and offsets[0] == 0 and offsets[-1] == len(rows)
+    if not ends or (np.diff(offsets) < 0).any():
+        raise BctError(
+            f"the {name} rows are not those of {queries} queries",
+            "give one list of gallery rows per query, see relevance.Rows",
+        )
+    if len(rows) and not (rows.min() >= 0 and rows.max() < gallery):
+        raise BctError(
+            f"a row of the {name} ones lies outside the gallery of {gallery} items",
+            "count the gallery's items from 0",
+        )
+
+
+def _check_distinct(sides: Sequence[Rows], gallery: int) -> None:
+    named = [side.owners() * gallery + side.rows for side in sides]
     if len(np.unique(np.concatenate(named))) < sum(map(len, named)):
         raise BctError(
             "a query names a gallery item twice, or as positive and as ignored",
@@ -158,6 +207,10 @@ def _check_labels(relevance: ByClass, queries: int, gallery: int) -> None:
             "queries and gallery have different labels",
             "leave-one-out has the same items on both sides, in the same order",
         )
+    if relevance.ignored is not None:
+        _check_rows("ignored", relevance.ignored, queries, gallery)
+        own = Rows(np.arange(queries + 1), np.arange(queries))
+        _check_distinct([relevance.ignored, *[own] * relevance.leave_one_out], gallery)
 
 
 def _ranges(

@@ -12,21 +12,31 @@ import torch
 from bct.errors import BctError
 from bct.metrics.blocks import SCORES
 from bct.metrics.ranking import by_item, by_pairs, by_rows
-from bct.metrics.relevance import ByItem, Relevance, check, numbered
+from bct.metrics.relevance import (
+    ByClass,
+    ByItem,
+    Relevance,
+    by_query,
+    check,
+    numbered,
+    unopposed,
+)
 from bct.streams import generator
 
 METRICS = ("cosine", "l2")
+_PART = 1 << 13  # queries
 
 
 class Retrieval(NamedTuple):
-    """Of Q queries, those without a positive in the gallery are counted apart.
+    """Of Q queries, those without a positive in the gallery are counted apart, and so are those to
+    which all of it is positive: they can't be wrong, whatever the model.
 
     top: share of queries with a positive among the best k, per k.
     mean_ap: mean average precision.
-    ap: float64 (Q,), average precision of each query, NaN without a positive.
-    rank: int64 (Q,), rank of the first positive, from 1; 0 without a positive.
-    queries, without: how many have a positive and how many have not; only the former are in the
-        means.
+    ap: float64 (Q,), average precision of each query, NaN where it is counted apart.
+    rank: int64 (Q,), rank of the first positive, from 1; 0 without a positive, -1 if unopposed.
+    queries, without, unopposed: how many have positives and negatives, no positive, no negative;
+        only the first are in the means.
     """
 
     top: dict[int, float]
@@ -35,6 +45,7 @@ class Retrieval(NamedTuple):
     rank: np.ndarray
     queries: int
     without: int
+    unopposed: int
 
 
 def retrieve(
@@ -57,16 +68,38 @@ def retrieve(
 
     Raises:
         BctError: shapes that do not fit; a relevance of other items; embeddings that are not
-            numbers; an unknown metric; a k below 1; no query with a positive.
+            numbers; an unknown metric; a k below 1; no query with a positive and a negative.
     """
     check_searched(query, gallery, relevance, metric, ks)
+    apart = unopposed(relevance, len(gallery))
+    return summary(*_ranked(query, gallery, relevance, metric), ks, apart)
+
+
+def _ranked(
+    query: np.ndarray, gallery: np.ndarray, relevance: Relevance, metric: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """(ap, rank) of all queries, see bct.metrics.ranking."""
     if isinstance(relevance, ByItem):
-        return summary(*by_item(query, gallery, relevance, metric), ks)
+        return by_item(query, gallery, relevance, metric)
+    if relevance.ignored is not None:
+        return _ranked_in_parts(query, gallery, relevance, metric)
     labels, others = numbered(relevance)
     own = relevance.leave_one_out
     if own and gallery is query and len(labels) * np.bincount(labels).max() <= SCORES:
-        return summary(*by_pairs(query, labels, metric), ks)
-    return summary(*by_rows(query, labels, gallery, others, metric, own), ks)
+        return by_pairs(query, labels, metric)
+    return by_rows(query, labels, gallery, others, metric, own)
+
+
+def _ranked_in_parts(
+    query: np.ndarray, gallery: np.ndarray, relevance: ByClass, metric: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """The same item by item, some queries at a time: all queries' positives may be too many."""
+    items, found = by_query(relevance), []
+    for start in range(0, len(query), _PART):
+        rows = np.arange(start, min(start + _PART, len(query)))
+        found.append(by_item(query[rows], gallery, items(rows), metric))
+    ap, rank = (np.concatenate(parts) for parts in zip(*found, strict=True))
+    return ap, rank
 
 
 def of_queries(result: Retrieval, chosen: np.ndarray) -> Retrieval:
@@ -76,7 +109,7 @@ def of_queries(result: Retrieval, chosen: np.ndarray) -> Retrieval:
         chosen: bool (Q,).
 
     Raises:
-        BctError: none of them has a positive.
+        BctError: none of them has a positive and a negative.
     """
     return summary(result.ap[chosen], result.rank[chosen], tuple(result.top))
 
@@ -158,14 +191,30 @@ def bootstrap_means(
     return means
 
 
-def summary(ap: np.ndarray, rank: np.ndarray, ks: tuple[int, ...]) -> Retrieval:
-    """The means of queries' figures. Raises BctError if none has a positive."""
+def summary(
+    ap: np.ndarray, rank: np.ndarray, ks: tuple[int, ...], apart: np.ndarray | None = None
+) -> Retrieval:
+    """The means of queries' figures.
+
+    Args:
+        ap, rank: see Retrieval. apart: bool (Q,), which queries are unopposed; None: rank says it.
+
+    Raises BctError if no query has a positive and a negative.
+    """
+    if apart is not None and apart.any():
+        ap, rank = np.where(apart, np.nan, ap), np.where(apart, -1, rank)
     found = rank > 0
-    queries = int(found.sum())
+    queries, free = int(found.sum()), int((rank < 0).sum())
+    if not queries and free:
+        raise BctError(
+            "all that a query could find is of its own class, so no item can be wrong",
+            "search in a gallery of several classes",
+        )
     if not queries:
         raise BctError("no query has a positive in the gallery", "check the labels of both sides")
     top = {k: float((rank[found] <= k).mean()) for k in ks}
-    return Retrieval(top, float(ap[found].mean()), ap, rank, queries, len(ap) - queries)
+    without = len(ap) - queries - free
+    return Retrieval(top, float(ap[found].mean()), ap, rank, queries, without, free)
 
 
 def check_searched(

@@ -137,10 +137,7 @@ def split_scores(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np
     """(genuine, impostor) scores. Raises BctError if either is empty or a score is NaN."""
     labels = np.asarray(labels).astype(bool)
     if not np.isfinite(scores).all():
-        raise BctError(
-            f"{np.count_nonzero(~np.isfinite(scores))} scores are not finite numbers",
-            "the embeddings hold NaN or inf: check the weights and the precision (--amp off)",
-        )
+        raise _not_finite(scores)
     for name, empty in (("genuine", not labels.any()), ("impostor", labels.all())):
         if empty:
             raise BctError(
@@ -148,6 +145,13 @@ def split_scores(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np
                 "use a protocol with both kinds of pairs",
             )
     return scores[labels], scores[~labels]
+
+
+def _not_finite(scores: np.ndarray) -> BctError:
+    return BctError(
+        f"{np.count_nonzero(~np.isfinite(scores))} scores are not finite numbers",
+        "the embeddings hold NaN or inf: check the weights and the precision (--amp off)",
+    )
 
 
 class Identification(NamedTuple):
@@ -188,7 +192,7 @@ def identification(
 
     Raises:
         BctError: a subject twice in the gallery; no mated probe; no non-mated probe while FPIRs
-            are asked for.
+            are asked for; scores that are not numbers.
     """
     mated, own, place = _placed(similarity, probe_subjects, gallery_subjects)
     hits = {k: int((place <= k).sum()) for k in ranks}
@@ -232,7 +236,7 @@ def probe_ranks(
         in 1..gallery, in the order of the probes.
 
     Raises:
-        BctError: a subject twice in the gallery; no mated probe.
+        BctError: a subject twice in the gallery; no mated probe; scores that are not numbers.
     """
     mated, _, place = _placed(similarity, probe_subjects, gallery_subjects)
     return mated, place
@@ -242,6 +246,8 @@ def _placed(
     similarity: np.ndarray, probe_subjects: np.ndarray, gallery_subjects: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """(mated (probes,), score of one's own subject (mated,), its rank (mated,))."""
+    if not np.isfinite(similarity.sum(dtype=np.float64)):  # comparisons with NaN say no
+        raise _not_finite(similarity)
     order = np.argsort(gallery_subjects, kind="stable")
     subjects = gallery_subjects[order]
     if (subjects[1:] == subjects[:-1]).any():

@@ -20,6 +20,8 @@ from bct.data.views import View
 from bct.errors import BctError
 from bct.files import sha256
 from bct.log import progress
+from bct.outputs import short_name
+from bct.rows import check_rows, refuse_not_finite, zeros_remark
 from bct.stored.artefacts import open_valid, shared_artefact
 
 
@@ -57,10 +59,10 @@ def embedded(
     for batch in progress(batches, what, len(loader), "batch") if what else batches:
         rows = {}
         for key, network in networks.items():
-            x = embedding_of(network(batch.images))
+            x = embedding_of(network(batch.images)).float()
             if mirror:
-                x = x + embedding_of(network(batch.images.flip(3)))
-            rows[key] = x.float().cpu().numpy()
+                x = x + embedding_of(network(batch.images.flip(3))).float()
+            rows[key] = x.cpu().numpy()
         yield batch, rows
 
 
@@ -93,6 +95,7 @@ def embed_models(
     batch_size: int = 128,
     num_workers: int = 2,
     reload: bool = False,
+    remarks: list[str] | None = None,
 ) -> dict[str, np.ndarray]:
     """Label -> embeddings of all images, float (N, D), not normalised, memory-mapped.
 
@@ -107,9 +110,10 @@ def embed_models(
         mirror: the embedding is that of the image plus that of its mirror image; default: as the
             images have it, which say, too, how all networks see them, if not as in training.
         reload: compute anew what is cached.
+        remarks: takes a line for each model that has rows of zeros, which is said in any case.
 
     Raises BctError: weights that do not load; an image that can't be read; stored embeddings of
-    other images.
+    other images; what bct.rows.check_rows refuses.
     """
     device, found, missing = torch.device(device), {}, {}
     mirror = images.mirror if mirror is None else mirror
@@ -121,7 +125,7 @@ def embed_models(
                 continue
             model.backbone  # noqa: B018 - a wrong network is refused even if a cache would do
             made_from = _made_from(model, images, mirror)
-            path = folder / f"{images.name}_{sha256(json.dumps(made_from))[:20]}.npy"
+            path = folder / f"{short_name(images.name)}_{sha256(json.dumps(made_from))[:20]}.npy"
             there = None if reload else open_valid(path, **made_from)
             if all(distributed.all_gather_object(there is not None)):
                 distributed.say(f"{model.file}: embeddings are cached in {path.name}")
@@ -134,7 +138,31 @@ def embed_models(
             )
             chosen = {label: models[label] for label in parts}
             found |= _compute(chosen, parts, images, loader, mirror)
+    said = _checked({models[label].file: rows for label, rows in found.items()}, images)
+    for line in said:
+        distributed.say(line)
+    if remarks is not None:
+        remarks += [line for line in said if line not in remarks]
     return {label: found[label] for label in models}
+
+
+def _checked(found: Mapping[str, np.ndarray], images: ImageSet) -> list[str]:
+    """A line for each file whose model gives rows of zeros. Raises BctError like check_rows."""
+
+    def describe(row: int) -> str:
+        return images.describe(row)
+
+    lines = []
+    for file, rows in found.items():
+        zeros = check_rows(rows, file, describe)
+        if len(zeros):
+            lines.append(zeros_remark(file, zeros, len(rows), describe))
+    return lines
+
+
+def refuse_batch(file: str, rows: np.ndarray, index: np.ndarray, images: ImageSet) -> None:
+    """Raises BctError for a batch's embedding that is not finite, naming model, row and image."""
+    refuse_not_finite(rows, file, lambda k: f"{index[k]} ({images.describe(int(index[k]))})")
 
 
 def _made_from(model: Embedder, images: ImageSet, mirror: bool) -> dict:
@@ -172,6 +200,7 @@ def _compute(
         for batch, rows in embedded(networks, loader, f"embed {images.name}", mirror):
             index = batch.index.cpu().numpy()
             for label, values in rows.items():
+                refuse_batch(models[label].file, values, index, images)
                 out[label][index] = values
     distributed.barrier()
     for array in out.values():

@@ -53,7 +53,7 @@ class Model:
     def width(self) -> int:
         """D, of its embeddings."""
         if self.view is None:
-            return open_vectors(self.file.split(",")[0])[0].shape[1]
+            return open_vectors(self.file.split(",")[0], finite=False)[0].shape[1]
         return self.backbone.embedding_size
 
     @property

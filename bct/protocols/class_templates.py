@@ -16,8 +16,9 @@ def class_templates(dataset: ImageSet) -> Protocol:
     in the gallery, each of the others is a probe.
 
     Pairs are all of a gallery template and a probe. Every second class is in the one gallery, the
-    others in the other one, so a search has probes that belong to nobody. A class of a single image
-    has a probe and nobody in the gallery.
+    others in the other one, so a search has probes that belong to nobody; with three classes or
+    fewer a gallery would have one template, which nobody can mistake, so there is no search. A
+    class of a single image has a probe and nobody in the gallery.
 
     Raises:
         BctError: fewer than two classes of two images or more.
@@ -41,16 +42,18 @@ def class_templates(dataset: ImageSet) -> Protocol:
     probes = probes[:: -(-len(classes) * len(probes) // _PAIRS)]
     gallery, probe = templates.rows(classes), templates.row[probes]
     first, second = (a.ravel() for a in np.meshgrid(gallery, probe, indexing="ij"))
-    halves = (slice(0, None, 2), slice(1, None, 2))
+    halves = (slice(0, None, 2), slice(1, None, 2)) if len(classes) > 3 else ()
+    few = f"No 1:N figures: {len(classes)} classes are too few to search for somebody."
     return Protocol(
         name=dataset.name,
         images=dataset,
         templates=templates,
         pairs=Pairs(first, second, subjects[first] == subjects[second]),
-        probes=Side("probes", probe, labels[probes]),
+        probes=Side("probes", probe, labels[probes]) if halves else None,
         galleries=[
             Side(f"gallery_{k}", gallery[half], classes[half]) for k, half in enumerate(halves, 1)
         ],
         subjects=subjects,
         thumbnail=thumbnails_of(dataset),
+        remarks=[] if halves else [few],
     )

@@ -1,5 +1,6 @@
 """An image set searched by class: queries in a gallery, or each image among all the others."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ from bct.data.image_set import ImageSet, Joined
 from bct.data.sets import open_images
 from bct.errors import BctError
 from bct.files import read_json
-from bct.metrics.relevance import ByClass
+from bct.metrics.relevance import ByClass, Rows
+from bct.protocols.overlap import shared_images, twins
 from bct.protocols.protocol import Protocol, Search
 from bct.protocols.thumbnails import thumbnails_of
 
@@ -19,27 +21,63 @@ def open_search(queries: str | Path, gallery: str | Path | None = None) -> Proto
 
     Returns:
         A Protocol with a search by class; its subjects are the classes, its images have their
-        names. Without a gallery each image is searched among all the others.
+        names. Without a gallery each image is searched among all the others. A query's own image,
+        if the gallery has it, too, is left out of its ranking, and remarks say how many there are.
 
-    Raises BctError: no such set; one with and one without names.
+    Raises BctError: no such set; one with and one without names; two that are the same images.
     """
-    sets = [open_images(path) for path in (queries, gallery) if path]
+    sets = [open_images(path) for path in (queries, gallery) if path is not None]
     name = "_in_".join(Path(images.path).resolve().stem for images in sets)
     if len(sets) == 1:
         labels, rows = sets[0].labels, np.arange(len(sets[0]))
         search = Search(rows, rows, ByClass(labels, labels, leave_one_out=True))
-        return _protocol(name, sets[0], search)
+        return _protocol(name, sets[0], search, _twins(sets[0]))
     images = Joined(sets)
     images.labels, images.class_names = _common_labels(*sets)
     first, second = np.split(np.arange(len(images)), [len(sets[0])])
-    relevance = ByClass(images.labels[first], images.labels[second])
-    search = Search(first, second, relevance)
-    return _protocol(name, images, search)
+    own, remarks = _own_images(*sets)
+    relevance = ByClass(images.labels[first], images.labels[second], ignored=own)
+    return _protocol(name, images, Search(first, second, relevance), remarks)
 
 
-def _protocol(name: str, images: ImageSet, search: Search) -> Protocol:
+def _twins(images: ImageSet) -> list[str]:
+    """A remark on images that are there twice. They stay: published sets have some, too."""
+    number, first = twins(images)
+    if first is None:
+        return []
+    return [
+        f"{number:,} of {len(images):,} images are the same as another one of the set, which is "
+        f"easily found: {images.describe(first[0])} is {images.describe(first[1])}."
+    ]
+
+
+def _own_images(queries: ImageSet, gallery: ImageSet) -> tuple[Rows | None, list[str]]:
+    """The gallery rows that are a query's own image, None if there are none, and a remark."""
+    same = queries.fingerprint == gallery.fingerprint
+    own = None if same else shared_images(queries, gallery)
+    if same or (own.counts().all() and len(np.unique(own.rows)) == len(gallery)):
+        raise BctError(
+            f"the gallery {gallery.path} has the very images of the queries: each finds itself",
+            "search each among all the others instead: --leave-one-out, without a gallery",
+        )
+    shared = np.flatnonzero(own.counts())
+    if not len(shared):
+        return None, []
+    return own, [
+        f"{len(shared):,} of {len(queries):,} queries are in the gallery, too, and are left out of "
+        f"their own rankings there: {queries.describe(int(shared[0]))} is "
+        f"{gallery.describe(int(own.of(shared[:1]).rows[0]))}."
+    ]
+
+
+def _protocol(name: str, images: ImageSet, search: Search, remarks: Sequence[str] = ()) -> Protocol:
     return Protocol(
-        name, images, search=search, subjects=images.labels, thumbnail=thumbnails_of(images)
+        name,
+        images,
+        search=search,
+        subjects=images.labels,
+        thumbnail=thumbnails_of(images),
+        remarks=list(remarks),
     )
 
 

@@ -12,6 +12,7 @@ from bct.metrics.scores import auc, rate_name, tar_at_far
 from bct.protocols.compare import pair_units
 from bct.protocols.protocol import Protocol
 from bct.protocols.roles import Roles, test_name
+from bct.protocols.scoring import resolved, unjudged
 from bct.protocols.templates import check_widths
 from bct.protocols.verdict import judged
 from bct.rows import unit_rows
@@ -31,7 +32,6 @@ def pair_tests(
     first, second, genuine = protocol.pairs
     for query, gallery in roles.tests():
         sides = embeddings[gallery][first], embeddings[query][second]
-        sides = [x.astype(np.promote_types(x.dtype, np.float32)) for x in sides]
         check_widths(*sides)
         name = test_name((query, gallery))
         mean, std, xnorm = accuracy(*sides, genuine)
@@ -67,19 +67,24 @@ def notes(
     roles: Roles,
     far: float,
 ) -> list[str]:
-    """What the table does not say: compatibility, drift and flips, or why there is no TAR."""
+    """What the table does not say: what was left out, compatibility, drift and flips, or why there
+    is no TAR or no verdict."""
     genuine = protocol.pairs.genuine
     impostors = int((~genuine).sum())
     if impostors in (0, len(genuine)):
         only, missing = ("impostor", "TAR") if impostors else ("genuine", "FAR")
         return [
+            *protocol.remarks,
             f"{protocol.name} has {only} pairs only: {missing} is undefined, and the accuracy "
-            "is that of a threshold that accepts or rejects everything"
+            "is that of a threshold that accepts or rejects everything",
         ]
-    lines, measure = [], f"FAR {rate_name(far)}"
-    if far * impostors < 1:
+    lines, measure = list(protocol.remarks), f"FAR {rate_name(far)}"
+    if not resolved(genuine, far):
         lines.append(f"{impostors} impostor pairs: {measure} allows no false accept at all")
-    if roles.old is not None:
+    no_verdict = unjudged(genuine, far)
+    if roles.old is not None and no_verdict:
+        lines.append(no_verdict)
+    elif roles.old is not None:
         compared = [test_name(test) for test in roles.compared(*roles.new)]
         before, cross = scores[compared[0]], scores[compared[1]]
         *units, over = pair_units(protocol)

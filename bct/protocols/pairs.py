@@ -53,14 +53,25 @@ class VerificationSet(ImageSet):
 
 
 def open_bin(path: str | Path) -> Protocol:
-    """A verification set as a protocol. BctError like load_bin."""
+    """A verification set as a protocol. Pairs of an image with itself are left out, as a remark of
+    the protocol says. BctError like load_bin, and if no pair is left."""
     images = load_bin(path)
-    every = np.arange(len(images))
+    every = images.images.reshape(-1, 2, *images.images.shape[1:])
+    kept = np.flatnonzero([not np.array_equal(*pair) for pair in every])
+    remarks = []
+    if len(lost := np.setdiff1d(np.arange(len(every)), kept)):
+        remarks = [
+            f"{len(lost):,} of {len(every):,} pairs of {images.name} are left out, as both images "
+            f"are one: pair {lost[0]}{' and others' * (len(lost) > 1)}."
+        ]
+    if not len(kept):
+        raise BctError(f"{path}: all pairs are of an image with itself", "write the set again")
     return Protocol(
         name=images.name,
         images=images,
-        pairs=Pairs(every[0::2], every[1::2], images.issame),
+        pairs=Pairs(2 * kept, 2 * kept + 1, images.issame[kept]),
         thumbnail=images.load,
+        remarks=remarks,
     )
 
 

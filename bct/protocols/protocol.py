@@ -21,7 +21,7 @@ from bct.data.image_set import ImageSet
 from bct.errors import BctError
 from bct.metrics.relevance import Relevance
 from bct.protocols.templates import Templates
-from bct.rows import unit_rows
+from bct.rows import check_rows, unit_rows
 
 
 class Pairs(NamedTuple):
@@ -61,6 +61,7 @@ class Protocol:
         search: retrieval.
         subjects: int64 (T,), whose item it is, where that is known: what intervals are over.
         thumbnail: (image, out uint8 (112, 112, 3)) fills in a small picture.
+        remarks: what was left out of it and why, a sentence each, for whoever reads its figures.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Protocol:
     search: Search | None = None
     subjects: np.ndarray | None = None
     thumbnail: Callable[[int, np.ndarray], None] | None = None
+    remarks: list[str] = field(default_factory=list)
 
     @property
     def fingerprint(self) -> str:
@@ -91,13 +93,17 @@ class Protocol:
         """The first image of an item, by its number in the protocol's files."""
         if self.templates is None:
             return item_id
-        return int(np.flatnonzero(self.templates.ids[self.templates.row] == item_id)[0])
+        (row,) = self.templates.rows(np.array([item_id]))
+        return int(np.flatnonzero(self.templates.row == row)[0])
 
     def item_features(self, embeddings: np.ndarray) -> np.ndarray:
         """Unit embeddings of the items, float32 (T, D), from those of the images (N, D).
 
-        Raises BctError when the number of embeddings is not the number of images.
+        Raises BctError when the number of embeddings is not the number of images, and like
+        bct.rows.check_rows.
         """
+        if len(embeddings) == len(self.images):
+            check_rows(embeddings, describe=lambda row: self.images.describe(row))
         if self.templates is not None:
             return self.templates.aggregate(embeddings)
         if len(embeddings) != len(self.images):
@@ -105,4 +111,4 @@ class Protocol:
                 f"there are {len(embeddings)} embeddings for {len(self.images)} images",
                 "compute the embeddings for this protocol",
             )
-        return unit_rows(np.asarray(embeddings, np.float32))
+        return unit_rows(embeddings)

@@ -8,12 +8,16 @@ from typing import NamedTuple
 import numpy as np
 
 from bct.data import views
-from bct.metrics.retrieval import METRICS
+from bct.errors import BctError
+from bct.metrics.relevance import Relevance
+from bct.metrics.retrieval import METRICS, Retrieval
 from bct.models.model import Model
 from bct.models.widths import POLICIES
+from bct.outputs import short_name
 from bct.protocols.image_search import sets_of
+from bct.protocols.overlap import with_a_twin
 from bct.protocols.protocol import Protocol
-from bct.protocols.roles import Roles
+from bct.protocols.roles import Roles, Test
 from bct.protocols.search_backfill import backfills
 from bct.protocols.search_tables import heading, tables
 from bct.protocols.search_tests import (
@@ -26,6 +30,7 @@ from bct.protocols.search_tests import (
     run_tests,
     sides_of,
 )
+from bct.rows import check_rows, zeros_remark
 from bct.stored.vector_files import save_rows
 
 
@@ -97,6 +102,9 @@ def study(
         sides[label] = once.setdefault(key, sides_of(protocol.search, rows))
     if roles.mapped is not None:
         gallery = models[roles.mapped].rows(sets_of(protocol)[-1])
+        zeros = check_rows(gallery, models[roles.mapped].file)
+        if len(zeros):
+            protocol.remarks.append(zeros_remark(models[roles.mapped].file, zeros, len(gallery)))
         sides[roles.mapped] = Sides(gallery[:0], gallery)
     relevance = protocol.search.relevance
     parts = parts_of(relevance, wanted.old)
@@ -104,7 +112,7 @@ def study(
     labels = protocol.subjects[protocol.search.queries]
     names = protocol.images.class_names
     found = measured(results, roles, how, parts, labels, wanted.resamples, names, wanted.per_class)
-    remarks = []
+    remarks = [*protocol.remarks, *_unopposed(results), *_twins(sides, roles, relevance)]
     if wanted.old is not None:
         remarks += [f"There are no {part}." for part in (OLD, NEW) if part not in parts]
     if wanted.orders:
@@ -117,13 +125,58 @@ def study(
     return found, text, remarks + left_out
 
 
-def save_embeddings(
-    target: Path, protocol: Protocol, models: Mapping[str, Model], embeddings: Mapping
-) -> None:
-    """<target>_<label>.npy; with two sets <target>_<label>_queries.npy and _gallery.npy."""
+def _unopposed(results: Mapping[Test, Retrieval]) -> list[str]:
+    free = next(iter(results.values())).unopposed
+    if not free:
+        return []
+    return [f"{free:,} queries are left out: all that they could find is of their own class."]
+
+
+def _twins(sides: Mapping[str, Sides], roles: Roles, relevance: Relevance) -> list[str]:
+    """Of two sets: queries whose vector is that of another image in the gallery.
+
+    Raises BctError if all are: then queries and gallery are one file, or have one order.
+    """
+    if getattr(relevance, "leave_one_out", False):
+        return []
+    own = np.zeros(len(relevance.query), bool)
+    if relevance.ignored is not None:
+        own = relevance.ignored.counts() > 0
+    remarks = []
+    for label in (label for label in sides if label != roles.mapped):
+        same = with_a_twin(*sides[label]) & ~own
+        if same.all():
+            raise BctError(
+                f"{label}: each query's vector is in the gallery, but its image is not",
+                "give the embeddings of both sets, queries.npy,gallery.npy",
+            )
+        if same.any():
+            remarks.append(
+                f"{label}: {same.sum():,} queries have the very vector of another image in the "
+                f"gallery, which they find first; the first is query {same.argmax()}."
+            )
+    return remarks
+
+
+def embedding_files(
+    target: Path, protocol: Protocol, models: Mapping[str, Model]
+) -> dict[str, list[Path]]:
+    """Label -> <target>_<label>.npy, with two sets <target>_<label>_queries.npy and _gallery.npy.
+    Stored embeddings have none."""
     ends = ("_queries", "_gallery") if len(sets_of(protocol)) == 2 else ("",)
-    for label, rows in embeddings.items():
-        if models[label].view is None:
-            continue
-        for end, array in zip(ends, sides_of(protocol.search, rows), strict=False):
-            save_rows(target.with_name(f"{target.name}_{label}{end}.npy"), array)
+    return {
+        label: [
+            target.with_name(f"{short_name(f'{target.name}_{label}')}{end}.npy") for end in ends
+        ]
+        for label, model in models.items()
+        if model.view is not None
+    }
+
+
+def save_embeddings(
+    files: Mapping[str, list[Path]], protocol: Protocol, embeddings: Mapping[str, np.ndarray]
+) -> None:
+    """Args: files: see embedding_files. embeddings: label -> (N, D)."""
+    for label, paths in files.items():
+        for path, array in zip(paths, sides_of(protocol.search, embeddings[label]), strict=False):
+            save_rows(path, array)

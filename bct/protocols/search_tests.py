@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bct.metrics import chain
-from bct.metrics.relevance import ByClass, Relevance, positives
+from bct.metrics.relevance import ByClass, Relevance, positives, unopposed
 from bct.metrics.retrieval import Retrieval, bootstrap_means, by_class, cmc, of_queries, retrieve
 from bct.models.widths import same_width
 from bct.protocols.protocol import Search
@@ -84,7 +84,7 @@ def parts_of(relevance: ByClass, old: np.ndarray | None) -> dict[str, np.ndarray
     """
     parts = {EVERY: np.ones(len(relevance.query), bool)}
     if old is not None:
-        findable = positives(relevance) > 0
+        findable = (positives(relevance) > 0) & ~unopposed(relevance, len(relevance.gallery))
         of_old = old[relevance.query]
         parts |= {OLD: of_old, NEW: ~of_old}
         parts = {part: chosen for part, chosen in parts.items() if (chosen & findable).any()}
@@ -106,7 +106,11 @@ def figures(
     for part, chosen in parts.items():
         found = of_queries(result, chosen)
         top = {f"top{k}": share for k, share in found.top.items()}
-        counts = {"queries": found.queries, "without": found.without}
+        counts = {
+            "queries": found.queries,
+            "without": found.without,
+            "unopposed": found.unopposed,
+        }
         out[part] = {**top, "map": found.mean_ap, **counts}
     out["cmc"] = cmc(result, DEPTH).tolist()
     if labels is not None:

@@ -4,16 +4,18 @@ Sources: IJB-C protocol; MixBCT and insightface evaluators (their published sett
 image plus mirror image, times detection score, not normalised before aggregation).
 """
 
+import math
 from functools import cached_property
 
 import numpy as np
 
 from bct.errors import BctError
-from bct.rows import unit_rows
+from bct.rows import check_rows, unit_rows
 from bct.threads import each_in_threads
 
 _DENSE_LIMIT = 1 << 28  # scores held at once when all pairs of two sides are computed
 _TABLE_LIMIT = 1 << 24  # template ids below it are looked up in a table
+_SMALL, _LARGE = 1e-12, 1e12  # a largest value in between needs no scaling in float32
 _BLOCK = 1 << 15  # pairs that one thread looks up at a time
 
 
@@ -23,11 +25,13 @@ class Templates:
     Args:
         of_image: int64 (N,), the id of each image's template; any numbers.
         medium: int64 (N,), the medium (video) each image is from; None: each is its own.
-        weight: float (N,), detection scores; None: all 1.
+        weight: float (N,), detection scores, 0 or more; None: all 1.
+        counts: bool (N,), which images count; None: all. The others have an embedding, of which
+            nothing is made: no face was found in them.
 
     Attributes:
-        ids: int64 (T,), ascending.
-        row: int64 (N,), the template of each image, 0..T-1.
+        ids: int64 (T,), ascending, of the templates that have an image.
+        row: int64 (N,), the template of each image, 0..T-1; -1 if it does not count.
     """
 
     def __init__(
@@ -35,12 +39,19 @@ class Templates:
         of_image: np.ndarray,
         medium: np.ndarray | None = None,
         weight: np.ndarray | None = None,
+        counts: np.ndarray | None = None,
     ):
-        self.ids, self.row = np.unique(of_image, return_inverse=True)
+        of_image = np.asarray(of_image)
+        counts = np.ones(len(of_image), bool) if counts is None else counts
+        self.images = np.flatnonzero(counts)
+        self.row = np.full(len(of_image), -1)
+        self.ids, self.row[self.images] = np.unique(of_image[self.images], return_inverse=True)
         self.medium, self.weight = medium, weight
 
     def rows(self, ids: np.ndarray) -> np.ndarray:
         """The row, 0..T-1, of each template id. BctError for one that has no image."""
+        if not len(self.ids):
+            raise BctError("no template has an image", "give at least one image that counts")
         if self.ids[-1] >= _TABLE_LIMIT or self.ids[0] < 0:
             rows = np.minimum(np.searchsorted(self.ids, ids), len(self.ids) - 1)
         else:  # many times faster than a search per id
@@ -55,15 +66,12 @@ class Templates:
         return rows
 
     @cached_property
-    def _sizes(self) -> np.ndarray:
-        """Number of images in each image's medium of its template, int64 (N,)."""
+    def _group(self) -> np.ndarray:
+        """Which medium of which template each image that counts is in, by number, int64."""
         if self.medium is None:
-            return np.ones(len(self.row), np.int64)
-        media, medium = np.unique(self.medium, return_inverse=True)
-        _, group, sizes = np.unique(
-            self.row * len(media) + medium, return_inverse=True, return_counts=True
-        )
-        return sizes[group]
+            return np.arange(len(self.images))
+        media, medium = np.unique(self.medium[self.images], return_inverse=True)
+        return np.unique(self.row[self.images] * len(media) + medium, return_inverse=True)[1]
 
     def aggregate(
         self, features: np.ndarray, normalise: bool = False, weighted: bool = True
@@ -75,10 +83,13 @@ class Templates:
 
             t = n( sum over media m of 1/|m| sum over images i in m of score_i f_i )
 
+        An embedding of zeros is none and counts in no |m|.
+
         Args:
             normalise: put n(f_i) for f_i. weighted: False puts 1 for score_i.
 
-        Raises BctError when the number of embeddings is not the number of images.
+        Raises BctError when the number of embeddings is not the number of images, for one that is
+        not finite, and if all are zeros.
         """
         if len(features) != len(self.row):
             raise BctError(
@@ -87,16 +98,16 @@ class Templates:
             )
         from scipy.sparse import csr_matrix  # a tenth of a second that training need not wait for
 
-        features = np.asarray(features, np.float32)
-        weights = 1 / self._sizes
+        embedded = np.ones(len(features))
+        embedded[check_rows(features, alike=False)] = 0
+        features = _summable(features, normalise)
+        sizes = np.bincount(self._group, embedded[self.images])
+        weights = 1 / np.maximum(sizes, 1)[self._group]
         if weighted and self.weight is not None:
-            weights = weights * self.weight
-        if normalise:
-            norms = np.sqrt(np.einsum("nd,nd->n", features, features))
-            weights = weights / np.maximum(norms, 1e-12)
-        images = np.arange(len(features))
+            weights = weights * self.weight[self.images]
         mixing = csr_matrix(
-            (weights.astype(np.float32), (self.row, images)), shape=(len(self.ids), len(features))
+            (weights.astype(np.float32), (self.row[self.images], self.images)),
+            shape=(len(self.ids), len(features)),
         )
         sums = np.empty((len(self.ids), features.shape[1]), np.float32)
 
@@ -105,6 +116,19 @@ class Templates:
 
         each_in_threads(add, len(self.ids), 1 << 10)
         return unit_rows(sums)
+
+
+def _summable(features: np.ndarray, normalise: bool) -> np.ndarray:
+    """float32 (N, D), of which sums are neither infinite nor 0 for their length alone.
+
+    All rows are divided by one number, so that their lengths still weigh them, and only if that is
+    needed: by a power of two, so that nothing is rounded.
+    """
+    largest = max(float(features.max(initial=0)), -float(features.min(initial=0)))
+    if largest and not _SMALL < largest < _LARGE:
+        features = features / np.asarray(2.0 ** math.frexp(largest)[1], np.float64)
+    features = np.asarray(features, np.float32)
+    return unit_rows(features) if normalise else features
 
 
 def pair_scores(first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:

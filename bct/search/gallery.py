@@ -17,9 +17,9 @@ import numpy as np
 
 from bct.errors import BctError
 from bct.files import atomic, read_json, write_json
-from bct.rows import BLOCK
+from bct.rows import BLOCK, first_not_finite
 from bct.stored.fingerprint import Fingerprint, require_format
-from bct.stored.vector_files import first_not_finite, open_vectors
+from bct.stored.vector_files import open_vectors
 
 _FORMAT, _VERSION = "bct-gallery", 1
 _HEAD = {"format": _FORMAT, "version": _VERSION}

@@ -2,10 +2,9 @@
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from bct.errors import BctError
-from bct.rows import row_blocks
+from bct.rows import unit_blocks, unit_rows
 from bct.stored.class_statistics import class_sums
 from bct.streams import generator
 
@@ -36,6 +35,8 @@ def order_by_distance(distance: np.ndarray) -> np.ndarray:
 def distance_to_centre(embeddings: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """|n(x_i) - n(sum over class y_i of n(x))| with n(x) = x / |x|, float32 (N,), in 0..2.
 
+    A row of zeros has the distance of cosine 0, the square root of 2, and is in no sum.
+
     How badly an embedding stands for its class. Given the old embeddings mapped into the new space,
     it is the order of Ricci et al. (lambda-orthogonality, arXiv 2509.16664).
 
@@ -43,19 +44,22 @@ def distance_to_centre(embeddings: np.ndarray, labels: np.ndarray) -> np.ndarray
         embeddings: float (N, D); labels: (N,), any ids.
     """
     _, labels = np.unique(labels, return_inverse=True)
-    centres = F.normalize(class_sums(embeddings, labels, unit=True)[0]).float()
+    sums = class_sums(embeddings, labels, unit=True)[0]
+    centres = torch.from_numpy(unit_rows(sums.numpy()))
     distance = np.empty(len(labels), np.float32)
-    for rows, x in row_blocks(embeddings):
-        gap = F.normalize(x) - centres[torch.from_numpy(labels[rows])]  # (B, D)
-        distance[rows] = torch.linalg.vector_norm(gap, dim=1).numpy()
+    for rows, x in unit_blocks(embeddings):
+        gap = x - centres[torch.from_numpy(labels[rows])]  # (B, D)
+        apart = torch.linalg.vector_norm(gap, dim=1)
+        distance[rows] = apart.where(x.any(dim=1), 2**0.5).numpy()
     return distance
 
 
 def disagreement(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     """1 - cos(old_i, new_i) = |n(old_i) - n(new_i)|^2 / 2, float32 (N,), in 0..2.
 
-    Computed the second way, which is exactly 0 for equal rows. It needs the new embeddings, so it
-    is no order that a deployment could know: it is what a predicted order can be held against.
+    Computed the second way, which is exactly 0 for equal rows; 1 where either row is zeros. It
+    needs the new embeddings, so it is no order that a deployment could know: it is what a predicted
+    order can be held against.
 
     Args:
         old, new: float (N, D), of the same items.
@@ -69,6 +73,7 @@ def disagreement(old: np.ndarray, new: np.ndarray) -> np.ndarray:
             "give both models' embeddings of the same items, of one width",
         )
     out = np.empty(len(old), np.float32)
-    for (rows, a), (_, b) in zip(row_blocks(old), row_blocks(new), strict=True):
-        out[rows] = (F.normalize(a) - F.normalize(b)).square().sum(1).div(2).numpy()
+    for (rows, a), (_, b) in zip(unit_blocks(old), unit_blocks(new), strict=True):
+        half = (a - b).square().sum(1).div(2)
+        out[rows] = half.where(a.any(dim=1) & b.any(dim=1), 1.0).numpy()
     return out

@@ -28,6 +28,7 @@ import torch.distributed as dist
 from bct import distributed
 from bct.errors import BctError
 from bct.files import ROOT, atomic, read_json, write_json
+from bct.rows import zeros_remark
 from bct.scenarios import scenario_of
 
 # kind: (end of the file name, command that makes it)
@@ -72,6 +73,7 @@ def write_artefact(
     Args:
         manifest: what the array is and was made from; rows, dim, dtype, digest and date are added.
     """
+    _refuse_to_replace(manifest_path(path))
     with atomic(path) as temporary:
         array = np.lib.format.open_memmap(temporary, "w+", np.dtype(dtype), shape)
         yield array
@@ -89,6 +91,19 @@ def write_artefact(
             "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         },
     )
+
+
+def _refuse_to_replace(path: Path) -> None:
+    """Raises BctError if a .json is no manifest: model.npy would take a model.json for its own."""
+    try:
+        said = read_json(path)
+    except BctError:
+        return  # there is none, or a damaged one of an array that is made again
+    if not isinstance(said, dict) or not {"rows", "dtype"} <= said.keys():
+        raise BctError(
+            f"{path} is no manifest of ours and would be replaced",
+            f"give the array another name than {path.stem}.npy",
+        )
 
 
 @contextmanager
@@ -226,30 +241,34 @@ def make_artefact(
     kind: str,
     sd: str,
     feature_save: str | Path,
-    compute: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    compute: Callable[[np.ndarray, np.ndarray, list[int]], np.ndarray],
     said: Callable[[np.ndarray], str],
     **settings: float,
 ) -> str:
     """Makes an artefact from the embeddings of an old model, unless a valid one is there.
 
     Args:
-        compute: embeddings (n, D), labels (n,) -> the array.
+        compute: embeddings (n, D), labels (n,), a list that takes the rows of zeros -> the array.
         said: the array -> what is in it, for people.
         settings: of the artefact, T; they are in its manifest.
 
     Returns:
-        What was done, one line.
+        What was done, one line; another one if rows of zeros were left out.
 
-    Raises BctError like open_features.
+    Raises BctError like open_features and `compute`.
     """
     path = artefact_path(kind, feature_save, scenario_of(sd), sd, **settings)
     features, labels, made_from = open_features(feature_save, sd)
     made_from |= {"kind": kind, **settings}
     if is_valid(path, **made_from):
         return f"{path} is up to date: reusing it"
-    array = compute(features, labels)
+    zeros: list[int] = []
+    array = compute(features, labels, zeros)
     if array.dtype.names:
         made_from["dim"] = features.shape[1]
     with write_artefact(path, array.shape, array.dtype, **made_from) as out:
         out[:] = array
-    return f"{path}: {said(array)}"
+    lines = [f"{path}: {said(array)}"]
+    if zeros:
+        lines.append(zeros_remark(str(features.filename), np.array(zeros), len(features)))
+    return "\n".join(lines)

@@ -2,10 +2,14 @@
 
 Memory stays near (C, D) float64 and float32 plus a few values per image, however many images. The
 sums of a block are taken in float32, at most CHUNK rows of a class at once, and added in float64.
+
+Rows that are no embeddings are treated as bct/rows.py says: one that is not finite is refused, and
+rows of zeros stay out of sums, masks and radii. Whoever wants to know which gives a list, `zeros`.
 """
 
 import math
 import threading
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +17,8 @@ import torch.nn.functional as F
 from scipy.sparse import csc_matrix
 
 from bct.errors import BctError
-from bct.rows import BLOCK, read_rows, refuse_not_finite, row_blocks
+from bct.rows import BLOCK, is_odd, read_rows, refuse_not_finite, unit_blocks, unit_rows
+from bct.stored.within_classes import nearest, within_fences
 from bct.threads import each_in_threads, in_threads
 
 CHUNK = 1 << 11  # rows of one thread: they stay in its cache while it works on them
@@ -32,24 +37,44 @@ def _scratch(name: str, rows: slice, width: int) -> np.ndarray:
 def class_sums(
     features: np.ndarray, labels: np.ndarray, unit: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Sum of the embeddings of every class, float64 (C, D), and the class sizes, int64 (C,).
+    """Sum of the embeddings of every class, float64 (C, D), and how many they are, int64 (C,).
 
     Args:
         features: float (n, D); labels: int64 (n,) in 0..C-1, in any order.
         unit: L2-normalise each row first.
 
     Raises:
-        BctError: a class of 0..C-1 without any image.
+        BctError: a class of 0..C-1 without any image; a row that is not finite.
     """
-    sums, counts, *_ = _class_sums(features, labels, unit)
-    return torch.from_numpy(sums), torch.from_numpy(counts)
+    sums, found, _ = _class_sums(features, labels, unit)
+    return torch.from_numpy(sums), torch.from_numpy(found.counts)
+
+
+class _Rows(NamedTuple):
+    """counts: int64 (C,), of a class's rows that are not zeros. lengths: float32 (n,), if they are
+    wanted, 1 for those in `odd`; else ones; 0 for rows of zeros. odd: int64 (k,), ascending, rows
+    whose squares float32 does not hold, and zeros."""
+
+    counts: np.ndarray
+    lengths: np.ndarray
+    odd: np.ndarray
+
+    @property
+    def zeros(self) -> np.ndarray:
+        """Which rows are zeros, int64 (k,), ascending."""
+        return self.odd[self.lengths[self.odd] == 0]
+
+    @property
+    def embedded(self) -> np.ndarray | slice:
+        """The other rows; in most files all, and no copy."""
+        return self.lengths > 0 if len(self.zeros) else slice(None)
 
 
 def _class_sums(
     features: np.ndarray, labels: np.ndarray, unit: bool, squares: bool = False
-) -> tuple[np.ndarray, ...]:
-    """class_sums; the lengths of the rows, float32 (n,), if unit, else ones; and the sum of the
-    squares of each column, float64 (D,), if asked for."""
+) -> tuple[np.ndarray, _Rows, np.ndarray]:
+    """Sums, float64 (C, D); about the rows; the sum of the squares of each column, float64 (D,), if
+    wanted."""
     counts = np.bincount(labels)
     if (counts == 0).any():
         raise BctError(
@@ -62,20 +87,69 @@ def _class_sums(
 
     def add(rows: slice) -> tuple[np.ndarray, ...]:
         x = read_rows(features, rows, _scratch("x", rows, width))
-        if unit:
-            lengths[rows] = np.sqrt(_products(x, x))
+        with np.errstate(all="ignore"):  # those are odd
+            length = np.sqrt(_products(x, x))
+        odd = np.flatnonzero(is_odd(length))
+        if len(odd):
+            x, length[odd] = _odd_rows(features, rows, x, odd, unit)
+        lengths[rows] = length if unit else length > 0
         scale = _inverse(lengths[rows])
         classes, members = _members(labels[rows], scale)
         part, columns = members @ x, 0.0
         if squares:
             x *= x
             columns = np.einsum("n,nd->d", scale * scale, x)
-        return classes, part, columns
+        return classes, part, columns, rows.start + odd
 
-    for classes, part, columns in in_threads(add, len(labels), CHUNK):
+    odd = [np.empty(0, np.int64)]
+    for classes, part, columns, own in in_threads(add, len(labels), CHUNK):
         sums[classes] += part
         total += columns
-    return sums, counts, lengths, total
+        odd.append(own)
+    odd = np.concatenate(odd)
+    zeros = odd[lengths[odd] == 0]
+    counts -= np.bincount(labels[zeros], minlength=len(counts))
+    return sums, _Rows(counts, lengths, odd), total
+
+
+def _odd_rows(
+    features: np.ndarray, rows: slice, x: np.ndarray, odd: np.ndarray, unit: bool
+) -> tuple[np.ndarray, np.ndarray]:
+    """x, float32 (B, D), with its odd rows of unit length, or else all of x in float64, which has
+    room for all of float32's sums; and 1 for each odd row, 0 if it is zeros, (k,).
+
+    Raises BctError for one that is not finite.
+    """
+    own = features[rows.start + odd]
+    refuse_not_finite(own, _name(features), lambda row: rows.start + odd[row])
+    if unit:
+        x[odd] = unit_rows(own)
+    else:
+        x = features[rows].astype(np.float64)
+    return x, own.any(axis=1)
+
+
+def _name(features: np.ndarray) -> str:
+    """What messages call them."""
+    return str(getattr(features, "filename", None) or "the embeddings")
+
+
+def _require_embeddings(features: np.ndarray, found: _Rows, zeros: list[int] | None) -> None:
+    """Adds the rows of zeros to `zeros`. Raises BctError for a class that has nothing else."""
+    of_zeros = found.zeros
+    if len(of_zeros) == len(found.lengths):
+        raise BctError(
+            f"{_name(features)}: all {len(of_zeros)} rows are zeros",
+            "check the old model, then extract its embeddings again",
+        )
+    if (found.counts == 0).any():
+        raise BctError(
+            f"{_name(features)}: all rows of class {np.argmin(found.counts)} are zeros, so it has "
+            "no mean",
+            "check the old model and that class's images, then extract its embeddings again",
+        )
+    if zeros is not None:
+        zeros += of_zeros.tolist()
 
 
 def _members(labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, csc_matrix]:
@@ -88,7 +162,7 @@ def _members(labels: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, csc_m
 
 def _inverse(lengths: np.ndarray) -> np.ndarray:
     """What rows are multiplied by to have unit length; a row of zeros stays."""
-    return 1 / np.maximum(lengths, np.float32(1e-12))
+    return 1 / np.where(lengths == 0, np.float32(1), lengths)
 
 
 def _products(x: np.ndarray, y: np.ndarray) -> np.ndarray:
@@ -117,7 +191,7 @@ def _means(
 def _to_means(
     features: np.ndarray,
     labels: np.ndarray,
-    lengths: np.ndarray,
+    found: _Rows,
     means: np.ndarray,
     squares: np.ndarray,
     weights: np.ndarray | None = None,
@@ -129,16 +203,17 @@ def _to_means(
     takes fewer passes over the rows. Where the terms nearly cancel the left side is computed.
 
     Args:
-        lengths: of the rows; means, squares: by _means; weights: w, float32 (D,), None: ones.
-
-    Raises:
-        BctError: NaN or inf among the embeddings.
+        found: by _class_sums, unit; means, squares: by _means; weights: w, float32 (D,), None:
+            ones.
     """
-    width = features.shape[1]
+    width, lengths = features.shape[1], found.lengths
     distance, product = np.empty((2, len(labels)), np.float32)
 
     def measure(rows: slice) -> None:
         x, y = read_rows(features, rows, _scratch("x", rows, width)), labels[rows]
+        odd = found.odd[slice(*np.searchsorted(found.odd, [rows.start, rows.stop]))]
+        if len(odd):
+            x[odd - rows.start] = unit_rows(features[odd])
         z = means.take(y, axis=0, out=_scratch("z", rows, width), mode="clip")
         scale = _inverse(lengths[rows])
         product[rows] = _products(x, z) * scale
@@ -155,83 +230,71 @@ def _to_means(
         distance[rows] = d
 
     each_in_threads(measure, len(labels), CHUNK)
-    refuse_not_finite(distance)
+    refuse_not_finite(distance, _name(features))
     return distance, product
 
 
-def class_means(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def class_means(
+    features: np.ndarray, labels: np.ndarray, zeros: list[int] | None = None
+) -> np.ndarray:
     """BCT's old prototypes: the mean of each class's *raw* embeddings, L2-normalised afterwards.
 
     Args:
-        features: float (n, D); labels: int64 (n,).
+        features: float (n, D); labels: int64 (n,). zeros: see above.
 
     Returns:
         float32 (C, D), row c = class c.
+
+    Raises:
+        BctError: a class without an embedding; a row that is not finite.
     """
-    sums, *_ = _class_sums(features, labels, unit=False)
+    sums, found, _ = _class_sums(features, labels, unit=False)
+    _require_embeddings(features, found, zeros)
     means = np.empty(sums.shape, np.float32)
 
     def finish(rows: slice) -> None:
-        m = sums[rows]
-        m /= np.maximum(np.sqrt(_products(m, m)), 1e-12)[:, None]
-        means[rows] = m
+        means[rows] = unit_rows(sums[rows])
 
     each_in_threads(finish, len(sums), CHUNK)
     return means
 
 
-def credible_mask(features: np.ndarray, labels: np.ndarray, T: float) -> np.ndarray:
+def credible_mask(
+    features: np.ndarray, labels: np.ndarray, T: float, zeros: list[int] | None = None
+) -> np.ndarray:
     """MixBCT's denoising: which old embeddings are near their class (arXiv 2308.06948, sec. 3.3).
 
         X = rows of unit length,  Z = X with every column scaled to unit length over the whole file
         d_i = |Z_i - mean of its class in Z|;  the ceil(T n_c) smallest of a class are credible
 
-    Equal distances are kept in the order of their index. Classes need not be contiguous.
+    Equal distances are kept in the order of their index; they are equal as far as float32 can tell,
+    so the two images of a class of two always are. Classes need not be contiguous.
 
     Args:
-        features: float (n, D); labels: int64 (n,); T: kept share, in (0, 1].
+        features: float (n, D); labels: int64 (n,); T: kept share, in (0, 1]. zeros: see above.
 
     Returns:
         bool (n,).
+
+    Raises:
+        BctError: as class_means.
     """
-    sums, counts, lengths, squares = _class_sums(features, labels, unit=True, squares=True)
+    sums, found, squares = _class_sums(features, labels, unit=True, squares=True)
+    _require_embeddings(features, found, zeros)
     squares[squares < np.finfo(np.float32).tiny] = 1.0
     weights = 1 / squares
-    means = _means(sums, counts, weights)
+    means, of_means = _means(sums, found.counts, weights)
     del sums
-    distance, _ = _to_means(features, labels, lengths, *means, weights.astype(np.float32))
-    return _nearest(distance, labels, np.ceil(T * counts).astype(np.int64))
-
-
-def _nearest(distance: np.ndarray, labels: np.ndarray, keep: np.ndarray) -> np.ndarray:
-    """Which images, bool (n,), are the keep[c] >= 1 nearest of their class c; of equally near ones
-    those that come first."""
-    sizes = np.bincount(labels)
-    first = np.cumsum(sizes) - sizes
-    farthest = _values(np.sort(_keys(distance, labels))[first + keep - 1])[labels]
-    mask = distance < farthest
-    room = keep - np.bincount(labels[mask], minlength=len(keep))
-    equal = np.flatnonzero(distance == farthest)
-    equal = equal[np.argsort(labels[equal], kind="stable")]
-    of_class = labels[equal]
-    rank = np.arange(len(equal)) - np.searchsorted(of_class, of_class)
-    mask[equal[rank < room[of_class]]] = True
+    distance, _ = _to_means(features, labels, found, means, of_means, weights.astype(np.float32))
+    error = 8 * np.finfo(np.float32).eps * np.sqrt(distance * (distance + of_means[labels]))
+    keep, mask, some = np.ceil(T * found.counts), np.zeros(len(labels), bool), found.embedded
+    mask[some] = nearest(distance[some], error[some], labels[some], keep.astype(np.int64))
     return mask
 
 
-def _keys(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """Whole numbers, uint64, in the order of the labels and then of the float32 values >= 0: the
-    label above the bits of the value, which are in its order."""
-    keys = labels.astype(np.uint64) << np.uint64(32)
-    keys |= values.view(np.uint32)
-    return keys
-
-
-def _values(keys: np.ndarray) -> np.ndarray:
-    return keys.astype(np.uint32).view(np.float32)
-
-
-def entropy_mask(features: np.ndarray, labels: np.ndarray, T: float) -> np.ndarray:
+def entropy_mask(
+    features: np.ndarray, labels: np.ndarray, T: float, zeros: list[int] | None = None
+) -> np.ndarray:
     """NCCL's filter: which old embeddings the old space assigns to few classes (Wu et al., AAAI
     2022, "highly credible" samples).
 
@@ -243,26 +306,35 @@ def entropy_mask(features: np.ndarray, labels: np.ndarray, T: float) -> np.ndarr
 
     Args:
         features: float (n, D); labels: int64 (n,); T: share of the largest possible entropy.
+        zeros: see above.
 
     Returns:
         bool (n,).
+
+    Raises:
+        BctError: as class_means.
     """
-    sums, counts = class_sums(features, labels, unit=True)
+    sums, found, _ = _class_sums(features, labels, unit=True)
+    _require_embeddings(features, found, zeros)
+    sums, counts = torch.from_numpy(sums), torch.from_numpy(found.counts)
     means = (sums / counts[:, None]).float()
     # the mean square distance to the own mean is 1 - |m|^2, weighted by class size
-    spread = 1 - (counts * means.double().square().sum(1)).sum().item() / len(labels)
+    spread = 1 - (counts * means.double().square().sum(1)).sum().item() / counts.sum().item()
     squares = means.square().sum(1)
     mask = np.empty(len(labels), bool)
     block = max(1, min(BLOCK, (1 << 26) // len(means)))  # (block, C) stays within 256 MiB
-    for rows, x in row_blocks(features, block):
-        distance = 1 + squares - 2 * F.normalize(x) @ means.t()
+    for rows, x in unit_blocks(features, _name(features), block):
+        distance = 1 + squares - 2 * x @ means.t()
         log_p = F.log_softmax(-distance * features.shape[1] / max(2 * spread, 1e-6), dim=1)
         entropy = -(log_p.exp() * log_p).sum(1)
         mask[rows] = (entropy <= T * math.log(len(means))).numpy()
+    mask[found.zeros] = False
     return mask
 
 
-def class_statistics(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def class_statistics(
+    features: np.ndarray, labels: np.ndarray, zeros: list[int] | None = None
+) -> np.ndarray:
     """How far each class reaches in the old space (AdvBCT's and LCE's class statistics).
 
     Embeddings are L2-normalised; a class's centre is the plain mean of its unit embeddings, not
@@ -271,24 +343,30 @@ def class_statistics(features: np.ndarray, labels: np.ndarray) -> np.ndarray:
     the angles to the centre's direction. Source: Pan et al., AdvBCT, CVPR 2023.
 
     Args:
-        features: float (n, D); labels: int64 (n,).
+        features: float (n, D); labels: int64 (n,). zeros: see above.
 
     Returns:
         (C,) records: centre float32 (D,); radius and smallest_radius, the largest and smallest
-        distance kept; angle, the largest angle kept, in radians; count, images; kept, distances
-        kept. A radius says something only where kept > 1.
+        distance kept; angle, the largest angle kept, in radians; count, images that
+        have an embedding; kept, distances kept. A radius says something only where kept > 1.
+
+    Raises:
+        BctError: as class_means.
     """
-    sums, counts, lengths, _ = _class_sums(features, labels, unit=True)
-    centres, squares = _means(sums, counts, np.ones(features.shape[1]))
+    sums, found, _ = _class_sums(features, labels, unit=True)
+    _require_embeddings(features, found, zeros)
+    centres, squares = _means(sums, found.counts, np.ones(features.shape[1]))
     del sums
-    radii, angles = _to_means(features, labels, lengths, centres, squares)
+    radii, angles = _to_means(features, labels, found, centres, squares)
     np.sqrt(radii, out=radii)
     angles /= np.maximum(np.sqrt(squares), np.float32(1e-12))[labels]
     np.arccos(np.clip(angles, -1, 1, out=angles), out=angles)
-    out = np.zeros(len(counts), class_statistics_dtype(features.shape[1]))
-    out["centre"], out["count"] = centres, counts
-    out["smallest_radius"], out["radius"], out["kept"] = _within_fences(radii, labels)
-    _, out["angle"], _ = _within_fences(angles, labels)
+    out = np.zeros(len(centres), class_statistics_dtype(features.shape[1]))
+    out["centre"], out["count"] = centres, found.counts
+    some = found.embedded
+    radii, angles, labels = radii[some], angles[some], labels[some]
+    out["smallest_radius"], out["radius"], out["kept"] = within_fences(radii, labels)
+    _, out["angle"], _ = within_fences(angles, labels)
     return out
 
 
@@ -296,16 +374,3 @@ def class_statistics_dtype(dim: int) -> np.dtype:
     numbers = [(name, np.float32) for name in ("radius", "smallest_radius", "angle")]
     counts = [(name, np.int64) for name in ("count", "kept")]
     return np.dtype([("centre", np.float32, (dim,)), *numbers, *counts])
-
-
-def _within_fences(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, ...]:
-    """(smallest, largest, number) of each class's values >= 0 after the 1.5 IQR rule."""
-    keys = np.sort(_keys(values, labels))
-    sizes = np.bincount(labels)
-    first = np.cumsum(sizes) - sizes
-    q1, q3 = _values(keys[first + sizes // 4]), _values(keys[first + 3 * sizes // 4])
-    reach = np.where(sizes >= 4, np.float32(1.5) * (q3 - q1), np.float32(np.inf))
-    classes = np.arange(len(sizes))
-    start = np.searchsorted(keys, _keys(np.maximum(q1 - reach, 0), classes))
-    stop = np.searchsorted(keys, _keys(q3 + reach, classes), side="right")  # q3 lies within
-    return _values(keys[start]), _values(keys[stop - 1]), stop - start

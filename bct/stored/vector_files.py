@@ -1,7 +1,8 @@
 """Vectors in NumPy files, whoever wrote them: embeddings, side information, a number per row.
 
 One set of rules for all: floats, of the shape that is asked for, no pickled objects, no header that
-claims more than the file holds. A .npy is memory-mapped. A manifest beside it (see
+claims more than the file holds, no archive that unpacks to many times its size; and the rules of
+bct/rows.py for rows that are no embeddings. A .npy is memory-mapped. A manifest beside it (see
 bct/stored/artefacts.py) has to fit.
 """
 
@@ -9,7 +10,7 @@ import json
 import math
 import warnings
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,10 +19,13 @@ import numpy as np
 
 from bct.errors import BctError
 from bct.files import atomic
+from bct.rows import check_rows, refuse_not_finite
 from bct.stored.artefacts import manifest_path, open_artefact
 
-_BLOCK = 1 << 16  # rows looked at together: a memory-mapped file is never whole in memory
-_DEFLATE = 1040  # how many times its size deflated data can have
+# bytes that an archive may unpack to: of its own, as floats deflate to a half at best, and of any
+_UNPACKED, _SMALL = 64, 1 << 24
+
+Check = Callable[[tuple[int, ...], np.dtype], None]
 
 
 def open_vectors(
@@ -33,43 +37,37 @@ def open_vectors(
         path: a .npy file, or a .npz with one array or one that is called "embeddings".
         rows: n, how many there have to be; None: any number.
         column: there is a number per row, not a vector.
-        finite: read all and refuse NaN and inf; False: the caller looks at each row it uses.
+        finite: read all, refuse NaN and inf, and vectors that are all zeros; False: the caller
+            looks at each row it uses.
 
     Returns:
-        (n, D), D > 0, or a column (n,), of the file's own float type; a .npy is memory-mapped,
-        read-only. And its manifest, {} if it has none.
+        (n, D), n and D > 0, or a column (n,), of the file's own float type; a .npy is
+        memory-mapped, read-only. And its manifest, {} if it has none.
 
     Raises:
-        BctError: no such file or none of these, another shape or type, values not finite, or a
-            manifest that was written for another array.
+        BctError: no such file or none of these, another shape or type, values not finite, nothing
+            but zeros, or a manifest that was written for another array.
     """
     path, manifest = Path(path), {}
     if not path.is_file():
         raise BctError(f"embeddings {path} do not exist", "check the path")
+
+    def check(shape: tuple[int, ...], dtype: np.dtype) -> None:
+        _check(path, shape, dtype, rows, column)
+
     if _has_manifest(path):
         found, manifest = open_artefact(path)
+        check(found.shape, found.dtype)
     else:
         with _readable(path, "embeddings"):
-            found = _from_archive(path) if _is_archive(path) else _mapped(path)
-    found = _of_shape(path, found, column)
-    if rows is not None and len(found) != rows:
-        raise BctError(
-            f"{path} has {len(found)} rows for {rows} images",
-            "store one row for each image, in their order",
-        )
-    if finite and (row := first_not_finite(found)) is not None:
-        raise BctError(f"{path}: row {row} is not finite", "compute that item's vector again")
+            found = _from_archive(path, check) if _is_archive(path) else _mapped(path, check)
+    if column:
+        found = found.reshape(-1)
+        if finite:
+            refuse_not_finite(found, str(path))
+    elif finite:
+        check_rows(found, str(path), alike=False)
     return found, manifest
-
-
-def first_not_finite(vectors: np.ndarray) -> int | None:
-    """The first row with NaN or inf in it, None if there is none; in blocks."""
-    for start in range(0, len(vectors), _BLOCK):
-        block = vectors[start : start + _BLOCK]
-        finite = np.isfinite(block).reshape(len(block), -1).all(axis=1)
-        if not finite.all():
-            return start + int(finite.argmin())
-    return None
 
 
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
@@ -79,6 +77,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
         raise BctError(f"{path} does not exist", "check the path")
     with _readable(path, "a .npz file"), zipfile.ZipFile(path) as archive:
         names = archive.namelist()
+        _bounded(path, sum(member.file_size for member in archive.infolist()))
         return {name.removesuffix(".npy"): _member(path, archive, name) for name in names}
 
 
@@ -115,8 +114,9 @@ def _readable(path: Path, kind: str) -> Iterator[None]:
         ) from None
 
 
-def _mapped(path: Path) -> np.ndarray:
+def _mapped(path: Path, check: Check) -> np.ndarray:
     found = np.lib.format.open_memmap(path, mode="r")  # refuses pickled objects
+    check(found.shape, found.dtype)
     if found.offset + found.nbytes != path.stat().st_size:  # with another shape rows would shift
         raise ValueError(f"{found.shape} does not fit the size of the file")
     return found
@@ -127,13 +127,18 @@ def _is_archive(path: Path) -> bool:
         return file.read(4) == b"PK\x03\x04"
 
 
-def _from_archive(path: Path) -> np.ndarray:
+def _from_archive(path: Path, check: Check) -> np.ndarray:
     with zipfile.ZipFile(path) as archive:
-        return _member(path, archive, _name(path, archive.namelist()))
+        return _member(path, archive, _name(path, archive.namelist()), check)
 
 
-def _member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
-    size = archive.getinfo(name).file_size
+def _member(
+    path: Path, archive: zipfile.ZipFile, name: str, check: Check | None = None
+) -> np.ndarray:
+    """An array of an archive. `check` sees what it claims to be before there is room for it."""
+    member = archive.getinfo(name)
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("NumPy does not compress so")  # others' memory the file itself decides
     with archive.open(name) as file:  # the header first: NumPy makes room for any shape
         if np.lib.format.read_magic(file) != (1, 0):
             raise ValueError("another version of the format")
@@ -141,24 +146,45 @@ def _member(path: Path, archive: zipfile.ZipFile, name: str) -> np.ndarray:
         expected = file.tell() + math.prod(shape) * dtype.itemsize
     if dtype.hasobject:
         raise ValueError("it holds Python objects")
-    if size != expected or size > _DEFLATE * path.stat().st_size or min(shape, default=0) < 0:
+    if member.file_size != expected or min(shape, default=0) < 0 or not dtype.itemsize:
         raise ValueError(f"{shape} does not fit the size of the file")
+    if check is not None:
+        check(shape, dtype)
+    _bounded(path, member.file_size)
     with archive.open(name) as file:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _of_shape(path: Path, found: np.ndarray, column: bool) -> np.ndarray:
-    """The array, a column as (n,). Raises BctError if it is none of the kind."""
-    if column and found.ndim == 2 and found.shape[1] == 1:
-        found = found[:, 0]
-    shape = "(n,)" if column else "(n, D)"
-    fits = found.ndim == 1 if column else found.ndim == 2 and found.shape[1]
-    if found.dtype.kind != "f" or not fits:
+def _bounded(path: Path, unpacked: int) -> None:
+    """Raises BctError for an archive that takes far more memory than its size."""
+    size = path.stat().st_size
+    if unpacked > max(_UNPACKED * size, _SMALL):
         raise BctError(
-            f"{path} holds {found.dtype} {found.shape}, not floats {shape}",
+            f"{path} has {size:,} bytes and unpacks to {unpacked:,}: it holds no embeddings",
+            "store them with np.save(path, array)",
+        )
+
+
+def _check(
+    path: Path, shape: tuple[int, ...], dtype: np.dtype, rows: int | None, column: bool
+) -> None:
+    """Raises BctError for an array that is none of the kind, or not of so many rows."""
+    wanted = "(n,)" if column else "(n, D)"
+    fits = len(shape) == 2 and shape[1] > 0
+    if column:
+        fits = len(shape) == 1 or (len(shape) == 2 and shape[1] == 1)
+    if dtype.kind != "f" or not fits:
+        raise BctError(
+            f"{path} holds {dtype} {shape}, not floats {wanted}",
             "store one row for each item, as floats",
         )
-    return found
+    if rows is not None and shape[0] != rows:
+        raise BctError(
+            f"{path} has {shape[0]} rows for {rows} images",
+            "store one row for each image, in their order",
+        )
+    if not shape[0]:
+        raise BctError(f"{path} has no rows", "store one row for each item")
 
 
 def _name(path: Path, files: list[str]) -> str:

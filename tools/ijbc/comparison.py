@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from bct.adapters.base import load_adapter
+from bct.errors import BctError
 from bct.files import read_json
 from bct.method import load_method
 from bct.metrics.bootstrap import bootstrap_tar
@@ -76,7 +77,7 @@ class Judge:
 
     def tests(self, old: Path, run: Path, alone: Path) -> dict[str, dict[str, Any]]:
         """The figures of all tests of one training."""
-        about = read_json(run / "run.json")["identity"]
+        about = _identity(run)
         new, gallery = Side(run), Side(old)
         if load_method(about["method"]).maps_gallery:
             new, gallery = Side(alone), Side(old, mapped_by=run)
@@ -129,6 +130,18 @@ class Judge:
         gaps = tars[:, seeds:].mean(1) - tars[:, :seeds].mean(1)
         verdict = judged(f"TAR at FAR {rate_name(self.far)}", *means, replicates=gaps, over=OVER)
         return {**figures, **verdict.figures()}
+
+
+def _identity(run: Path) -> dict[str, Any]:
+    """What a finished run was made with. BctError if its run.json does not say it."""
+    said = read_json(run / "run.json")
+    about = said.get("identity") if isinstance(said, dict) else None
+    if not isinstance(about, dict) or not {"method", "dimensions"} <= about.keys():
+        raise BctError(
+            f"{run}/run.json does not say by which method the run was trained",
+            "give runs of runs/benchmark.sh, or train this one again into another folder",
+        )
+    return about
 
 
 def _met(dimensions: str, gallery: np.ndarray, query: np.ndarray) -> Iterable[np.ndarray]:

@@ -13,6 +13,15 @@ from bct.errors import BctError
 from bct.files import sha256
 from tools.ijbc.align import align, similarity_to_template
 
+_POINT = 1.0  # pixels
+
+
+def has_face(landmarks: np.ndarray) -> np.ndarray:
+    """Which of (N, 5, 2) landmarks are a face's, bool (N,): finite, and not one point."""
+    finite = np.isfinite(landmarks).all((1, 2))
+    points = np.where(finite[:, None, None], landmarks, 0).astype(np.float64)
+    return finite & (np.ptp(points, axis=1).max(1) > _POINT)
+
 
 class LooseCrops(ImageSet):
     """loose_crop/*.jpg, each warped to 112 x 112 by its five landmarks.
@@ -21,6 +30,10 @@ class LooseCrops(ImageSet):
         root: the folder IJBC or IJBB.
         meta: the file that lists the images, a row each, for messages.
         names: N file names. landmarks: float32 (N, 5, 2).
+
+    Attributes:
+        found: bool (N,), where a face is. A face that was not found has landmarks of 0 or -1, which
+            are one point, or of NaN; its picture is not looked at, it is black.
     """
 
     resizable, mirror, view = False, True, View()
@@ -30,7 +43,9 @@ class LooseCrops(ImageSet):
     def __init__(self, root: Path, meta: Path, names: list[str], landmarks: np.ndarray):
         self.path, self.meta, self.names, self.landmarks = root, meta, names, landmarks
         self.labels = np.zeros(len(names), np.int64)
-        self.matrices = similarity_to_template(landmarks.astype(np.float64))
+        self.found = has_face(landmarks)
+        self.matrices = np.zeros((len(names), 3, 3))
+        self.matrices[self.found] = similarity_to_template(landmarks[self.found].astype(np.float64))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -47,13 +62,23 @@ class LooseCrops(ImageSet):
         return file
 
     def load(self, index: int, out: np.ndarray) -> int:
+        out[:] = 0
+        if not self.found[index]:
+            return 0
         file = self.file(index)
         try:
-            out[:] = align(decode(file.read_bytes()), self.matrices[index])
+            picture = decode(file.read_bytes())
+            out[:] = align(picture, self.matrices[index])
         except FileNotFoundError:
             raise _missing(file) from None
         except ValueError as error:
             raise BctError(f"{file} is broken ({error})", "restore the file") from None
+        if picture.any() and not out.any():
+            raise BctError(
+                f"{self.meta}, line {index + 1}: its landmarks lie outside of {self.names[index]}, "
+                f"which has {picture.shape[1]}x{picture.shape[0]} pixels",
+                "give landmarks in pixels of the very files in loose_crop",
+            )
         return 0
 
     def describe(self, index: int) -> str:

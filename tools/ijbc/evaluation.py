@@ -12,12 +12,12 @@ from bct.metrics import chain
 from bct.metrics.scores import rate_name
 from bct.models.embed import embed_models
 from bct.models.model import Model
+from bct.outputs import short_name
 from bct.protocols.protocol import Protocol
 from bct.protocols.roles import Roles, Test, test_name
-from bct.protocols.scoring import open_set, verification
+from bct.protocols.scoring import open_set, resolved, unjudged, verification
 from bct.protocols.templates import pair_scores
 from bct.protocols.verdict import judged
-from bct.stored.vector_files import save_rows
 from tools.ijbc.modes import PUBLISHED, Mode
 
 Embeddings = dict[bool, dict[str, np.ndarray]]  # with mirror image? -> label -> (N, D)
@@ -41,18 +41,27 @@ def image_embeddings(
             )
     return {
         mirror: embed_models(
-            models, protocol.images, cache, device=device, mirror=mirror, **loading
+            models, protocol.images, cache, device=device, mirror=mirror,
+            remarks=protocol.remarks, **loading,
         )
         for mirror in mirrors
     }  # fmt: skip
 
 
-def save_embeddings(
-    folder: Path, subset: str, models: Mapping[str, Model], embeddings: Embeddings
-) -> None:
-    """<model>_<subset>.npy of each model, with the mirror images."""
-    for label, model in models.items():
-        save_rows(folder / f"{model_name(model.file)}_{subset}.npy", embeddings[True][label])
+def embedding_files(folder: Path, subset: str, models: Mapping[str, Model]) -> dict[str, Path]:
+    """Label -> <model>_<subset>.npy. BctError for two models of one name."""
+    files = {
+        label: folder / f"{short_name(model_name(model.file))}_{subset}.npy"
+        for label, model in models.items()
+    }
+    for label, file in files.items():
+        others = [other for other in files if files[other] == file and other != label]
+        if others and models[others[0]].sha256 != models[label].sha256:
+            raise BctError(
+                f"{models[label].file} and {models[others[0]].file} would both be saved as {file}",
+                "rename a file or its folder, or leave out -E",
+            )
+    return files
 
 
 def run_tests(
@@ -91,22 +100,27 @@ def run_tests(
 def notes(
     protocol: Protocol, tests: dict[str, dict], roles: Roles, far: float, rule: str, modes: int
 ) -> list[str]:
-    """What the figures mean: the verdict on compatibility, and FARs too small for this protocol.
+    """What the figures mean: what was left out, the verdict on compatibility, and FARs too small
+    for this protocol.
 
     Args:
         modes: how many there are; the published one is judged.
     """
-    lines, measure = [], f"FAR {rate_name(far)}"
+    lines, measure = list(protocol.remarks), f"FAR {rate_name(far)}"
+    genuine = protocol.pairs.genuine
+    no_verdict = unjudged(genuine, far)
     suffix = f", {PUBLISHED}" if modes > 1 else ""
 
     def tar(test: Test) -> float:
         return tests[test_name(test) + suffix]["pairs"]["tar"][rate_name(far)]
 
-    for label in roles.new if roles.old is not None else []:
+    if no_verdict and (roles.old is not None or roles.chain):
+        lines.append(no_verdict)
+    for label in roles.new if roles.old is not None and not no_verdict else []:
         verdict = judged(f"TAR at {measure}", *map(tar, roles.compared(label)))
         lines.append(f"{label}: {verdict.sentence()}")
     versions = roles.versions
-    if roles.chain and len(versions) > 1:
+    if roles.chain and len(versions) > 1 and not no_verdict:
         quality = np.array([[tar((query, gallery)) for gallery in versions] for query in versions])
         lines.append(
             f"chain {' -> '.join(versions)}, TAR at {measure}: "
@@ -115,10 +129,11 @@ def notes(
             f"backward transfer {chain.backward_transfer(quality):+.4f}, "
             f"forward transfer {chain.forward_transfer(quality):+.4f}"
         )
-    impostors = int((~protocol.pairs.genuine).sum())
-    small = [far for far in tests[next(iter(tests))]["pairs"]["tar"] if float(far) * impostors < 1]
+    rates = next(iter(tests.values()))["pairs"]["tar"]
+    small = [rate for rate in rates if not resolved(genuine, float(rate))]
     if small and rule == "strict":
         lines.append(
-            f"{impostors} impostor pairs: FAR {', '.join(small)} allows no false accept at all"
+            f"{np.count_nonzero(~genuine)} impostor pairs: FAR {', '.join(small)} allows no false "
+            "accept at all"
         )
     return lines

@@ -22,10 +22,20 @@ from bct.errors import BctError
 from bct.protocols.protocol import Pairs, Protocol, Side
 from bct.protocols.templates import Templates
 from tools.ijbc.crops import LooseCrops
+from tools.ijbc.left_out import (
+    contradicted,
+    counting,
+    key_of,
+    more,
+    not_enrolled,
+    sharing,
+    without_face,
+)
 
 GALLERIES = {"IJBC": ("G1", "G2"), "IJBB": ("S1", "S2")}
 _INTEGER = re.compile(rb"-?[0-9]{1,18}")
 _FLOAT = re.compile(rb"-?[0-9]*\.?[0-9]*(?:[eE][+-]?[0-9]+)?")  # float() would take 1_000 and nan
+_NOT_FINITE = (b"nan", b"inf", b"infinity")
 _LARGEST = float(np.finfo(np.float32).max)
 
 
@@ -36,26 +46,39 @@ def read_protocol(root: str | Path, subset: str = "IJBC", identification: bool =
         identification: read the 1:N files, too. They say whose a template is; one that they lack
             is a subject of its own.
 
-    Raises BctError: a missing file or column, what is no number, an image outside of loose_crop,
-    rows of the two image files that do not match, a pair that names an unknown template; see
-    _read_sides.
+    Images without a face (landmarks that are one point or not finite) count in no template. A pair
+    of a template with itself, or of two that share an image, and a probe that is enrolled are left
+    out. The protocol's remarks say how many and name the first.
+
+    Raises BctError: a missing file or column, what is no number, a negative score, an image outside
+    of loose_crop, rows of the two image files that do not match, a pair that names a template
+    without a face or one that is genuine and impostor, pairs of one kind only; see _read_sides.
     """
     folder = _folder(root, subset)
     prefix = subset.lower()
     boxes = folder / "meta" / f"{prefix}_name_5pts_score.txt"
     media = folder / "meta" / f"{prefix}_face_tid_mid.txt"
-    names, numbers = _named_rows(boxes, 11, _finite)
+    names, numbers = _named_rows(boxes, 11, _number)
     names_again, ids = _named_rows(media, 2, _integer)
     _same_names(boxes, names, media, names_again)
-    templates = Templates(ids[:, 0], ids[:, 1], numbers[:, 10].astype(np.float32))
     crops = LooseCrops(folder, boxes, names, numbers[:, :10].reshape(-1, 5, 2).astype(np.float32))
+    scores = numbers[:, 10].astype(np.float32)
+    templates = Templates(ids[:, 0], ids[:, 1], scores, counting(boxes, crops, scores, ids[:, 0]))
+    remarks = without_face(boxes, crops)
+    shared = sharing(crops, templates)
     probes, galleries, subjects = None, [], None
-    pairs = _read_pairs(folder / "meta" / f"{prefix}_template_pair_label.txt", templates, media)
+    file = folder / "meta" / f"{prefix}_template_pair_label.txt"
+    pairs = _read_pairs(file, templates, ids[:, 0], shared, remarks)
     if identification:
-        *galleries, probes = _read_sides(folder, subset, templates)
-        subjects = -1 - templates.ids
-        for side in (probes, *reversed(galleries)):
+        *galleries, probes = _read_sides(folder, subset, templates, ids[:, 0])
+        sides = (probes, *reversed(galleries))
+        lowest = min(0, *(int(side.subjects.min()) for side in sides))
+        # strangers: below all subjects, whatever numbers these and the templates have
+        subjects = lowest - 1 - (templates.ids - min(0, int(templates.ids[0])))
+        for side in sides:
             subjects[side.rows] = side.subjects
+        file = folder / "meta" / f"{prefix}_1N_probe_mixed.csv"
+        probes = not_enrolled(file, probes, galleries, templates, shared, remarks)
     return Protocol(
         name=subset,
         images=crops,
@@ -65,6 +88,7 @@ def read_protocol(root: str | Path, subset: str = "IJBC", identification: bool =
         galleries=galleries,
         subjects=subjects,
         thumbnail=crops.load,
+        remarks=remarks,
     )
 
 
@@ -79,29 +103,65 @@ def _same_names(boxes: Path, names: list[str], media: Path, names_again: list[st
             raise BctError(f"row {row} is {a} in {boxes.name} but {b} in {media.name}", do)
 
 
-def _read_pairs(file: Path, templates: Templates, media: Path) -> Pairs:
-    pairs = _table(file, columns=(0, 1, 2), delimiter=None)
-    if not np.isin(pairs[:, 2], (0, 1)).all():
-        row = int(np.argmin(np.isin(pairs[:, 2], (0, 1))))
-        raise _bad_row(file, row + 1, f"label {pairs[row, 2]} is neither 0 nor 1")
-    return Pairs(
-        *(_rows(templates, pairs[:, k], file, f"which {media.name} does not have") for k in (0, 1)),
-        pairs[:, 2] == 1,
-    )
+def _read_pairs(
+    file: Path, templates: Templates, every: np.ndarray, shared: np.ndarray, remarks: list[str]
+) -> Pairs:
+    """The pairs of two templates.
+
+    Args:
+        every: ids of all templates, with or without a face. shared: see left_out.sharing. remarks:
+            gets one about the pairs that are left out.
+    """
+    table = _table(file, columns=(0, 1, 2), delimiter=None)
+    if not np.isin(table[:, 2], (0, 1)).all():
+        row = int(np.argmin(np.isin(table[:, 2], (0, 1))))
+        raise _bad_row(file, row + 1, f"label {table[row, 2]} is neither 0 nor 1")
+    first, second = (_rows(templates, table[:, k], file, every) for k in (0, 1))
+    genuine, key = table[:, 2] == 1, key_of(first, second, templates)
+    if (at := contradicted(key, genuine)) is not None:
+        a, b = table[at, :2]
+        raise BctError(
+            f"{file}: the pair of templates {a} and {b} is genuine in one line, impostor in "
+            "another one",
+            "give each pair one label",
+        )
+    left_out = first == second
+    if len(shared):
+        left_out |= np.isin(key, shared)
+    if left_out.any():
+        lines = np.flatnonzero(left_out) + 1
+        remarks.append(
+            f"{len(lines):,} of {len(table):,} pairs are left out, as both templates are one or "
+            f"share an image: {file.name}, line {lines[0]}{more(lines[1:], 'line')}."
+        )
+        first, second, genuine = (side[~left_out] for side in (first, second, genuine))
+    for kind, lacks in (("genuine", not genuine.any()), ("impostor", genuine.all())):
+        if lacks:
+            raise BctError(
+                f"{file} has no {kind} pair of two templates, so TAR at FAR is undefined",
+                "give pairs of both kinds",
+            )
+    return Pairs(first, second, genuine)
 
 
-def _rows(templates: Templates, ids: np.ndarray, file: Path, lacking: str) -> np.ndarray:
-    """Rows of template ids. BctError for one without an image."""
+def _rows(templates: Templates, ids: np.ndarray, file: Path, every: np.ndarray) -> np.ndarray:
+    """Rows of template ids. BctError for one without an image that counts."""
     try:
         return templates.rows(ids)
     except BctError:
         unknown = np.setdiff1d(ids, templates.ids)[0]
+    if unknown in every:
         raise BctError(
-            f"{file.name} names template {unknown}, {lacking}", f"restore {file.parent}"
-        ) from None
+            f"{file.name} names template {unknown}, which has no image with a face and a score "
+            "above 0",
+            f"take it out of {file.name}, or detect its faces again",
+        )
+    raise BctError(
+        f"{file.name} names template {unknown}, which has no image", f"restore {file.parent}"
+    )
 
 
-def _read_sides(folder: Path, subset: str, templates: Templates) -> list[Side]:
+def _read_sides(folder: Path, subset: str, templates: Templates, every: np.ndarray) -> list[Side]:
     """The two galleries and the mixed probes; a probe may be of a subject in neither.
 
     Raises BctError: a missing file, a template without images or with two subjects, a subject with
@@ -120,7 +180,12 @@ def _read_sides(folder: Path, subset: str, templates: Templates) -> list[Side]:
                 f"{file.name} gives template {table[np.argmax(differing), 0]} to two subjects",
                 f"restore {file.parent}",
             )
-        side = Side(kind, _rows(templates, ids, file, "which has no image"), table[at, 1])
+        side = Side(kind, _rows(templates, ids, file, every), table[at, 1])
+        if kind != "probe_mixed" and len(ids) == 1:
+            raise BctError(
+                f"{file.name} has a single template: no probe can find a wrong one",
+                "give a gallery of two subjects or more",
+            )
         if kind != "probe_mixed" and len(np.unique(side.subjects)) < len(ids):
             subjects, counts = np.unique(side.subjects, return_counts=True)
             raise BctError(
@@ -178,7 +243,10 @@ def _inside(name: bytes) -> str:
     return text
 
 
-def _finite(field: bytes) -> float:
+def _number(field: bytes) -> float:
+    """Raises ValueError for what is none; NaN and inf are: so some detectors say "no face"."""
+    if field.lower().lstrip(b"+-") in _NOT_FINITE:
+        return float("nan")
     if not _FLOAT.fullmatch(field) or not abs(float(field)) < _LARGEST:
         raise ValueError(f"{_shown(field)} is not a number")
     return float(field)

@@ -1,6 +1,8 @@
 """The results of an evaluation as a table, JSON and a picture."""
 
-from itertools import cycle
+import warnings
+from collections.abc import Iterator
+from itertools import cycle, product
 from pathlib import Path
 
 import matplotlib
@@ -13,9 +15,13 @@ from bct import markdown
 from bct.errors import BctError
 from bct.files import atomic, write_json, write_text
 from bct.metrics.scores import rate_name, roc_points
+from bct.outputs import check_outputs, results_files
 from bct.protocols.scoring import verification
+from bct.stored.vector_files import open_vectors, read_arrays
 
 SHOWN_FPIRS = (1e-2, 1e-1)
+_BESIDE, _TALLEST = 4.5, 300  # inches: of bars beside the curves, of the tallest picture
+_LONGEST = 44  # letters of a name in a picture
 
 
 def table(tests: dict[str, dict]) -> str:
@@ -44,82 +50,164 @@ def cells(test: dict) -> dict[str, float]:
 
 
 def draw(tests: dict[str, dict], curves: dict[str, tuple], path: Path, main_far: float) -> None:
-    """ROC curves on the left, TAR at `main_far` (and top-1) as bars on the right, into a PNG.
+    """ROC curves, and TAR at `main_far` (and top-1) as bars, into a PNG: side by side, or one below
+    the other where there are many.
 
     Args:
         curves: test name -> (FAR, TAR) arrays.
     """
-    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.5), layout="constrained")
-    label = {name: name.replace("$", r"\$") for name in tests}  # between two it would be a formula
-    colours = dict(zip(curves, cycle(plt.colormaps["tab10"].colors), strict=False))
-    for name, (far, tar) in curves.items():
-        left.semilogx(far, tar, label=label[name], color=colours[name])
-    left.axvline(main_far, color="0.8", zorder=0)
-    left.set(xlabel="false accept rate", ylabel="true accept rate", ylim=(0, 1), title="1:1")
-    left.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
     shown = [
         f"TAR@{rate_name(main_far)}",
         *(["top-1"] if "search" in next(iter(tests.values())) else []),
     ]
+    bars = min(0.7 + 0.17 * (len(tests) * (len(shown) + 1)), _TALLEST)
+    legend = 0.2 * -(-len(curves) // 3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of letters that the font lacks
+        if bars <= _BESIDE:
+            size = (11, max(4.0, bars) + legend)
+            figure, (roc, bar) = plt.subplots(1, 2, figsize=size, layout="constrained")
+        else:
+            heights = (_BESIDE, bars)
+            figure, (roc, bar) = plt.subplots(
+                2, 1, figsize=(11, sum(heights) + legend), layout="constrained",
+                height_ratios=heights,
+            )  # fmt: skip
+        _draw_curves(roc, curves, main_far)
+        figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+        _draw_bars(bar, tests, shown)
+        with atomic(path) as temporary:
+            figure.savefig(temporary, dpi=110, format="png")
+    plt.close(figure)
+
+
+def _draw_curves(axes: plt.Axes, curves: dict[str, tuple], main_far: float) -> None:
+    """Ten colours in four styles of line; after 40 curves they begin anew."""
+    for name, (far, tar), (style, colour) in zip(curves, curves.values(), _looks(), strict=False):
+        axes.semilogx(far, tar, style, label=_label(name), color=colour)
+    axes.axvline(main_far, color="0.8", zorder=0)
+    axes.set(xlabel="false accept rate", ylabel="true accept rate", ylim=(0, 1), title="1:1")
+    axes.grid(alpha=0.3)
+
+
+def _draw_bars(axes: plt.Axes, tests: dict[str, dict], shown: list[str]) -> None:
+    colours = [colour for _, (_, colour) in zip(tests, _looks(), strict=False)]
     height = 0.8 / len(shown)
     for k, column in enumerate(shown):
         values = [cells(test)[column] for test in tests.values()]
         at = np.arange(len(tests)) + k * height
-        bars = right.barh(at, values, height, color=[colours[name] for name in tests],
-                          alpha=1 - 0.5 * k, label=column)  # fmt: skip
-        right.bar_label(bars, [f"{v:.3f}  {column}" for v in values], padding=3, fontsize=8)
-    right.set_yticks(np.arange(len(tests)) + height * (len(shown) - 1) / 2, list(label.values()))
-    right.invert_yaxis()
-    right.set(xlim=(0, 1.25), title="query / gallery")
-    right.spines[["top", "right"]].set_visible(False)
-    with atomic(path) as temporary:
-        figure.savefig(temporary, dpi=110, format="png")
-    plt.close(figure)
+        bars = axes.barh(at, values, height, color=colours, alpha=1 - 0.5 * k)
+        axes.bar_label(bars, [f"{v:.3f}  {column}" for v in values], padding=3, fontsize=8)
+    middle = np.arange(len(tests)) + height * (len(shown) - 1) / 2
+    axes.set_yticks(middle, list(map(_label, tests)), fontsize=8)
+    axes.set(xlim=(0, 1.25), title="query / gallery")
+    axes.set_ylim(len(tests) - 0.4, -0.6)  # the first at the top
+    axes.spines[["top", "right"]].set_visible(False)
 
 
-def write(
-    target: Path,
-    summary: dict,
-    text: str,
-    scores: dict[str, np.ndarray],
-    genuine: np.ndarray,
-    main_far: float,
-) -> None:
-    """<target>.md, <target>.json and <target>.png, with the curves of these scores."""
-    file = {kind: target.with_name(f"{target.name}.{kind}") for kind in ("json", "md", "png")}
-    write_json(file["json"], summary)
-    write_text(file["md"], text + "\n")
-    curves = {name: roc_points(of_test, genuine) for name, of_test in scores.items()}
-    drawn = {name: summary["tests"][name] for name in curves}
-    draw(drawn, curves, file["png"], main_far)
+def _looks() -> Iterator[tuple[str, tuple]]:
+    """(line style, colour), without an end."""
+    return cycle(product(("-", "--", ":", "-."), plt.colormaps["tab10"].colors))
+
+
+def _label(name: str) -> str:
+    """A name as a picture can hold it: short, of letters that print, and no formula."""
+    if len(name) > _LONGEST:
+        name = f"{name[: _LONGEST // 2]}...{name[-_LONGEST // 2 :]}"
+    plain = "".join(letter if letter.isprintable() else "?" for letter in name)
+    plain = plain.replace("$", r"\$")
+    return f" {plain}" if plain.startswith("_") else plain  # a legend leaves out names like _x
+
+
+def files_of(target: Path) -> list[Path]:
+    """What `write` and `draw` write: .json, .md and .png."""
+    return [*results_files(target), target.with_name(f"{target.name}.png")]
+
+
+def write(target: Path, summary: dict, text: str) -> None:
+    """<target>.json and <target>.md."""
+    json_file, page, _ = files_of(target)
+    write_json(json_file, summary)
+    write_text(page, text + "\n")
 
 
 def read_scores(path: Path) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
     """(name, scores (P,), labels bool (P,) if they were saved) of each test in a file.
 
     Args:
-        path: .npz with `scores` (T, P) or (P,) and, if any, `names` and `label`; .npy or .txt
-            with scores (P,).
+        path: .npz with `scores` (T, P) or (P,) and, if any, `names` (T,) and `label` (P,) of 0 and
+            1; .npy or .txt with scores (P,).
 
-    Raises BctError: no such file, or none of these.
+    Raises BctError: no such file, or none of these; scores that are not finite.
     """
     if not path.is_file():
         raise BctError(f"{path} does not exist", "evaluate a model first: eval/ijbc.py -m ...")
+    with open(path, "rb") as file:
+        start = file.read(6)
+    if path.suffix == ".txt":
+        scores = _from_text(path)
+    elif start == b"\x93NUMPY":
+        scores = open_vectors(path, column=True, finite=False)[0]
+    elif start[:2] == b"PK":
+        return _from_archive(path, _arrays(path))
+    else:
+        raise _no_scores(path, "it is neither .npz, .npy nor .txt")
+    return [(path.stem, _checked(path, scores), None)]
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
     try:
-        if path.suffix == ".txt":
-            return [(path.stem, np.loadtxt(path, ndmin=1), None)]
-        saved = np.load(path, allow_pickle=False)
-        if path.suffix == ".npy":
-            return [(path.stem, saved.reshape(-1), None)]
-        scores = np.atleast_2d(saved["scores"])
-        names = saved["names"].tolist() if "names" in saved else [path.stem]
-        label = saved["label"].astype(bool) if "label" in saved else None
-        return [(name, row, label) for name, row in zip(names, scores, strict=True)]
-    except (ValueError, KeyError, OSError, EOFError) as error:
-        raise BctError(
-            f"{path} holds no scores ({error})", "give a file that eval/ijbc.py -m ... wrote"
-        ) from None
+        return read_arrays(path)
+    except BctError as error:
+        raise _no_scores(path, error.what.removeprefix(f"{path} ")) from None
+
+
+def _from_archive(
+    path: Path, arrays: dict[str, np.ndarray]
+) -> list[tuple[str, np.ndarray, np.ndarray | None]]:
+    if "scores" not in arrays:
+        raise _no_scores(path, f"it has {', '.join(sorted(arrays)) or 'nothing'}, no array scores")
+    scores = arrays["scores"]
+    if scores.ndim not in (1, 2):
+        raise _no_scores(path, f"they are {scores.shape}")
+    scores = np.atleast_2d(scores)
+    names = arrays.get("names", np.array([path.stem]))
+    if names.dtype.kind != "U" or names.shape != scores.shape[:1]:
+        raise _no_scores(path, f"its names are {names.dtype} {names.shape}, scores {scores.shape}")
+    if len(set(names.tolist())) < len(names):
+        raise _no_scores(path, "two of its tests have one name")
+    label = arrays.get("label")
+    if label is not None:
+        numbers = label.dtype.kind in "biuf" and label.shape == scores.shape[1:]
+        if not numbers or not np.isin(label, (0, 1)).all():
+            raise _no_scores(path, f"its label is not 0 or 1 for each of {scores.shape[1]} pairs")
+        label = label.astype(bool)
+    return [
+        (name, _checked(path, row), label) for name, row in zip(names.tolist(), scores, strict=True)
+    ]
+
+
+def _from_text(path: Path) -> np.ndarray:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # an empty file is refused
+            return np.loadtxt(path, ndmin=1, encoding="utf-8")
+    except (ValueError, OverflowError) as error:
+        raise _no_scores(path, " ".join(str(error).split())[:120]) from None
+
+
+def _checked(path: Path, scores: np.ndarray) -> np.ndarray:
+    """Scores (P,) as float32 or float64."""
+    if scores.dtype.kind != "f" or scores.ndim != 1 or not len(scores):
+        raise _no_scores(path, f"it has {scores.dtype} {scores.shape}, not floats (P,)")
+    finite = np.isfinite(scores)
+    if not finite.all():
+        raise _no_scores(path, f"number {int(finite.argmin())} is not finite")
+    return scores.astype(np.float32 if scores.dtype.itemsize <= 4 else np.float64)
+
+
+def _no_scores(path: Path, why: str) -> BctError:
+    return BctError(f"{path} holds no scores: {why}", "give a file that eval/ijbc.py -m ... wrote")
 
 
 def save_scores(path: Path, scores: dict[str, np.ndarray], genuine: np.ndarray | None) -> None:
@@ -132,11 +220,13 @@ def save_scores(path: Path, scores: dict[str, np.ndarray], genuine: np.ndarray |
 def draw_saved(
     paths: list[Path], known: np.ndarray | None, rule: str, target: Path, far: float
 ) -> None:
-    """Draws the ROC curves of saved scores and prints their table.
+    """The table of saved scores, printed and written to <target>.md and .json; then their ROC
+    curves in <target>.png.
 
     Args:
         known: which pairs are genuine, bool (P,), for files that do not say it.
     """
+    check_outputs(*files_of(target))
     tests, curves = {}, {}
     for path in paths:
         for name, scores, label in read_scores(path):
@@ -149,7 +239,15 @@ def draw_saved(
                 )
             if name in tests:
                 name = f"{path.stem}: {name}"
+            if name in tests:
+                raise BctError(
+                    f"two tests are called {name!r}", "give each file once, or rename one"
+                )
             tests[name] = {"pairs": verification(scores, genuine, rule)}
             curves[name] = roc_points(scores, genuine)
-    draw(tests, curves, target, far)
-    print(f"{table(tests)}\n\nwritten to {target}")
+    text = table(tests)
+    write(target, {"scores": list(map(str, paths)), "roc": rule, "tests": tests}, text)
+    print(f"{text}\n\nwritten to {target}.md, .json", flush=True)
+    picture = files_of(target)[-1]
+    draw(tests, curves, picture, far)
+    print(f"drawn in {picture}")
