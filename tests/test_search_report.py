@@ -391,6 +391,8 @@ def test_a_search_from_the_command_line(sets):
     ap, rank = (of_all[: 4 * EACH] for of_all in plain(old, old))  # none finds itself
     figures = report["tests"]["old / old"]["retrieval"]
     assert figures["map"] == pytest.approx(ap.mean()) and figures["top1"] == np.mean(rank == 1)
+    assert "20 of 20 queries are in the gallery, too" in report["verdict"]["reasons"][-1]
+    assert report["verdict"]["reasons"][-1] in done.stdout
     assert "20 queries, searched among 60 items" in " ".join(
         Reader((sets / "report/report.html").read_text()).words.split()
     )
@@ -440,7 +442,7 @@ def test_refusals(sets, change, words):
     for label in range(N):
         (sets / "single" / f"c{label}").mkdir(parents=True)
         (sets / "single" / f"c{label}/0.jpg").write_bytes(jpeg(0, 0, 16))
-    np.save(sets / "wide.npy", np.ones((N, 24), np.float32))
+    np.save(sets / "wide.npy", np.eye(N, 24, dtype=np.float32))
     change = [sets / one if (sets / one).exists() else one for one in change]
     done = run(sets, "-m", sets / "new.npy", "-m_old", sets / "old.npy", *change)
     assert done.returncode == 1 and words in done.stderr, done.stderr

@@ -104,12 +104,13 @@ def _judged(
 
 
 def check_embeddings(protocol: Protocol, embeddings: Mapping[str, np.ndarray]) -> list[str]:
-    """What has to be said of a protocol's embeddings, role -> (N, D): which rows are zeros.
+    """What has to be said of a protocol and its embeddings, role -> (N, D): what it leaves out, and
+    which rows are zeros.
 
     Raises BctError: numbers of rows that are not those of the images; rows that are not finite, or
     all zeros, or all alike.
     """
-    remarks = []
+    remarks = list(protocol.remarks)
     for role, rows in embeddings.items():
         if len(rows) != len(protocol.images):
             raise BctError(
