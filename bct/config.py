@@ -3,12 +3,12 @@
 import difflib
 import os
 import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
 from easydict import EasyDict
 
+from bct.command import ADVICE, Parser, some_text
 from bct.distributed import say
 from bct.errors import BctError
 from bct.files import IN_CLONE, PACKAGE, ROOT, write_text
@@ -162,22 +162,22 @@ def _taken(source: str, keys: dict[str, Key], name: str, value: Any, base: Path)
 
 
 def command_line(default: str | Path | None = None) -> tuple[str | Path, list[str]]:
-    """[config] [key=value ...] from sys.argv. Raises BctError on anything else."""
-    arguments = sys.argv[1:]
-    configs = [a for a in arguments if "=" not in a]
-    if any(a in ("-h", "--help") for a in arguments):
-        script = Path(sys.argv[0]).name
-        say(f"usage: {script} [config.py] [key=value ...]   (configs/base.py explains the keys)")
-        sys.exit(0)
-    if len(configs) > 1 or any(a.startswith("-") for a in arguments):
-        raise BctError(
-            f"can't read the arguments {' '.join(arguments)}", "give one config and key=value pairs"
-        )
+    """[config] [key=value ...] from sys.argv; exit code 2 for anything else."""
+    parser = Parser("Trains a network; configs/base.py explains the keys.")
+    example = "e.g. configs/f128_r18_softmax_class30.py"
+    which = f"default: {default}" if default else example
+    parser.add_argument("config", nargs="?", type=some_text, help=which)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ")
+    given = parser.parse_args()
+    words = [word for word in (given.config, *given.overrides) if word is not None]
+    configs = [word for word in words if "=" not in word]
+    if len(configs) > 1:
+        parser.error(f"there are several configs: {', '.join(configs)}")
     if not configs and default is None:
-        raise BctError("no config given", "name one, e.g. configs/f128_r18_softmax_class30.py")
+        parser.error(f"no config given{ADVICE}name one, {example}")
     if not configs:
         say(
             f"no config given: running the demo configuration {default} "
             "(`make demo` makes its data and old model)"
         )
-    return (configs[0] if configs else default), [a for a in arguments if "=" in a]
+    return (configs[0] if configs else default), [word for word in words if "=" in word]

@@ -13,6 +13,7 @@ from typing import Any
 
 HUGE = 10**9  # above any count that makes sense
 LARGE = 1e30  # a float32 holds its products with what a network computes
+_UNSAID = (None, LARGE, -LARGE)
 LARGEST_IMAGE = 4096  # pixels: height and width of what a network may see
 
 
@@ -88,24 +89,28 @@ def whole(default: int | None, least: int = 0, most: int = HUGE) -> Key:
         _must(isinstance(value, int) and not isinstance(value, bool) and least <= value <= most)
         return int(value)
 
-    return Key(default, f"give a whole number {_range(least, most)}", check, default is None)
+    bounds = f"from {least} on" if most >= HUGE else f"from {least} to {most}"
+    return Key(default, f"give a whole number {bounds}", check, default is None)
 
 
 def number(
-    default: float | None, least: float = -LARGE, most: float = LARGE, above: float | None = None
+    default: float | None,
+    least: float = -LARGE,
+    most: float = LARGE,
+    above: float | None = None,
+    below: float | None = None,
 ) -> Key:
-    """A finite number; the bounds are allowed, `above` is not."""
+    """A finite number; `least` and `most` are allowed, `above` and `below` are not."""
 
     def check(value: Any) -> float:
         _must(isinstance(value, int | float) and not isinstance(value, bool))
-        _must(least <= value <= most and (above is None or value > above))  # no NaN is
+        _must(least <= value <= most)  # no NaN is
+        _must((above is None or value > above) and (below is None or value < below))
         return float(value)
 
-    if above is None:
-        bounds = _range(least, most)
-    else:
-        bounds = f"above {above:g}" + (f", at most {most:g}" if most < LARGE else "")
-    return Key(default, f"give a number {bounds}".strip(), check, default is None)
+    said = {"from": least, "above": above, "below": below, "up to": most}
+    bounds = [f"{word} {bound:g}" for word, bound in said.items() if bound not in _UNSAID]
+    return Key(default, f"give a number {', '.join(bounds)}".strip(), check, default is None)
 
 
 def several(each: Key, default: list | tuple | None, length: int | None = None) -> Key:
@@ -188,13 +193,6 @@ def _text(value: Any) -> str:
 def _dict(value: Any) -> dict:
     _must(isinstance(value, dict) and all(isinstance(name, str) for name in value))
     return value
-
-
-def _range(least: float, most: float) -> str:
-    low, high = (str(bound) if isinstance(bound, int) else f"{bound:g}" for bound in (least, most))
-    if most >= (HUGE if isinstance(most, int) else LARGE):
-        return "" if least <= -HUGE else f"from {low} on"
-    return f"from {low} to {high}"
 
 
 def _literal(text: str) -> Any:

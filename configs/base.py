@@ -81,7 +81,7 @@ config.lr_power = number(2.0, 0)
 config.lr_policy = choice("poly", "cosine")
 # e.g. [20, 26, 32]: lr / 10 from each of these epochs on, instead
 config.decay_epoch = several(whole(None), None)
-config.momentum = number(0.9, 0, 0.9999)
+config.momentum = number(0.9, 0, below=1)
 config.weight_decay = number(5e-4, 0)
 config.clip_norm = number(5.0, above=0)  # of the backbone's gradient
 # share of the training after which batch norms keep theirs

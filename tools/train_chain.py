@@ -21,7 +21,6 @@ killed one continues. What can't work is refused before the first step.
 At the end eval/retrieval.py measures every version's queries against every version's gallery.
 """
 
-import argparse
 import shlex
 import subprocess
 import sys
@@ -30,7 +29,7 @@ from typing import Any
 
 from easydict import EasyDict
 
-from bct.command import run_cli
+from bct.command import Parser, file_path, run_cli, some_text, words
 from bct.config import base_config, execute, find_config, load_config
 from bct.errors import BctError
 from bct.files import ROOT, write_text
@@ -43,15 +42,15 @@ OF_A_VERSION = {"method", "alone"}  # the others are config keys
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="a chain's config")
+    parser = Parser(__doc__)
+    parser.add_argument("config", type=some_text, help="a chain's config")
     parser.add_argument("overrides", nargs="*", help="key=value for every training")
-    parser.add_argument("--data", help="instead of the config's")
-    parser.add_argument("--test", help="instead of the config's")
-    parser.add_argument("--output", type=Path, help="default: work_dirs/<config's name>")
-    parser.add_argument("--launch", default=sys.executable, help="how a training is started")
+    parser.add_argument("--data", type=some_text, help="instead of the config's")
+    parser.add_argument("--test", type=some_text, help="instead of the config's")
+    parser.add_argument("--output", type=file_path, help="default: work_dirs/<config's name>")
+    parser.add_argument(
+        "--launch", type=words, default=[sys.executable], help="how a training is started"
+    )
     parser.add_argument("--dry", action="store_true", help="print the commands, run nothing")
     args = parser.parse_intermixed_args()
     file = find_config(args.config)
@@ -60,7 +59,7 @@ def main() -> None:
         if getattr(args, key):
             chain[key] = str(Path(getattr(args, key)).absolute())
     output = (args.output or ROOT / "work_dirs" / file.stem).absolute()
-    for command in commands(chain, output, args.overrides, shlex.split(args.launch)):
+    for command in commands(chain, output, args.overrides, args.launch):
         print(f"\n$ {shlex.join(command)}", flush=True)
         if args.dry:
             continue

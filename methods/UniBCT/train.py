@@ -21,7 +21,7 @@ from methods.UniBCT.loss import influence, published_influence, refined_prototyp
 class UniBCT(Method):
     defaults = {  # noqa: RUF012
         "refresh_epochs": several(whole(None), [10, 20]),
-        "propagation": number(0.9, 0, 0.9999),  # lam
+        "propagation": number(0.9, 0, below=1),  # lam
         "temperature": number(0.05, above=0),  # t
         "influence_scale": number(64.0, above=0),
         "influence_weight": number(1.0, 0),
