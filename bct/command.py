@@ -4,6 +4,7 @@ import argparse
 import errno
 import io
 import os
+import select
 import shlex
 import signal
 import sys
@@ -89,7 +90,7 @@ def run_cli(main: Callable[[], None]) -> None:
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if isinstance(error, OSError) and _nobody_reads():
+        if isinstance(error, OSError) and _nobody_reads() and error.errno == errno.EPIPE:
             sys.exit(128 + signal.SIGPIPE)
         if _out_of_memory(error):
             report = _lines(
@@ -138,15 +139,20 @@ def _flushed(main: Callable[[], None]) -> None:
 def _nobody_reads() -> bool:
     """Whether stdout is a pipe whose reader has gone, as with `| head`.
 
-    It is closed then, as on a full disk, or Python would complain of it at its own end, too.
+    If it takes nothing any more, as on a full disk, it is closed, or Python would complain of it at
+    its own end, too.
     """
+    if not isinstance(sys.stdout, io.TextIOWrapper):
+        return False
+    watch = select.poll()
+    watch.register(sys.stdout, 0)
+    gone = any(event & select.POLLERR for _, event in watch.poll(0))
     try:
         sys.stdout.flush()
-    except OSError as error:
+    except OSError:
         with open(os.devnull, "w") as nothing:
             os.dup2(nothing.fileno(), sys.stdout.fileno())
-        return isinstance(error, BrokenPipeError)
-    return False
+    return gone
 
 
 def _out_of_memory(error: Exception) -> bool:
@@ -276,6 +282,7 @@ def results_name(args: argparse.Namespace, *rest: str) -> str:
 
 def write_results(target: Path, said: dict, page: str) -> None:
     """<target>.json and <target>.md, and the page on the screen."""
+    page = printable(page, keep="\n")
     write_json(target.with_name(f"{target.name}.json"), said)
     write_text(target.with_name(f"{target.name}.md"), page + "\n")
     print(f"\n{page}\n\nwritten to {target}.md, .json")

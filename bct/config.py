@@ -165,7 +165,7 @@ def command_line(default: str | Path | None = None) -> tuple[str | Path, list[st
     """[config] [key=value ...] from sys.argv; exit code 2 for anything else."""
     parser = Parser("Trains a network; configs/base.py explains the keys.")
     example = "e.g. configs/f128_r18_softmax_class30.py"
-    which = f"default: {default}" if default else example
+    which = f"default: {default}".replace("%", "%%") if default else example
     parser.add_argument("config", nargs="?", type=some_text, help=which)
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ")
     given = parser.parse_args()
