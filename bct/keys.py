@@ -124,9 +124,9 @@ def several(each: Key, default: list | tuple | None, length: int | None = None) 
         return kind(values)
 
     item = each.advice.partition(" ")[2]  # without its "give"
-    count = "" if length is None else f"of {length} values, "
+    count = "" if length is None else f" of {length}"
     once = ", none of them twice" if each.is_text else ""
-    return Key(default, f"give a list {count}each {item}{once}", check, default is None)
+    return Key(default, f"give a list{count}, each value {item}{once}", check, default is None)
 
 
 def weights(default: Mapping[str, float], *names: str) -> Key:
