@@ -11,6 +11,7 @@ from functools import cache
 
 import numpy as np
 import pytest
+from support.old_models import build
 from support.pictures import jpeg, write_faces
 from support.script import run_script
 
@@ -64,7 +65,11 @@ ABSURD = [
 ]
 EVERY = ("-m", "new.pt", "-net", "demo_w16", "-m_old", "old.pt", "-old_net", "demo_w16", "-j", "0")
 EVERY += ("--cache", "cache", "-o", "out", "--overwrite")
-TRAINING = ("job.py", "amp=off", "batch_size=8", "num_epoch=1", "num_workers=0", "overwrite=True")
+TRAINING = ("amp=off", "batch_size=8", "num_epoch=1", "num_workers=0", "overwrite=True")
+UPGRADE = ("{house}/new.py", "scenario=OPclass", "old_config=old_class30", "output=run", *TRAINING)
+SD = ("--SD", "old_class70", "--feature-save", "{house}/features")
+SETTINGS = {"UniBCT": ("refresh_epochs=[0]",), "NCCL": ("queue_size=20",)}
+DEMO = str(ROOT / "methods" / "L2" / "configs" / "demo.py")
 COMMANDS = {
     "eval/ijbc.py": (*EVERY, "-d", "data"),
     "eval/verification.py": (*EVERY, "--set", "set.bin", "--far", "0.1"),
@@ -72,26 +77,40 @@ COMMANDS = {
     "eval/report.py": (*EVERY, "--set", "set.bin", "--far", "0.1", "--resamples", "9"),
     "eval/benchmark.py": ("runs", "-d", "data"),
     "eval/retrieval_table.py": ("runs",),
-    "tools/average_features.py": ("--SD", "old_class70", "--feature-save", "features"),
-    "tools/class_statistics.py": ("--SD", "old_class70", "--feature-save", "features"),
-    "tools/denoise.py": ("--SD", "old_class70", "--feature-save", "features"),
+    "tools/average_features.py": SD,
+    "tools/class_statistics.py": SD,
+    "tools/denoise.py": SD,
     "tools/check_rec.py": ("train.rec", "-j", "1"),
     "tools/export_onnx.py": ("new.pt", "-net", "demo_w16", "-o", "new.onnx", "--overwrite"),
-    "tools/extract_features.py": ("job.py", "--SD", "job_class70", "num_workers=0"),
+    "tools/extract_features.py": ("{house}/old_class30.py", "--SD", "old_class70", "num_workers=0"),
     "tools/folder_to_rec.py": ("images", "packed"),
-    "tools/gallery_maps.py": ("job.py",),
-    "tools/make_artefacts.py": ("job.py",),
-    "tools/make_demo_data.py": ("--out", "demo", "--identities", "1", "--images", "1"),
-    "tools/scaling.py": ("--classes", "100", "--network", "demo_w16"),
+    "tools/gallery_maps.py": (DEMO,),
+    "tools/make_artefacts.py": (DEMO, "--set", "feature_save=made"),
+    "tools/make_demo_data.py": (
+        "--out",
+        "demo",
+        "--identities",
+        "2",
+        "--images",
+        "2",
+        "--eval-identities",
+        "4",
+    ),
+    "tools/scaling.py": ("--classes", "100", "--ranks", "8", "--network", "demo_w16"),
     "tools/split_dataset.py": ("train.rec", "--out", "parts"),
     "tools/train_chain.py": ("configs/omniglot_chain.py", "--dry", "--output", "chain"),
     "tools/transform_gallery.py": ("vectors.npy", "mapped.npy", "-m", "model.pt"),
-    "tools/unpack.py": ("junk.bin", "--out", "unpacked"),
-    "train_old.py": TRAINING,
-    **{f"methods/{name}/train.py": TRAINING for name in method_names()},
+    "tools/unpack.py": ("images.zip", "--out", "unpacked"),
+    "train_old.py": ("job.py", *TRAINING),
+    **{f"methods/{n}/train.py": (*UPGRADE, *SETTINGS.get(n, ())) for n in method_names()},
 }
 QUIET = {"tools/check_rec.py"}  # 1 means that there are problems, which it prints
 NESTED = {"tools/make_artefacts.py", "tools/train_chain.py"}  # the command that failed speaks, too
+
+
+@pytest.fixture(scope="module")
+def house(tmp_path_factory):
+    return build(tmp_path_factory.mktemp("house"))
 
 
 @pytest.fixture
@@ -120,6 +139,7 @@ def place(tmp_path, ijb, weights):
         ("text.txt", b"a b\n"),
     ):
         (tmp_path / name).write_bytes(content)
+    shutil.make_archive(str(tmp_path / "images"), "zip", tmp_path / "images")
     (tmp_path / "README.md").write_text("# mine\n")
     (tmp_path / "folder").mkdir()
     (tmp_path / "runs").mkdir()
@@ -162,11 +182,11 @@ def changed(rng, script, command):
         *(pytest.param(seed, marks=pytest.mark.faults) for seed in range(6, 100)),
     ],
 )
-def test_absurd_values_end_in_two_lines(seed, place):
+def test_absurd_values_end_in_two_lines(seed, house, place):
     rng, found = np.random.default_rng([15, seed]), []
     for _ in range(CALLS):
         script = str(rng.choice(list(COMMANDS)))
-        words = changed(rng, script, COMMANDS[script])
+        words = changed(rng, script, [word.format(house=house) for word in COMMANDS[script]])
         done = run_script(script, *words, cwd=place, seconds=60, memory=12 << 30)
         wrong = fault(script, done)
         if wrong:
