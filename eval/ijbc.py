@@ -63,6 +63,11 @@ def arguments() -> argparse.Namespace:
     args = parser.parse_args()
     if bool(args.model_file) == bool(args.plot_only):
         parser.error("give models to test, -m, or saved scores to draw, -P")
+    tests = ("model_file_old", "is_one_2_N", "is_bunch", "matrix", "save_result", "save_label",
+             "save_embeddings", "force_reload")  # fmt: skip
+    for name in tests if args.plot_only else ():
+        if getattr(args, name):
+            parser.error(f"--{name} is for tests of models: -P only draws")
     if args.model_file and not args.data_path:
         parser.error("give the folder that contains IJBC/, -d")
     check_far(args.far)

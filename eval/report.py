@@ -64,8 +64,9 @@ def arguments() -> argparse.Namespace:
     add("--gallery", type=some_text, metavar="SET", help=where)
     widths = "how two widths meet: leading dimensions of the wider, or the narrower with zeros"
     add("--dimensions", choices=POLICIES, default="equal", help=widths)
-    add("-s", "--subset", default="IJBC", choices=("IJBC", "IJBB"))
-    add("--far", type=rate, default=1e-4, help="of pairs: what the threshold was set for")
+    add("-s", "--subset", choices=("IJBC", "IJBB"), help="with -d; default: IJBC")
+    far = "of pairs: what the threshold was set for; default: 1e-4"
+    add("--far", type=rate, help=far)
     add("--resamples", type=positive, default=1000, help="of the bootstrap")
     add("--thumbnails", action="store_true", help="show pictures of what changed")
     add("--images-per-second", type=above_0, help="of re-extraction; default: measured here")
@@ -81,6 +82,11 @@ def arguments() -> argparse.Namespace:
         parser.error("a report compares two models: give the old one, -m_old")
     if args.gallery and not args.search:
         parser.error("--gallery is for --search")
+    if args.far and args.search:
+        parser.error("--far is for pairs: image search has no threshold")
+    if args.subset and not args.data_path:
+        parser.error("--subset is for -d")
+    args.far, args.subset = args.far or 1e-4, args.subset or "IJBC"
     return args
 
 

@@ -124,3 +124,28 @@ def test_tables_hold_any_name(padded):
     assert len(lines) == 4 and all(line.isprintable() for line in lines)
     assert {line.replace(r"\|", "").count("|") for line in lines} == {3}
     assert printable("caf\xe9 \u4eba") == "caf\xe9 \u4eba"
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("eval/report.py", "-m a -m_old b --search x --far 1e-3"),
+        ("eval/report.py", "-m a -m_old b --set x -s IJBB"),
+        ("eval/report.py", "-m a -m_old b --images x --gallery y"),
+        ("eval/ijbc.py", "-P a.npz -N"),
+        ("eval/ijbc.py", "-P a.npz --save_result b.npz"),
+        ("eval/ijbc.py", "-P a.npz --far 2"),
+        ("eval/retrieval.py", "-m a --data x --leave-one-out --size 1000000000"),
+        ("eval/retrieval.py", "-m a --data x --leave-one-out --size 0"),
+        ("eval/retrieval.py", "-m a --data x --leave-one-out -b -3"),
+        ("eval/verification.py", "-m a --set x -j -1"),
+        ("eval/verification.py", "-m a --set x -o="),
+        ("eval/verification.py", "-m a --set x -m_old="),
+        ("tools/denoise.py", "--SD x_class70 --T nan"),
+        ("tools/split_dataset.py", "x --ratio 100"),
+        ("tools/check_rec.py", "x -j 100000"),
+    ],
+)
+def test_options_that_can_not_be_are_refused_before_anything_is_read(script, words):
+    done = run_script(script, *words.split())
+    assert done.returncode == 2 and len(done.stderr.splitlines()) == 2, done.stderr
