@@ -144,6 +144,7 @@ def test_tables_hold_any_name(padded):
         ("tools/denoise.py", "--SD x_class70 --T nan"),
         ("tools/split_dataset.py", "x --ratio 100"),
         ("tools/check_rec.py", "x -j 100000"),
+        ("eval/report.py", "-m a -m_old b --set x --gallery-size 0"),
     ],
 )
 def test_options_that_can_not_be_are_refused_before_anything_is_read(script, words):
