@@ -170,7 +170,6 @@ def test_stored_embeddings_stand_for_a_model(models, tmp_path):
     ("arguments", "word"),
     [
         (["--set", "nothing.bin"], "nothing.bin does not exist"),
-        (["--far", "2", "--set", "x.bin"], "is no rate"),
         (["--set", "x.bin", "y/x.bin"], "two sets have one name"),
     ],
 )
