@@ -1,47 +1,111 @@
 """What the command lines of all scripts share."""
 
 import argparse
+import errno
+import io
 import os
+import select
+import shlex
+import signal
 import sys
 import traceback
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn, TextIO
 
-from bct.errors import BctError
+from bct.errors import BctError, printable
 from bct.files import ROOT, model_name, read_json, write_json, write_text
+from bct.keys import Key, number, shown, text, whole
 from bct.outputs import short_name
 
 CACHE = ROOT / "work_dirs" / "cache"  # of embeddings
+
+
+class Parser(argparse.ArgumentParser):
+    """Reads a script's arguments; what it refuses ends the script with two lines and exit code 2.
+
+    Args:
+        about: the script's docstring, which --help shows as it is.
+    """
+
+    def __init__(self, about: str):
+        super().__init__(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+
+    def error(self, message: str) -> NoReturn:
+        what, _, do = message.partition(ADVICE)
+        if int(os.environ.get("RANK", 0)) == 0:  # all ranks have the same arguments
+            print(_lines(what, do or f"{self.prog} --help shows what there is"), file=sys.stderr)
+        self.exit(2)
+
+
+ADVICE = "\0"  # parts what is wrong from what to do in a message; no argument can hold it
+
+
+def takes(key: Key) -> Callable[[str], Any]:
+    """The type of a command line's option that takes what a key of this kind takes."""
+
+    def read(text: str) -> Any:
+        try:
+            return key.taken(key.parsed(text))
+        except ValueError:
+            raise argparse.ArgumentTypeError(
+                f"it can't be {shown(text)}{ADVICE}{key.advice}"
+            ) from None
+
+    return read
+
+
+positive = takes(whole(1, least=1))
+some_text = takes(text(""))
+rate = takes(number(0.5, above=0, below=1))  # NaN is none
+workers = takes(whole(1, most=1024))
+batch = takes(whole(1, least=1, most=2**20))
+
+
+def file_path(text: str) -> Path:
+    """A path, for argparse: what is empty would mean the current folder."""
+    return Path(some_text(text))
+
+
+def words(text: str) -> list[str]:
+    """The words of a command such as "torchrun --nproc_per_node=8", for argparse."""
+    try:
+        return shlex.split(some_text(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"it can't be {shown(text)}: {error}{ADVICE}close the quotation"
+        ) from None
 
 
 def run_cli(main: Callable[[], None]) -> None:
     """Runs an entry point; a BctError or an OSError ends it with two lines and exit code 1.
 
     The first rank to fail says why, with its traceback if the error is not one of these; the
-    others keep quiet.
+    others keep quiet. docs/reliability.md lists the exit codes.
     """
+    _show_as_text(sys.stdout)
     try:
-        main()
+        _flushed(main)
     except BctError as error:
         report = _lines(error.what, error.do)
-    except OSError as error:
-        report = _lines(
-            str(error), "check that path, its permissions and the free space, then run again"
-        )
     except KeyboardInterrupt:
         sys.exit(130)
     except Exception as error:
-        if "RANK" not in os.environ:
-            raise
-        from bct import distributed
-
-        report = traceback.format_exc()
-        if distributed.is_peer_failure(error):
+        if isinstance(error, OSError) and _nobody_reads() and error.errno == errno.EPIPE:
+            sys.exit(128 + signal.SIGPIPE)
+        if _out_of_memory(error):
             report = _lines(
-                f"another rank has died or does not answer ({str(error).splitlines()[0][:200]})",
-                "look for what it said, or for the kernel's out-of-memory killer, and start again",
+                f"there is not enough memory: {_first_line(error)}",
+                "take smaller batches, images or sets, or a larger machine",
             )
+        elif isinstance(error, OSError):
+            report = _lines(
+                str(error), "check that path, its permissions and the free space, then run again"
+            )
+        elif "RANK" in os.environ:
+            report = _of_a_rank(error)
+        else:
+            raise
     else:
         return
     if "RANK" in os.environ:
@@ -52,31 +116,94 @@ def run_cli(main: Callable[[], None]) -> None:
     sys.exit(1)
 
 
+def _show_as_text(stream: TextIO | None) -> None:
+    """Escapes what a name may do to a terminal, and what the stream's encoding does not have."""
+    if not isinstance(stream, io.TextIOWrapper):
+        return
+    stream.reconfigure(errors="backslashreplace")
+    write = stream.write
+    stream.write = lambda text: write(printable(text, keep="\n\t\r"))
+
+
+def _flushed(main: Callable[[], None]) -> None:
+    """Runs it and writes out what it has printed, while a failure to do so can still be told."""
+    try:
+        main()
+    except SystemExit:
+        if sys.stdout:
+            sys.stdout.flush()
+        raise
+    if sys.stdout:
+        sys.stdout.flush()
+
+
+def _nobody_reads() -> bool:
+    """Whether stdout is a pipe whose reader has gone, as with `| head`.
+
+    If it takes nothing any more, as on a full disk, it is closed, or Python would complain of it at
+    its own end, too.
+    """
+    if not isinstance(sys.stdout, io.TextIOWrapper):
+        return False
+    watch = select.poll()
+    watch.register(sys.stdout, 0)
+    gone = any(event & select.POLLERR for _, event in watch.poll(0))
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with open(os.devnull, "w") as nothing:
+            os.dup2(nothing.fileno(), sys.stdout.fileno())
+    return gone
+
+
+def _out_of_memory(error: Exception) -> bool:
+    if isinstance(error, OSError):
+        return error.errno == errno.ENOMEM
+    if isinstance(error, RuntimeError):  # torch's
+        return any(words in str(error) for words in ("allocate memory", "out of memory"))
+    return isinstance(error, MemoryError)
+
+
+def _of_a_rank(error: Exception) -> str:
+    from bct import distributed
+
+    if not distributed.is_peer_failure(error):
+        return traceback.format_exc()
+    return _lines(
+        f"another rank has died or does not answer ({_first_line(error)})",
+        "look for what it said, or for the kernel's out-of-memory killer, and start again",
+    )
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+
+
 def _lines(what: str, do: str) -> str:
-    return f"error: {what}\n  -> {do}"
+    return f"error: {printable(what)}\n  -> {printable(do)}"
 
 
-def artefact_parser(about: str) -> argparse.ArgumentParser:
+def artefact_parser(about: str) -> Parser:
     """The options of every tool that makes an artefact from an old model's embeddings."""
-    parser = argparse.ArgumentParser(description=about)
+    parser = Parser(about)
     add = parser.add_argument
-    add("--SD", required=True, help="name of the artefact, e.g. f128_r18_..._class70")
-    add("--feature-save", type=Path, default=ROOT / "feature_save")
+    named = "name of the artefact, e.g. f128_r18_..._class70"
+    add("--SD", type=some_text, required=True, help=named)
+    add("--feature-save", type=file_path, default=ROOT / "feature_save")
     return parser
 
 
-def model_parser(
-    about: str, *, several: bool = True, alone: bool = False
-) -> argparse.ArgumentParser:
+def model_parser(about: str, *, several: bool = True, alone: bool = False) -> Parser:
     """A parser of models and their networks, for bct.protocols.roles.roles_and_files.
 
     Args:
         several: new models may be given; else one has to be. alone: there may be one trained alone.
     """
-    parser = argparse.ArgumentParser(
-        description=about, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    add = parser.add_argument
+    parser = Parser(about)
+
+    def add(*names: str, **how: Any) -> None:
+        parser.add_argument(*names, type=some_text, **how)
+
     many, new = ("+", "new model(s)") if several else (1, "new model")
     add("-m", "--model_file", nargs=many, default=[], required=not several, metavar="NEW", help=new)
     add("-net", "--network", nargs="*", default=[], help="the networks of -m, e.g. r50")
@@ -91,27 +218,19 @@ def model_parser(
     return parser
 
 
-def evaluation_options(parser: argparse.ArgumentParser, output: str, batch_size: int = 128) -> None:
+def evaluation_options(parser: Parser, output: str, batch_size: int = 128) -> None:
     """Adds what every evaluation has: batch, workers, precision, cache, output, overwrite.
 
     Args:
         output: the default folder for results.
     """
     add = parser.add_argument
-    add("-b", "--batch_size", type=positive, default=batch_size)
-    add("-j", "--num_workers", type=int, default=2)
+    add("-b", "--batch_size", type=batch, default=batch_size)
+    add("-j", "--num_workers", type=workers, default=2)
     add("--amp", choices=("bf16", "fp16", "off"), help="precision; default: as in training")
-    add("--cache", type=Path, default=CACHE, help="folder of embeddings computed before")
-    add("-o", "--output", type=Path, default=Path(output), help="folder for the results")
+    add("--cache", type=file_path, default=CACHE, help="folder of embeddings computed before")
+    add("-o", "--output", type=file_path, default=Path(output), help="folder for the results")
     add("--overwrite", action="store_true", help="replace results of other models or data")
-
-
-def positive(text: str) -> int:
-    """A whole number above 0, for argparse."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not above 0")
-    return value
 
 
 def networks_for(networks: list[str], models: list[str]) -> list[str | None]:
@@ -164,6 +283,7 @@ def results_name(args: argparse.Namespace, *rest: str) -> str:
 
 def write_results(target: Path, said: dict, page: str) -> None:
     """<target>.json and <target>.md, and the page on the screen."""
+    page = printable(page, keep="\n")
     write_json(target.with_name(f"{target.name}.json"), said)
     write_text(target.with_name(f"{target.name}.md"), page + "\n")
     print(f"\n{page}\n\nwritten to {target}.md, .json")

@@ -1,49 +1,25 @@
 """Configs: EasyDict `.py` files merged over configs/base.py, overridden by key=value arguments."""
 
-import ast
 import difflib
 import os
 import runpy
-import sys
 from pathlib import Path
 from typing import Any
 
 from easydict import EasyDict
 
+from bct.command import ADVICE, Parser, some_text
 from bct.distributed import say
 from bct.errors import BctError
 from bct.files import IN_CLONE, PACKAGE, ROOT, write_text
-from bct.scenarios import SCENARIOS, new_shard, shard_file
+from bct.keys import Key, known_keys, plain, shown
+from bct.scenarios import new_shard, shard_file
 
 # insightface keys that have no effect here: configs that set them load, with a warning
 NO_OP = {
     *("dali", "dali_aug", "save_all_states", "loss", "notes", "suffix_run_name", "save_artifacts"),
     *("using_wandb", "wandb_key", "wandb_entity", "wandb_project", "wandb_log_all", "wandb_resume"),
 }
-PATHS = ("rec", "rec_val", "feature_save", "output", "n2o_map")
-CHOICES = {
-    "head": ("margin", "softmax", "none"),
-    "pixels": ("face", "imagenet"),
-    "augment": ("mirror", "resized_crop", "shift", "none"),
-    "dimensions": ("equal", "leading", "zero_pad"),
-    "lr_policy": ("poly", "cosine"),
-    "parity": ("corrected", "published"),
-    "optimizer": ("sgd", "adam", "adamw"),
-    "amp": (None, "bf16", "fp16", "off"),
-    "rec_backend": ("native", "mxnet"),
-    "on_bad_record": ("error", "skip"),
-    "scenario": (None, *SCENARIOS),
-}
-TYPES = {  # of the keys whose default is None
-    **dict.fromkeys(("num_classes", "num_image", "num_epoch"), int),
-    **dict.fromkeys(("rec", "rec_val", "output", "shard", "old_config", "new_config"), str),
-    **dict.fromkeys(("n2o_map",), str),
-    "freeze_statistics_at": float,
-    "fp16": bool,
-    "decay_epoch": list,
-}
-POSITIVE = ("embedding_size", "batch_size", "gradient_acc", "frequent", "verbose", "scale", "lr")
-POSITIVE += ("save_every", "keep_checkpoints", "timeout", "image_size")
 
 
 def load_config(
@@ -56,8 +32,9 @@ def load_config(
 
     Args:
         path: the `.py` file, with or without suffix, relative to here or to a clone's own folder.
-        overrides: "key=value" strings; values are Python literals, anything else is a string.
-        method_defaults: keys that a method adds, with their defaults.
+        overrides: "key=value" strings. A key that wants text has the text as it is; else values are
+            Python literals.
+        method_defaults: keys that a method adds, and its defaults of others: values or Keys.
         lenient: let the file's unknown keys pass unread: of a method the caller does not know.
 
     Returns:
@@ -65,31 +42,25 @@ def load_config(
         paths are absolute, `rec` names the shard's own file when `shard` or `scenario` is given.
 
     Raises:
-        BctError: no such file, an unknown key, a value of the wrong type or not among the choices.
+        BctError: no such file, an unknown key, or a value that its Key does not take.
     """
     file = find_config(path)
-    known = dict(base_config(), **(method_defaults or {}))
-    given = dict(execute(file))
-    overridden = dict(_parse(text) for text in overrides)
-    no_op = sorted((given.keys() | overridden.keys()) & NO_OP - known.keys())
+    keys = known_keys(_base(), method_defaults or {})
+    given = _config_of(file)
+    overridden = dict(_split(text) for text in overrides)
+    ignored = NO_OP - keys.keys()
+    no_op = sorted((given.keys() | overridden.keys()) & ignored)
     if no_op:
         say(f"warning: {file.name}: no effect here: {', '.join(no_op)}")
 
-    cfg = EasyDict(known)
-    for source, values, base in (
-        (str(file), given, ROOT),
-        ("the command line", overridden, Path.cwd()),
-    ):
-        for key, value in values.items():
-            if key not in known and (key in NO_OP or (lenient and values is given)):
-                continue
-            _check(key, value, known, source)
-            if key in PATHS and value is not None and value != "synthetic":
-                value = str((base / os.path.expanduser(_file_name(value))).absolute())
-            cfg[key] = value
-    for key in POSITIVE:
-        if cfg[key] <= 0:
-            raise BctError(f"{key} = {cfg[key]} is not positive", f"give {key} a value above 0")
+    cfg = EasyDict(plain(keys))
+    for name, value in plain(given).items():
+        if name not in ignored and (name in keys or not lenient):
+            cfg[name] = _taken(str(file), keys, name, value, ROOT)
+    for name, text in overridden.items():
+        if name not in ignored:
+            value = keys[name].parsed(text) if name in keys else text
+            cfg[name] = _taken("the command line", keys, name, value, Path.cwd())
     cfg.name = file.stem
     cfg.feature_save = str(ROOT / cfg.feature_save)
     cfg.output = cfg.output or str(ROOT / "work_dirs" / cfg.name)
@@ -102,7 +73,11 @@ def load_config(
 
 def base_config() -> dict[str, Any]:
     """Every key that all runs have, with its default."""
-    return dict(execute((ROOT if IN_CLONE else PACKAGE) / "configs" / "base.py"))
+    return plain(_base())
+
+
+def _base() -> dict[str, Any]:
+    return _config_of((ROOT if IN_CLONE else PACKAGE) / "configs" / "base.py")
 
 
 def _file_name(text: str) -> str:
@@ -133,82 +108,76 @@ def save_config(cfg: EasyDict, path: str | Path) -> None:
     keys = "\n".join(f"config.{key} = {value!r}" for key, value in cfg.items() if key != "name")
     write_text(
         path,
-        f'"""{cfg.name}, resolved."""\n\nfrom easydict import EasyDict as edict\n\n'
+        f"{f'{cfg.name}, resolved.'!r}\n\nfrom easydict import EasyDict as edict\n\n"
         f"config = edict()\n{keys}\n",
     )
 
 
 def execute(file: Path) -> EasyDict:
     """The `config` that a config file makes. Raises BctError when it does not run or makes none."""
+    return EasyDict(plain(_config_of(file)))
+
+
+def _config_of(file: Path) -> dict[str, Any]:
+    """As execute; configs/base.py has Keys for values."""
     try:
         namespace = runpy.run_path(str(file))
     except BctError:
         raise
-    except Exception as error:  # a config is code: whatever it raises is the user's to see
-        reason = " ".join(str(error).split())
+    except (Exception, SystemExit) as error:  # a config is code: what it raises is the user's
+        reason = " ".join(str(error).split())[:300]
         raise BctError(
             f"{file} does not run: {type(error).__name__}: {reason}", "mend the config file"
         ) from error
     config = namespace.get("config")
     if not isinstance(config, dict):
         raise BctError(f"{file} defines no `config`", "begin it with: config = EasyDict()")
-    return config
+    odd = [name for name in config if not isinstance(name, str)]
+    if odd:
+        raise BctError(f"{file}: the key {shown(odd[0])} is no name", "write config.lr = 0.1")
+    return dict(config)
 
 
-def _parse(text: str) -> tuple[str, Any]:
-    key, equals, value = text.partition("=")
-    if not equals or not key.isidentifier():
-        raise BctError(f"argument {text!r} is not key=value", "write overrides as lr=0.05")
-    if value in CHOICES.get(key, ()):
-        return key, value  # "none" may be one
-    literal = {"true": True, "false": False, "none": None}.get(value.lower())
-    if literal is not None or value.lower() == "none":
-        return key, literal
-    try:
-        return key, ast.literal_eval(value)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return key, value
+def _split(argument: str) -> tuple[str, str]:
+    name, equals, text = argument.partition("=")
+    if not equals or not name.isidentifier():
+        raise BctError(f"argument {shown(argument)} is not key=value", "write overrides as lr=0.05")
+    return name, text
 
 
-def _check(key: str, value: Any, known: dict[str, Any], source: str) -> None:
-    if key not in known:
-        near = difflib.get_close_matches(key, known, n=1)
+def _taken(source: str, keys: dict[str, Key], name: str, value: Any, base: Path) -> Any:
+    """The value of a key as runs have it. base: where relative paths start."""
+    if name not in keys:
+        near = difflib.get_close_matches(name, keys, n=1)
         hint = f"did you mean {near[0]}?" if near else "configs/base.py lists the keys"
-        raise BctError(f"{source}: unknown config key {key!r}", hint)
-    if key in CHOICES and value not in CHOICES[key]:
-        names = ", ".join(repr(choice) for choice in CHOICES[key])
-        raise BctError(f"{source}: {key} = {value!r} is not possible", f"choose from {names}")
-    if value is None or (known[key] is None and key not in TYPES):
-        return
-    wanted = TYPES.get(key, type(known[key]))
-    accepted = {float: (int, float), list: (list, tuple), tuple: (list, tuple)}.get(wanted, wanted)
-    fits = isinstance(value, accepted) and (wanted is bool or not isinstance(value, bool))
-    if key in PATHS and fits and "\0" in value:
-        raise BctError(f"{source}: {key} = {value!r} is no path", "take the NUL byte out of it")
-    if not fits:
-        raise BctError(
-            f"{source}: {key} = {value!r} is a {type(value).__name__}",
-            f"it has to be a {wanted.__name__}",
-        )
+        raise BctError(f"{source}: unknown config key {shown(name)}", hint)
+    key = keys[name]
+    try:
+        value = key.taken(value)
+    except ValueError:
+        raise BctError(f"{source}: {name} can't be {shown(value)}", key.advice) from None
+    if key.is_path and value is not None and value != "synthetic":
+        return str((base / os.path.expanduser(_file_name(value))).absolute())
+    return value
 
 
 def command_line(default: str | Path | None = None) -> tuple[str | Path, list[str]]:
-    """[config] [key=value ...] from sys.argv. Raises BctError on anything else."""
-    arguments = sys.argv[1:]
-    configs = [a for a in arguments if "=" not in a]
-    if any(a in ("-h", "--help") for a in arguments):
-        script = Path(sys.argv[0]).name
-        say(f"usage: {script} [config.py] [key=value ...]   (configs/base.py explains the keys)")
-        sys.exit(0)
-    if len(configs) > 1 or any(a.startswith("-") for a in arguments):
-        raise BctError(
-            f"can't read the arguments {' '.join(arguments)}", "give one config and key=value pairs"
-        )
+    """[config] [key=value ...] from sys.argv; exit code 2 for anything else."""
+    parser = Parser("Trains a network; configs/base.py explains the keys.")
+    example = "e.g. configs/f128_r18_softmax_class30.py"
+    which = f"default: {default}".replace("%", "%%") if default else example
+    parser.add_argument("config", nargs="?", type=some_text, help=which)
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="settings that differ")
+    given = parser.parse_args()
+    words = [word for word in (given.config, *given.overrides) if word is not None]
+    configs = [word for word in words if "=" not in word]
+    if len(configs) > 1:
+        parser.error(f"there are several configs: {', '.join(configs)}")
     if not configs and default is None:
-        raise BctError("no config given", "name one, e.g. configs/f128_r18_softmax_class30.py")
+        parser.error(f"no config given{ADVICE}name one, {example}")
     if not configs:
         say(
             f"no config given: running the demo configuration {default} "
             "(`make demo` makes its data and old model)"
         )
-    return (configs[0] if configs else default), [a for a in arguments if "=" in a]
+    return (configs[0] if configs else default), [word for word in words if "=" in word]

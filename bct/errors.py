@@ -15,3 +15,17 @@ class BctError(Exception):
 
     def __str__(self) -> str:
         return f"{self.what}\n{self.do}"
+
+
+def printable(text: object, keep: str = "") -> str:
+    """Text that breaks no line and moves no cursor: what has no picture is written as an escape.
+
+    Names of files, classes and models may hold newlines, control codes, right-to-left marks and
+    bytes that are no text. keep: characters that stay as they are.
+    """
+    text = str(text)
+    if text.isprintable():
+        return text
+    return "".join(
+        c if c.isprintable() or c in keep else c.encode("unicode_escape").decode() for c in text
+    )

@@ -5,14 +5,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from bct.errors import printable
+
 
 def table(titles: Sequence[str], rows: Sequence[Sequence[str]], padded: bool = False) -> str:
     """A table whose first column is text and whose others are numbers.
 
+    Names with bars, newlines or control codes stay in their cells.
+
     Args:
         padded: columns are equally wide in every line, for reading it as text.
     """
-    lines = [list(titles), *map(list, rows)]
+    lines = [[printable(cell).replace("|", "\\|") for cell in line] for line in (titles, *rows)]
     if not padded:
         marks = [":--", *["--:"] * (len(titles) - 1)]
         return "\n".join(f"| {' | '.join(line)} |" for line in (lines[0], marks, *lines[1:]))

@@ -1,79 +1,103 @@
-"""Every key there is, with its default. A config states only what differs.
+"""Every key there is, with its default and what it may be. A config states only what differs:
+config.batch_size = 64.
 
 Names and meanings are insightface's where insightface has them. Relative paths in a config start
-at the repository's root; relative paths on the command line start where you are.
+at the repository's root; relative paths on the command line start where you are. bct/keys.py says
+what whole(128, least=1) and the like take; a choice lists all there is, the default first.
 """
 
 from easydict import EasyDict as edict
 
+from bct.keys import LARGEST_IMAGE, choice, flag, number, path, several, text, whole
+from bct.scenarios import SCENARIOS
+
 config = edict()
 
 # network
-config.network = "r50"
-config.embedding_size = 512
-config.amp = None  # "bf16", "fp16" or "off"; None: bf16 where the hardware has it
-config.fp16 = None  # insightface's switch: True is amp="fp16" (on a GPU), False is amp="off"
+config.network = text("r50")
+config.embedding_size = whole(512, least=1, most=65536)
+config.amp = choice(None, "bf16", "fp16", "off")  # None: bf16 where the hardware has it
+config.fp16 = flag(None)  # insightface's switch: True is amp="fp16" (on a GPU), False is amp="off"
 
-# classification head
-config.head = (
-    "margin"  # "margin": PartialFC with margin_list; "softmax": a linear layer; "none": no head
-)
-config.head_bias = True  # of the linear layer
-config.head_unit = False  # the linear layer sees embeddings of length 1, as BT-2's networks do
-config.label_smoothing = 0.0  # of the linear layer's cross-entropy
-config.margin_list = (1.0, 0.5, 0.0)  # target logit cos(m1 * theta + m2) - m3
-config.scale = 64.0
-config.sample_rate = 1.0  # share of the negative classes that PartialFC uses per step
-config.interclass_filtering_threshold = 0.0  # drop negatives with a larger cosine; 0: keep all
+# classification head: PartialFC with margin_list, a linear layer, or none
+config.head = choice("margin", "softmax", "none")
+config.head_bias = flag(True)  # of the linear layer
+config.head_unit = flag(
+    False
+)  # the linear layer sees embeddings of length 1, as BT-2's networks do
+config.label_smoothing = number(0.0, 0, 1)  # of the linear layer's cross-entropy
+# target logit cos(m1 * theta + m2) - m3
+config.margin_list = several(number(None), (1.0, 0.5, 0.0), length=3)
+config.scale = number(64.0, above=0)
+# share of the negative classes that PartialFC uses per step
+config.sample_rate = number(1.0, above=0, most=1)
+# drop negatives with a larger cosine; 0: keep all
+config.interclass_filtering_threshold = number(0.0, 0, 1)
 
 # data
-config.rec = None  # folder with train.rec, a .rec file, an image folder, an image list, "synthetic"
-config.shard = None  # part of the set made by tools/split_dataset.py: "class30", "data70", ...
-config.num_classes = None  # read from the data; checked when given
-config.num_image = None  # likewise
-config.image_size = 112  # height and width of the network's input
-config.pixels = "face"  # aligned faces, in [-1, 1]; or "imagenet": images of any size, standardised
-config.augment = "mirror"  # or "resized_crop" (and mirrored), "shift", "none"
-config.rec_backend = "native"  # or "mxnet"
-config.num_workers = 2
-config.on_bad_record = "error"  # or "skip": train on another image of the batch, count and list it
-config.max_bad_rate = 0.01  # share of skipped images above which the run stops all the same
+# folder with train.rec, a .rec file, an image folder, an image list, "synthetic"
+config.rec = path(None)
+config.shard = text(
+    None
+)  # part of the set made by tools/split_dataset.py: "class30", "data70", ...
+config.num_classes = whole(None, least=1)  # read from the data; checked when given
+config.num_image = whole(None, least=1)  # likewise
+# height and width of the network's input
+config.image_size = whole(112, least=1, most=LARGEST_IMAGE)
+# aligned faces, in [-1, 1], or images of any size, standardised
+config.pixels = choice("face", "imagenet")
+# "resized_crop" mirrors, too
+config.augment = choice("mirror", "resized_crop", "shift", "none")
+config.rec_backend = choice("native", "mxnet")
+config.num_workers = whole(2, most=1024)
+# "skip": train on another image of the batch, count and list it
+config.on_bad_record = choice("error", "skip")
+# share of skipped images above which the run stops all the same
+config.max_bad_rate = number(0.01, 0, 1)
 
 # the old model, for compatible training
-config.scenario = None  # "OPclass", "OPdata", "EXclass", "EXdata"
-config.old_config = None  # name of the old model's config, e.g. "f128_r18_softmax_class30"
-config.new_config = None  # name of a new model trained alone, for methods that learn from both
-config.n2o_map = None  # file: old label of each new one; None: it follows from the classes' names
-config.dimensions = "equal"  # or "leading", "zero_pad": how embeddings of two widths are compared
-config.feature_save = "feature_save"  # where the tools keep the old model's artefacts
-config.parity = "corrected"  # or "published": the references' arithmetic, defects included
+config.scenario = choice(None, *SCENARIOS)
+config.old_config = text(None)  # name of the old model's config, e.g. "f128_r18_softmax_class30"
+# name of a new model trained alone, for methods that learn from both
+config.new_config = text(None)
+# file: old label of each new one; None: it follows from the classes' names
+config.n2o_map = path(None)
+# how embeddings of two widths are compared
+config.dimensions = choice("equal", "leading", "zero_pad")
+config.feature_save = path("feature_save")  # where the tools keep the old model's artefacts
+# "published": the references' arithmetic, defects included
+config.parity = choice("corrected", "published")
 
 # optimisation
-config.batch_size = 128  # per process
-config.gradient_acc = 1  # micro-batches per step, averaged
-config.num_epoch = None
-config.warmup_epoch = 0
-config.optimizer = "sgd"  # or "adam", "adamw"
-config.lr = 0.1
-config.lr_power = (
-    2.0  # lr * (1 - progress) ** lr_power after the warm-up; insightface has 1, MixBCT 2
-)
-config.lr_policy = "poly"  # or "cosine": half a wave down to 0 after the warm-up
-config.decay_epoch = None  # e.g. [20, 26, 32]: lr / 10 from each of these epochs on, instead
-config.momentum = 0.9
-config.weight_decay = 5e-4
-config.clip_norm = 5.0  # of the backbone's gradient
-config.freeze_statistics_at = None  # share of the training after which batch norms keep theirs
+config.batch_size = whole(128, least=1, most=2**20)  # per process
+config.gradient_acc = whole(1, least=1)  # micro-batches per step, averaged
+config.num_epoch = whole(None, least=1)
+config.warmup_epoch = whole(0, least=-1)  # -1: the rate starts where an epoch would have left it
+config.optimizer = choice("sgd", "adam", "adamw")
+config.lr = number(0.1, above=0)
+# lr * (1 - progress) ** lr_power after the warm-up; insightface has 1, MixBCT 2
+config.lr_power = number(2.0, 0)
+# "cosine": half a wave down to 0 after the warm-up
+config.lr_policy = choice("poly", "cosine")
+# e.g. [20, 26, 32]: lr / 10 from each of these epochs on, instead
+config.decay_epoch = several(whole(None), None)
+config.momentum = number(0.9, 0, below=1)
+config.weight_decay = number(5e-4, 0)
+config.clip_norm = number(5.0, above=0)  # of the backbone's gradient
+# share of the training after which batch norms keep theirs
+config.freeze_statistics_at = number(None, 0, 1)
 
 # the run
-config.seed = 666
-config.output = None  # None: work_dirs/<config name>
-config.resume = False  # continue this config's run in `output`, or keep it if it is finished
-config.overwrite = False  # replace a run that does not match
-config.save_every = 1000  # steps between checkpoints; there is one after every epoch, too
-config.keep_checkpoints = 2  # how many are left
-config.timeout = 10.0  # minutes that a rank waits for the others before the job is taken down
-config.frequent = 20  # steps between log lines
-config.verbose = 2000  # steps between verifications
-config.val_targets = []  # names of verification sets, <rec_val>/<name>.bin
-config.rec_val = None  # their folder; None: the folder of `rec`
+config.seed = whole(666, most=2**63 - 1)
+config.output = path(None)  # None: work_dirs/<config name>
+config.resume = flag(False)  # continue this config's run in `output`, or keep it if it is finished
+config.overwrite = flag(False)  # replace a run that does not match
+# steps between checkpoints; there is one after every epoch, too
+config.save_every = whole(1000, least=1)
+config.keep_checkpoints = whole(2, least=1)  # how many are left
+# minutes that a rank waits for the others before the job is taken down
+config.timeout = number(10.0, above=0, most=1e6)
+config.frequent = whole(20, least=1)  # steps between log lines
+config.verbose = whole(2000, least=1)  # steps between verifications
+config.val_targets = several(text(None), [])  # names of verification sets, <rec_val>/<name>.bin
+config.rec_val = path(None)  # their folder; None: the folder of `rec`

@@ -10,12 +10,11 @@ gallery, the new model is the one trained alone, and meets the mapped embeddings
 gallery's images. Writes <root>/table.md and table.json. Embeddings are cached.
 """
 
-import argparse
 from pathlib import Path
 
 from bct import distributed, markdown
 from bct.amp import amp_dtype
-from bct.command import CACHE, run_cli
+from bct.command import CACHE, Parser, file_path, positive, rate, run_cli, some_text
 from bct.errors import BctError
 from bct.files import read_json, write_json, write_text
 from bct.metrics.scores import rate_name
@@ -30,15 +29,17 @@ from tools.ijbc.protocol import read_protocol
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("root", type=Path)
-    parser.add_argument("-d", "--data_path", required=True, help="folder that contains IJBC/")
+    parser = Parser(__doc__)
+    parser.add_argument("root", type=file_path)
+    parser.add_argument(
+        "-d", "--data_path", type=some_text, required=True, help="folder that contains IJBC/"
+    )
     parser.add_argument("-s", "--subset", default="IJBC", choices=("IJBC", "IJBB"))
-    parser.add_argument("--bin", type=Path, help="verification set for another cross test")
-    parser.add_argument("--far", type=float, default=1e-2)
-    parser.add_argument("--resamples", type=int, default=1000)
+    parser.add_argument("--bin", type=file_path, help="verification set for another cross test")
+    parser.add_argument("--far", type=rate, default=1e-2)
+    parser.add_argument("--resamples", type=positive, default=1000)
     parser.add_argument("--amp", choices=("bf16", "fp16", "off"))
-    parser.add_argument("--cache", type=Path, default=CACHE)
+    parser.add_argument("--cache", type=file_path, default=CACHE)
     args = parser.parse_args()
     device = distributed.setup()
     protocol = read_protocol(args.data_path, args.subset)

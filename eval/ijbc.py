@@ -16,7 +16,6 @@ Embeddings are cached by weights and images. Results are named after the models 
 """
 
 import argparse
-from pathlib import Path
 
 import torch
 
@@ -24,10 +23,13 @@ from bct import distributed
 from bct.amp import amp_dtype
 from bct.command import (
     evaluation_options,
+    file_path,
     model_parser,
+    rate,
     refuse_to_replace,
     results_name,
     run_cli,
+    some_text,
 )
 from bct.metrics.scores import check_far, roc_points
 from bct.models.model import described, open_models
@@ -43,24 +45,31 @@ from tools.ijbc.protocol import read_protocol
 def arguments() -> argparse.Namespace:
     parser = model_parser(__doc__)
     add = parser.add_argument
-    add("-d", "--data_path", help="the folder that contains IJBC/ (or IJBB/)")
+    add("-d", "--data_path", type=some_text, help="the folder that contains IJBC/ (or IJBB/)")
     add("-s", "--subset", default="IJBC", choices=("IJBC", "IJBB"))
     add("-N", "--is_one_2_N", action="store_true", help="also identification, 1:N")
     add("-B", "--is_bunch", action="store_true", help="all eight modes, N0D0F0 to N1D1F1")
     add("--matrix", action="store_true", help="every model against every other one's gallery")
-    add("-R", "--save_result", type=Path, help="file for the scores; default: beside the table")
+    add(
+        "-R", "--save_result", type=file_path, help="file for the scores; default: beside the table"
+    )
     add("-L", "--save_label", action="store_true", help="put the labels into that file, too")
     add("-E", "--save_embeddings", action="store_true", help="write <model>_<subset>.npy, too")
     add("-F", "--force_reload", action="store_true", help="compute cached embeddings anew")
     saved = "draw the curves of saved scores (.npz, .npy, .txt) and nothing else"
-    add("-P", "--plot_only", nargs="+", type=Path, metavar="SCORES", help=saved)
+    add("-P", "--plot_only", nargs="+", type=file_path, metavar="SCORES", help=saved)
     rules = "strict: highest TAR whose FAR is within the target; nearest: as published"
     add("--roc", default="strict", choices=("strict", "nearest"), help=rules)
-    add("--far", type=float, default=1e-4, help="FAR of the verdict and the bar chart")
+    add("--far", type=rate, default=1e-4, help="FAR of the verdict and the bar chart")
     evaluation_options(parser, output="work_dirs/ijbc")
     args = parser.parse_args()
     if bool(args.model_file) == bool(args.plot_only):
         parser.error("give models to test, -m, or saved scores to draw, -P")
+    tests = ("model_file_old", "is_one_2_N", "is_bunch", "matrix", "save_result", "save_label",
+             "save_embeddings", "force_reload")  # fmt: skip
+    for name in tests if args.plot_only else ():
+        if getattr(args, name):
+            parser.error(f"--{name} is for tests of models: -P only draws")
     if args.model_file and not args.data_path:
         parser.error("give the folder that contains IJBC/, -d")
     check_far(args.far)

@@ -24,9 +24,17 @@ import torch
 
 from bct import distributed
 from bct.amp import amp_dtype
-from bct.command import evaluation_options, model_parser, run_cli
+from bct.command import (
+    evaluation_options,
+    model_parser,
+    positive,
+    rate,
+    run_cli,
+    some_text,
+    takes,
+)
 from bct.data.sets import open_images
-from bct.errors import BctError
+from bct.keys import number, whole
 from bct.models.model import open_models
 from bct.models.widths import POLICIES
 from bct.protocols.class_templates import class_templates
@@ -42,32 +50,43 @@ from tools.ijbc.protocol import read_protocol
 def arguments() -> argparse.Namespace:
     parser = model_parser(__doc__, several=False, alone=True)
     add = parser.add_argument
+    above_0 = takes(number(None, above=0))
     data = parser.add_mutually_exclusive_group(required=True)
-    data.add_argument("-d", "--data_path", help="the folder that contains IJBC/ (or IJBB/)")
-    data.add_argument("--images", metavar="SET", help="an image set: a folder, a list, ...")
-    data.add_argument("--search", metavar="SET", help="an image set, searched")
-    data.add_argument("--set", metavar="LFW.bin", help="a verification set")
+    data.add_argument(
+        "-d", "--data_path", type=some_text, help="the folder that contains IJBC/ (or IJBB/)"
+    )
+    data.add_argument(
+        "--images", type=some_text, metavar="SET", help="an image set: a folder, a list, ..."
+    )
+    data.add_argument("--search", type=some_text, metavar="SET", help="an image set, searched")
+    data.add_argument("--set", type=some_text, metavar="LFW.bin", help="a verification set")
     where = "with --search: what its images are searched in; default: each among all the others"
-    add("--gallery", metavar="SET", help=where)
+    add("--gallery", type=some_text, metavar="SET", help=where)
     widths = "how two widths meet: leading dimensions of the wider, or the narrower with zeros"
     add("--dimensions", choices=POLICIES, default="equal", help=widths)
-    add("-s", "--subset", default="IJBC", choices=("IJBC", "IJBB"))
-    add("--far", type=float, default=1e-4, help="of pairs: what the threshold was set for")
-    add("--resamples", type=int, default=1000, help="of the bootstrap")
+    add("-s", "--subset", choices=("IJBC", "IJBB"), help="with -d; default: IJBC")
+    far = "of pairs: what the threshold was set for; default: 1e-4"
+    add("--far", type=rate, help=far)
+    add("--resamples", type=positive, default=1000, help="of the bootstrap")
     add("--thumbnails", action="store_true", help="show pictures of what changed")
-    add("--images-per-second", type=float, help="of re-extraction; default: measured here")
-    add("--gallery-size", type=int, help="images in your gallery, for the time of a backfill")
-    add("--price-per-hour", type=float, help="of the machine that re-extracts")
+    add("--images-per-second", type=above_0, help="of re-extraction; default: measured here")
+    add(
+        "--gallery-size",
+        type=takes(whole(None, least=1, most=10**15)),
+        help="images in your gallery, for the time of a backfill",
+    )
+    add("--price-per-hour", type=above_0, help="of the machine that re-extracts")
     evaluation_options(parser, output="report")
     args = parser.parse_args()
     if not args.model_file_old:
         parser.error("a report compares two models: give the old one, -m_old")
     if args.gallery and not args.search:
         parser.error("--gallery is for --search")
-    for name in ("images_per_second", "gallery_size", "price_per_hour", "resamples"):
-        value = getattr(args, name)
-        if value is not None and value <= 0:
-            raise BctError(f"--{name.replace('_', '-')} is {value}", "give a number above 0")
+    if args.far and args.search:
+        parser.error("--far is for pairs: image search has no threshold")
+    if args.subset and not args.data_path:
+        parser.error("--subset is for -d")
+    args.far, args.subset = args.far or 1e-4, args.subset or "IJBC"
     return args
 
 

@@ -32,6 +32,7 @@ from bct.command import (
     refuse_to_replace,
     results_name,
     run_cli,
+    some_text,
     write_results,
 )
 from bct.errors import BctError
@@ -57,17 +58,23 @@ def arguments() -> argparse.Namespace:
     parser = model_parser(__doc__, alone=True)
     add = parser.add_argument
     versions = "instead of -m: versions of a model, oldest first, each against every one's gallery"
-    add("--matrix", nargs="+", default=[], metavar="V1", help=versions)
-    add("--data", required=True, metavar="SET", help="the queries: a folder, list, file, ...")
+    add("--matrix", nargs="+", type=some_text, default=[], metavar="V1", help=versions)
+    add(
+        "--data",
+        type=some_text,
+        required=True,
+        metavar="SET",
+        help="the queries: a folder, list, file, ...",
+    )
     where = parser.add_mutually_exclusive_group(required=True)
-    where.add_argument("--gallery", metavar="SET", help="what they are searched in")
+    where.add_argument("--gallery", type=some_text, metavar="SET", help="what they are searched in")
     own = "each image of --data is searched among all the others"
     where.add_argument("--leave-one-out", action="store_true", help=own)
     instead = "embeddings (.npy) to search in place of the old model's gallery, e.g. FCT's"
-    add("--old-gallery", "--old_gallery", metavar="FILE", help=instead)
+    add("--old-gallery", "--old_gallery", type=some_text, metavar="FILE", help=instead)
     search_options(parser)
     add("-E", "--save_embeddings", action="store_true", help="write them as .npy, too")
-    add("--name", help="of the results; default: models and sets")
+    add("--name", type=some_text, help="of the results; default: models and sets")
     evaluation_options(parser, output="work_dirs/retrieval")
     args = parser.parse_args()
     if bool(args.model_file) == bool(args.matrix):
@@ -76,8 +83,6 @@ def arguments() -> argparse.Namespace:
         parser.error("--matrix wants two versions or more, and neither -m_old nor -m_alone")
     if (args.old_gallery or args.backfill) and not args.model_file_old:
         parser.error("--old-gallery and --backfill need the old model, -m_old")
-    if min(args.resamples, *args.ks) < 1:
-        raise BctError("--resamples or one of --ks is below 1", "give numbers above 0")
     if args.name is not None and Path(args.name).name in ("", ".."):
         raise BctError(f"--name {args.name!r} is no name", "give one, such as new_vs_old")
     if args.old_gallery and not is_stored(args.old_gallery):

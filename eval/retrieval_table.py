@@ -6,13 +6,13 @@ Reads <folder>/seed*/retrieval/*.json of eval/retrieval.py, writes <folder>/retr
 A figure is the mean over seeds +- their standard deviation (n - 1).
 """
 
-import argparse
 from pathlib import Path
 
 from bct import markdown
-from bct.command import run_cli
+from bct.command import Parser, file_path, run_cli, takes
 from bct.errors import BctError
 from bct.files import read_json, write_json, write_text
+from bct.keys import whole
 from bct.protocols.roles import Roles, test_name
 from bct.protocols.verdict import judged
 
@@ -25,9 +25,9 @@ QUALITIES = {"map": "mAP", "top1": "top-1"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="OUT of runs/images.sh")
-    parser.add_argument("--minutes", type=int, help="wall time to state")
+    parser = Parser(__doc__)
+    parser.add_argument("folder", type=file_path, help="OUT of runs/images.sh")
+    parser.add_argument("--minutes", type=takes(whole(None)), help="wall time to state")
     args = parser.parse_args()
     seeds = [read_seed(folder) for folder in sorted(args.folder.glob("seed*"))]
     if not seeds:

@@ -10,7 +10,6 @@ the set, image plus mirror image. Accuracy is insightface's: 10 contiguous folds
 """
 
 import argparse
-from pathlib import Path
 
 import torch
 
@@ -18,7 +17,9 @@ from bct import distributed
 from bct.amp import amp_dtype
 from bct.command import (
     evaluation_options,
+    file_path,
     model_parser,
+    rate,
     refuse_to_replace,
     results_name,
     run_cli,
@@ -36,12 +37,10 @@ from bct.protocols.roles import roles_and_files
 def arguments() -> argparse.Namespace:
     parser = model_parser(__doc__, several=False)
     add = parser.add_argument
-    add("--set", nargs="+", type=Path, required=True, metavar="LFW.bin", help="sets")
-    add("--far", type=float, default=1e-3, help="FAR of the TAR, the threshold and the verdict")
+    add("--set", nargs="+", type=file_path, required=True, metavar="LFW.bin", help="sets")
+    add("--far", type=rate, default=1e-3, help="FAR of the TAR, the threshold and the verdict")
     evaluation_options(parser, output="work_dirs/verification", batch_size=256)
     args = parser.parse_args()
-    if not 0 < args.far < 1:
-        raise BctError(f"--far {args.far:g} is no rate", "give one between 0 and 1, such as 1e-3")
     if len({path.stem for path in args.set}) < len(args.set):
         raise BctError("two sets have one name", "rename a file")
     return args

@@ -17,6 +17,7 @@ from torch import nn
 from bct import distributed
 from bct.data.loader import Batch
 from bct.errors import BctError
+from bct.keys import plain
 from bct.method import load_method
 from bct.stored.class_statistics import class_statistics
 from bct.train import replicate
@@ -34,7 +35,7 @@ def make(parity="corrected", table=TABLE, **more):
     cfg |= {"embedding_size": DIM, "num_epoch": EPOCHS, "parity": parity}
     torch.manual_seed(1)
     arrays = OldArrays(old_embedding=OLD, class_statistics=table)
-    return AdvBCT(EasyDict({**AdvBCT.defaults, **cfg, **more}), arrays)
+    return AdvBCT(EasyDict({**plain(AdvBCT.defaults), **cfg, **more}), arrays)
 
 
 def problem(rows=16):

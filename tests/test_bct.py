@@ -17,6 +17,7 @@ from bct.data.loader import Batch
 from bct.data.sets import SyntheticSet
 from bct.errors import BctError
 from bct.files import sha256_file, write_json
+from bct.keys import plain
 from bct.method import load_method
 from bct.old_model import OldModel
 from bct.stored.artefacts import write_artefact
@@ -37,7 +38,7 @@ def config(**changes):
         "n2o_map": None,
     }
     place = {"scenario": "OPclass", "old_config": "old_class30", "shard": "class70", "rec": "-"}
-    return EasyDict({**base, **place, "feature_save": "-", **BCT.defaults, **changes})
+    return EasyDict({**base, **place, "feature_save": "-", **plain(BCT.defaults), **changes})
 
 
 def in_memory(prototypes=PROTOTYPES, **changes):
@@ -203,8 +204,6 @@ CLASSIFIER, IGNORE, EX = {"influence": "old_classifier"}, {"unseen": "ignore"}, 
 @pytest.mark.parametrize(
     ("word", "model", "scenario", "changes"),
     [
-        ("influence = 'classifier'", "class", EX, {"influence": "classifier"}),
-        ("unseen = 'skip'", "class", EX, {"unseen": "skip"}),
         ("seen none of the new classes", "class", "OPclass", IGNORE),
         ("seen none of the new classes", "class", "OPclass", CLASSIFIER),
         ("holds no classifier", "arc", EX, CLASSIFIER),

@@ -203,9 +203,8 @@ def test_of_two_records_with_one_id_each_keeps_its_key(rec, monkeypatch, capsys)
 
 
 def test_bad_arguments(rec, tmp_path, monkeypatch, capsys):
-    for options, words in ((["-j", "0"], "-j 0"), (["--max-problems", "-1"], "-1 is too small")):
-        with pytest.raises(BctError, match=words):
-            check(rec, monkeypatch, capsys, *options)
+    for options in (["-j", "0"], ["--max-problems", "-1"]):
+        assert check(rec, monkeypatch, capsys, *options) == (2, "")
     (tmp_path / "junk.rec").write_bytes(b"junk" * 100)
     with pytest.raises(BctError, match="holds no whole record"):
         check(tmp_path / "junk.rec", monkeypatch, capsys)

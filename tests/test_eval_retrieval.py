@@ -479,7 +479,6 @@ def test_refusals(run, tmp_path):
         "there is no data set": ("-m", new, "--data", tmp_path / "none", "--leave-one-out"),
         "2 networks for 1 models": ("-m", new, "-net", "a", "b", *common),
         "two have one name": ("-m", new, new, *common),
-        "is below 1": ("-m", new, "--ks", "0", *common),
         "30 rows|rows for": ("-m", make_model(tmp_path / "x.npy", labels[1:], 8, 1, 1), *common),
         "no list of class names": (*with_old, "--old-classes", tmp_path / "names.json"),
         "has no class names": (*with_old, "--old-classes", tmp_path / "none.json"),
@@ -493,6 +492,7 @@ def test_refusals(run, tmp_path):
         assert len(str(caught.value).splitlines()) == 2
     for arguments in (
         common,
+        ("-m", new, "--ks", "0", *common),
         ("-m", new, "--matrix", new, new, *common),
         ("--matrix", new, *common),
         ("--matrix", new, new, "-m_old", new, *common),

@@ -19,6 +19,7 @@ from bct.config import load_config
 from bct.data.loader import Batch
 from bct.errors import BctError
 from bct.files import sha256_file
+from bct.keys import plain
 from bct.models.weights import load_backbone
 from bct.stored.vector_set import Vectors
 from bct.train import train
@@ -136,7 +137,7 @@ def make(house, **changes):
     about = {"dim": D_NEW, "parity": "corrected", "weights": str(house.folder / "new/model.pt")}
     old.manifests = {"old_embedding": about, "new_embedding": about}
     sizes = {"embedding_size": D_NEW, "num_classes": CLASSES, "label_smoothing": 0.0}
-    return FCT(EasyDict({**FCT.defaults, **sizes, "parity": "corrected", **changes}), old)
+    return FCT(EasyDict({**plain(FCT.defaults), **sizes, "parity": "corrected", **changes}), old)
 
 
 def loss_by_hand(h, s, f, y, target, w, classifier, smoothing):

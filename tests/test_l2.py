@@ -16,6 +16,7 @@ from support.ranks import run_on_ranks
 
 from bct import distributed
 from bct.data.loader import Batch
+from bct.keys import plain
 from bct.method import load_method
 
 L2 = load_method("L2")
@@ -23,7 +24,7 @@ L2 = load_method("L2")
 
 def make(old_embedding, **changes):
     old = OldArrays(old_embedding=old_embedding)
-    return L2(EasyDict({**L2.defaults, "parity": "corrected", **changes}), old), old
+    return L2(EasyDict({**plain(L2.defaults), "parity": "corrected", **changes}), old), old
 
 
 def terms(method, f, y, index, head):

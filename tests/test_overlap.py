@@ -152,7 +152,7 @@ def test_a_picture_that_is_everywhere_takes_no_memory(tmp_path, monkeypatch):
         open_search(tmp_path / "queries", tmp_path / "gallery")
 
 
-@pytest.mark.parametrize("name", ["/", "..", ".", "", "a/.."])
+@pytest.mark.parametrize("name", ["/", "..", ".", "a/.."])
 def test_results_without_a_name(tmp_path, name):
     folder = make_set(tmp_path / "set", range(2), range(2))
     np.save(tmp_path / "m.npy", np.random.default_rng(0).standard_normal((4, 8)))

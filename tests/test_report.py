@@ -222,7 +222,6 @@ def test_command_line_with_faces_on_request(command, tmp_path):
     [
         (["--far", "1e-4"], "allows no false accept"),
         (["--far", "0.3"], "not a FAR of the tables"),
-        (["--gallery-size", "0"], "--gallery-size is 0"),
         (["-m_alone", "nothing.pt"], "nothing.pt does not exist"),
         (["-d", "nowhere"], "holds no IJBC/meta"),
     ],

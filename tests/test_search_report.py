@@ -348,6 +348,18 @@ def test_what_was_left_out_of_a_protocol_is_said(tmp_path):
         report_of(made, models)
 
 
+def test_names_break_no_page(tmp_path):
+    """Newlines and escape codes in names of files and sets are written as such."""
+    folder = tmp_path / "a\n# b\x1b[31m"
+    folder.mkdir()
+    made = Protocol("x\ny", Nothing(N), search=among_all().search, remarks=["lost\x1b[0m"])
+    write_report(tmp_path / "out", made, stored(folder, **vectors()), resamples=20)
+    for name in ("report.md", "report.html"):
+        text = (tmp_path / "out" / name).read_text()
+        assert "\x1b" not in text and "x\\ny" in text and "lost\\x1b[0m" in text
+        assert "\n# b" not in text
+
+
 def test_a_folder_that_takes_no_report_is_refused_before_the_work(tmp_path):
     models, asked = stored(tmp_path, **vectors()), []
 
@@ -425,6 +437,8 @@ def test_a_search_from_the_command_line(sets):
     ap, rank = (of_all[: 4 * EACH] for of_all in plain(old, old))  # none finds itself
     figures = report["tests"]["old / old"]["retrieval"]
     assert figures["map"] == pytest.approx(ap.mean()) and figures["top1"] == np.mean(rank == 1)
+    assert "20 of 20 queries are in the gallery, too" in report["verdict"]["reasons"][-1]
+    assert report["verdict"]["reasons"][-1] in done.stdout
     assert "20 queries, searched among 60 items" in " ".join(
         Reader((sets / "report/report.html").read_text()).words.split()
     )
@@ -466,7 +480,6 @@ def test_a_verification_set_from_the_command_line(tmp_path):
         (["--search", "single"], "no query has a positive"),
         (["--search", "few"], "60 rows for 20 images"),
         (["--search", "all", "-m_alone", "wide.npy"], "16 and 24 dimensions"),
-        (["--search", "all", "--resamples", "0"], "--resamples is 0"),
         (["--set", "nothing.bin"], "nothing.bin does not exist"),
     ],
 )
@@ -474,7 +487,7 @@ def test_refusals(sets, change, words):
     for label in range(N):
         (sets / "single" / f"c{label}").mkdir(parents=True)
         (sets / "single" / f"c{label}/0.jpg").write_bytes(jpeg(0, 0, 16))
-    np.save(sets / "wide.npy", np.random.default_rng(0).standard_normal((N, 24)))
+    np.save(sets / "wide.npy", np.eye(N, 24, dtype=np.float32))
     change = [sets / one if (sets / one).exists() else one for one in change]
     done = run(sets, "-m", sets / "new.npy", "-m_old", sets / "old.npy", *change)
     assert done.returncode == 1 and words in done.stderr, done.stderr
@@ -486,6 +499,8 @@ def test_options_that_need_a_search(sets):
     for options, words in (
         (["--set", "x.bin", "--gallery", "y"], "--gallery is for --search"),
         (["--set", "x.bin", "--search", "y"], "not allowed with"),
+        (["--search", "y", "--far", "1e-2"], "--far is for pairs"),
+        (["--search", "y", "--resamples", "0"], "--resamples"),
     ):
         done = run(sets, "-m", "new.npy", "-m_old", "old.npy", *options)
         assert done.returncode == 2 and words in done.stderr

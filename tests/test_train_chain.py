@@ -87,7 +87,7 @@ REFUSED = [
     ("BT2", {"alone": False}, "version 2: BT2 learns from the same network trained alone"),
     ("BT2", {"extra_dim": 16}, "16 extra coordinates"),
     ("L2", {"embedding_size": 8}, "new embeddings have 8 dimensions, old ones 16"),
-    ("OpenBCT", {"terms": {"l3": 1.0}}, "terms = "),
+    ("OpenBCT", {"terms": {"l3": 1.0}}, "terms can't be"),
     ("OpenBTC", {}, "there is no method OpenBTC"),
 ]
 

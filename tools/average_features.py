@@ -12,7 +12,7 @@ from bct.stored.class_statistics import class_means
 
 
 def main() -> None:
-    args = artefact_parser(__doc__.split("\n")[0]).parse_args()
+    args = artefact_parser(__doc__).parse_args()
     said = make_artefact(
         "old_prototype",
         args.SD,

@@ -7,7 +7,6 @@ any. With --repair it writes a new index of the whole records, skips the broken 
 what was lost. The record file is never touched; the old index is kept as <name>.idx.bak.
 """
 
-import argparse
 import os
 import shutil
 import sys
@@ -17,17 +16,17 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from functools import partial
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from bct.command import run_cli
+from bct.command import Parser, file_path, run_cli, takes
 from bct.data.images import decode
 from bct.data.record_index import can_be_keys, ids_are_keys, no_keys, read_index, repeated
 from bct.data.recordio import RecordFile, RecordReader
 from bct.errors import BctError
 from bct.files import atomic
+from bct.keys import whole
 from bct.log import progress
 
 _CHUNK = 256  # images that a process decodes at a time
@@ -63,16 +62,20 @@ class Problem(NamedTuple):
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("rec", type=Path, help="a .rec file")
+    parser = Parser(__doc__)
+    parser.add_argument("rec", type=file_path, help="a .rec file")
     parser.add_argument("--no-decode", action="store_true", help="do not look into the images")
-    parser.add_argument("-j", type=int, default=os.cpu_count(), help="processes that decode")
-    parser.add_argument("--max-problems", type=int, default=20, help="problems to list")
+    parser.add_argument(
+        "-j",
+        type=takes(whole(1, least=1, most=1024)),
+        default=os.cpu_count(),
+        help="processes that decode",
+    )
+    parser.add_argument(
+        "--max-problems", type=takes(whole(20)), default=20, help="problems to list"
+    )
     parser.add_argument("--repair", action="store_true", help="write a new index")
     args = parser.parse_args()
-    for name, value, least in (("-j", args.j, 1), ("--max-problems", args.max_problems, 0)):
-        if value < least:
-            raise BctError(f"{name} {value} is too small", f"give at least {least}")
     file = RecordFile(args.rec)
     records = read_records(file)
     keys, problems = check_index(file, records)

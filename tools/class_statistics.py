@@ -14,7 +14,7 @@ from bct.stored.class_statistics import class_statistics
 
 
 def main() -> None:
-    args = artefact_parser(__doc__.split("\n")[0]).parse_args()
+    args = artefact_parser(__doc__).parse_args()
     print(make_artefact("class_statistics", args.SD, args.feature_save, class_statistics, said))
 
 

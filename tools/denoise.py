@@ -11,16 +11,19 @@ feature_save/<scenario>/, writes <SD>_credible_ratio_90_feature.npy or
 
 import numpy as np
 
-from bct.command import artefact_parser, run_cli
-from bct.errors import BctError
+from bct.command import artefact_parser, run_cli, takes
+from bct.keys import number
 from bct.stored.artefacts import make_artefact
 from bct.stored.class_statistics import credible_mask, entropy_mask
 
 
 def main() -> None:
-    parser = artefact_parser(__doc__.split("\n")[0])
+    parser = artefact_parser(__doc__)
+    share = takes(number(None, above=0, most=1))
     parser.add_argument("--by", default="distance", choices=("distance", "entropy"))
-    parser.add_argument("--T", type=float, help="see above; 0.9, or 0.5 by entropy")
+    parser.add_argument(
+        "--T", type=share, help="share or limit, as above; default: 0.9, or 0.5 by entropy"
+    )
     args = parser.parse_args()
     kind, mask_of, T = {
         "distance": ("credible_old_feature", credible_mask, 0.9),
@@ -28,8 +31,6 @@ def main() -> None:
     }[args.by]
     if args.T is not None:
         T = args.T
-    if not 0 < T <= 1:
-        raise BctError(f"--T {T} is not a share", "give a value above 0, at most 1, such as 0.9")
 
     def compute(features: np.ndarray, labels: np.ndarray, zeros: list[int]) -> np.ndarray:
         return mask_of(features, labels, T, zeros)

@@ -10,7 +10,6 @@ Weights of more than 1.5 GiB (r2060, vit_h) are in a second file, model.onnx.dat
 at most 2 GiB in one. The metadata has its hash, so that no other file can take its place.
 """
 
-import argparse
 import json
 import os
 import tempfile
@@ -19,7 +18,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from bct.command import run_cli
+from bct.command import Parser, file_path, positive, run_cli, some_text
 from bct.data.images import SIZE
 from bct.errors import BctError
 from bct.files import sha256_file
@@ -33,12 +32,17 @@ _LARGEST = 1536 << 20  # bytes of weights in one file
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser = Parser(__doc__)
     add = parser.add_argument
-    add("weights", type=Path, help="model.pt, or insightface's backbone.pth")
-    add("-net", "--network", help="its network, e.g. r50; model.json beside it says so too")
-    add("-o", "--output", type=Path, help="default: the weights' name with .onnx")
-    add("--opset", type=int, help=f"ONNX operator set, from {_LOWEST_OPSET}; default: torch's")
+    add("weights", type=file_path, help="model.pt, or insightface's backbone.pth")
+    add(
+        "-net",
+        "--network",
+        type=some_text,
+        help="its network, e.g. r50; model.json beside it says so too",
+    )
+    add("-o", "--output", type=file_path, help="default: the weights' name with .onnx")
+    add("--opset", type=positive, help=f"ONNX operator set, from {_LOWEST_OPSET}; default: torch's")
     add("--overwrite", action="store_true", help="replace the output")
     args = parser.parse_args()
     output = args.output or args.weights.with_suffix(".onnx")

@@ -9,7 +9,6 @@ shard of the images. Writes feature_save/<scenario>/<SD>_feature.npy, float32 (n
 (not normalised) of every image as it is, and <SD>_label.npy, int64 (n,).
 """
 
-import argparse
 import contextlib
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from easydict import EasyDict
 
 from bct import distributed
 from bct.amp import amp_dtype, dtype_name
-from bct.command import run_cli
+from bct.command import Parser, batch, run_cli, some_text
 from bct.config import load_config, require
 from bct.data.loader import Loader
 from bct.data.sets import open_images
@@ -34,15 +33,18 @@ from bct.stored.artefacts import artefact_path, is_valid, shared_artefact
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("config", help="the old model's config")
+    parser = Parser(__doc__)
+    parser.add_argument("config", type=some_text, help="the old model's config")
     parser.add_argument(
         "overrides", nargs="*", help="key=value, as in training (rec=..., parity=...)"
     )
     parser.add_argument(
-        "--SD", required=True, help="name of the artefact, e.g. f128_r18_..._class70"
+        "--SD",
+        type=some_text,
+        required=True,
+        help="name of the artefact, e.g. f128_r18_..._class70",
     )
-    parser.add_argument("--batch-size", type=int, default=256)
+    parser.add_argument("--batch-size", type=batch, default=256)
     parser.add_argument("--force", action="store_true", help="extract again even if it is valid")
     args = parser.parse_intermixed_args()  # key=value may come before or after --SD
     _, kind, percent = split_name(args.SD)

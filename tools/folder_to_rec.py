@@ -6,12 +6,11 @@ Writes train.rec, train.idx, `property` and identities.txt (label order: sorted 
 insightface's layout. Every image has to be an aligned 112x112 face.
 """
 
-import argparse
 from pathlib import Path
 
 import numpy as np
 
-from bct.command import run_cli
+from bct.command import Parser, file_path, run_cli
 from bct.data.images import SIZE
 from bct.data.record_writer import RecordWriter
 from bct.data.recordio import Header
@@ -22,9 +21,9 @@ from bct.log import progress
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="one sub-folder per identity")
-    parser.add_argument("out", type=Path, help="folder for train.rec")
+    parser = Parser(__doc__)
+    parser.add_argument("folder", type=file_path, help="one sub-folder per identity")
+    parser.add_argument("out", type=file_path, help="folder for train.rec")
     args = parser.parse_args()
     if not args.folder.is_dir():
         raise BctError(f"there is no folder {args.folder}", "check the path")

@@ -6,15 +6,16 @@ Such a method leaves no network of its own: the new model is the one trained alo
 and runs/benchmark.sh ask, because they give and evaluate it in another way.
 """
 
-import sys
 from pathlib import Path
 
-from bct.command import run_cli
+from bct.command import Parser, run_cli, some_text
 from bct.method import method_of
 
 
 def main() -> None:
-    for config in sys.argv[1:]:
+    parser = Parser(__doc__)
+    parser.add_argument("configs", nargs="*", type=some_text, help="of methods")
+    for config in parser.parse_args().configs:
         if method_of(Path(config)).maps_gallery:
             print(config)
 

@@ -9,13 +9,12 @@ valid they keep. A model's embeddings are extracted by its config, as the method
 --model says where its file is and what to add to it.
 """
 
-import argparse
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
-from bct.command import run_cli
+from bct.command import Parser, file_path, run_cli, words
 from bct.config import load_config
 from bct.errors import BctError
 from bct.files import ROOT
@@ -24,21 +23,19 @@ from bct.old_model import artefact_commands
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = Parser(__doc__)
     add = parser.add_argument
-    add("configs", nargs="+", type=Path, help="of methods")
+    add("configs", nargs="+", type=file_path, help="of methods")
     add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="for every method's config")
     add("--model", nargs="+", action="append", default=[], metavar="CONFIG KEY=VALUE")
-    add("--launch", default=sys.executable, help="how an extraction is started")
+    add("--launch", type=words, default=[sys.executable], help="how an extraction is started")
     args = parser.parse_args()
     models = {Path(config).stem: (config, added) for config, *added in args.model}
-    for words in commands(args.configs, args.set):
-        tool, *rest = words[1:]
+    for command in commands(args.configs, args.set):
+        tool, *rest = command[1:]
         start = [sys.executable]
         if Path(tool).stem == "extract_features":
-            start = shlex.split(args.launch)
+            start = args.launch
             config, added = models.get(Path(rest[0]).stem, (rest[0], []))
             rest = [config, *rest[1:], *added]
         code = subprocess.run([*start, tool, *rest], cwd=ROOT, check=False).returncode  # noqa: S603 - our own

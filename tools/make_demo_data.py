@@ -14,7 +14,6 @@ The same parameters give the same bytes, whatever the number of workers. The peo
 IJBC are not among the training identities. The faces: tools/demo/people.py, tools/demo/faces.py.
 """
 
-import argparse
 import inspect
 import multiprocessing
 import os
@@ -32,12 +31,13 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from bct.command import run_cli
+from bct.command import Parser, file_path, run_cli, takes
 from bct.data.images import SIZE, decode
 from bct.data.record_writer import RecordWriter
 from bct.data.recordio import Header
 from bct.errors import BctError
 from bct.files import ROOT, read_json, sha256_file, write_json
+from bct.keys import whole
 from bct.log import progress
 from tools.demo import people as demo_people
 from tools.demo.faces import draw
@@ -360,18 +360,18 @@ def _write_lines(path: Path, lines: list[str]) -> None:
 
 def main() -> None:
     default = inspect.signature(make).parameters
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, help="folder (default: work_dirs/demo/data)")
-    for name, text in (
-        ("identities", "people to train on"),
-        ("images", "pictures of each of them"),
-        ("eval_identities", "other people, to test on"),
-        ("seed", "another seed draws other people"),
-        ("workers", "processes that draw"),
+    parser = Parser(__doc__)
+    parser.add_argument("--out", type=file_path, help="folder (default: work_dirs/demo/data)")
+    for name, text, least, most in (
+        ("identities", "people to train on", 1, 10**6),
+        ("images", "pictures of each of them", 1, 10**6),
+        ("eval_identities", "other people, to test on", 1, 10**6),
+        ("seed", "another seed draws other people", 0, 2**63 - 1),
+        ("workers", "processes that draw", 1, 1024),
     ):
         value = default[name].default
-        option = "--" + name.replace("_", "-")
-        parser.add_argument(option, type=int, default=value, help=f"{text} (default: {value})")
+        option, kind = "--" + name.replace("_", "-"), takes(whole(value, least, most))
+        parser.add_argument(option, type=kind, default=value, help=f"{text} (default: {value})")
     parser.add_argument("--force", action="store_true", help="replace an earlier demo data set")
     args = parser.parse_args()
     args.out = args.out.expanduser() if args.out else ROOT / "work_dirs" / "demo" / "data"

@@ -6,7 +6,6 @@ Prints a Markdown table and says which settings do not fit into --memory GB. doc
 the formulas and compares them with measured figures. GB, MB and ms are powers of ten.
 """
 
-import argparse
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,9 +14,10 @@ import torch
 from torch import nn
 
 from backbones import NETWORKS, get_model
-from bct.command import run_cli
+from bct.command import Parser, positive, run_cli, takes
 from bct.data.images import SIZE
 from bct.errors import BctError
+from bct.keys import number, whole
 from bct.training.heads import BLOCK
 
 _FIRST_BUCKET, _BUCKET = 1 << 20, 25 << 20  # bytes of gradient that DDP reduces at a time
@@ -294,35 +294,33 @@ def table(jobs: list[Job], room: float, bandwidth: float, latency: float) -> str
     return "\n".join([*lines, "", f"Does not fit into {room / 1e9:g} GB: {verdict}."])
 
 
+_number_from_1 = takes(number(1.0, least=1))
+
+
 def _whole(text: str) -> int:
     """An integer that may be written as 1e6."""
-    value = float(text)
-    if not value.is_integer():
-        raise argparse.ArgumentTypeError(f"{text} is not a whole number")
-    return int(value)
+    value = _number_from_1(text)
+    return positive(str(int(value)) if value.is_integer() else text)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    add = parser.add_argument
-    add("--ranks", type=int, nargs="+", default=[8, 64, 512])
+    parser = Parser(__doc__)
+    add, above_0 = parser.add_argument, takes(number(1.0, above=0))
+    add("--ranks", type=positive, nargs="+", default=[8, 64, 512])
     add("--classes", type=_whole, nargs="+", required=True, help="e.g. 93431 1e6")
-    add("--sample-rate", type=float, nargs="+", default=[1.0])
-    add("--dim", type=int, default=512, help="of an embedding")
-    add("--batch", type=int, default=128, help="images per rank")
+    add("--sample-rate", type=takes(number(1.0, above=0, most=1)), nargs="+", default=[1.0])
+    add("--dim", type=takes(whole(1, least=1, most=65536)), default=512, help="of an embedding")
+    add("--batch", type=positive, default=128, help="images per rank")
     add("--network", default="r50", choices=list(NETWORKS), metavar="NAME")
     add("--amp", default="bf16", choices=("bf16", "off"))
     add("--optimizer", default="sgd", choices=("sgd", "adamw"))
-    add("--queue", type=int, default=0, help="slots of the method NCCL")
+    add("--queue", type=takes(whole(0)), default=0, help="slots of the method NCCL")
     add("--prototypes", action="store_true", help="of BCT and UniBCT")
     add("--block", type=_whole, default=BLOCK, help="logits that exist at once")
-    add("--memory", type=float, default=80, help="GB of a rank")
-    add("--bandwidth", type=float, default=25, help="GB/s that a rank can send")
-    add("--latency", type=float, default=10, help="microseconds per hop")
+    add("--memory", type=above_0, default=80, help="GB of a rank")
+    add("--bandwidth", type=above_0, default=25, help="GB/s that a rank can send")
+    add("--latency", type=takes(number(0.0, least=0)), default=10, help="microseconds per hop")
     args = parser.parse_args()
-    for key in ("memory", "bandwidth"):
-        if getattr(args, key) <= 0:
-            raise BctError(f"--{key} {getattr(args, key)}", "give a value above 0")
     network = measure(args.network, args.dim, {"bf16": torch.bfloat16, "off": None}[args.amp])
     jobs = [
         Job(

@@ -26,13 +26,12 @@ bct/data/image_files.py, each with a JSON manifest; --out then gets a list of th
 Images of a class are taken in the order of their names, CIFAR's in their own.
 """
 
-import argparse
 import os
 from pathlib import Path
 
 import numpy as np
 
-from bct.command import run_cli
+from bct.command import Parser, file_path, positive, run_cli, takes
 from bct.data.cifar import Cifar
 from bct.data.image_files import ImageFiles, list_root, list_text
 from bct.data.record_writer import RecordWriter
@@ -40,26 +39,28 @@ from bct.data.recordio import Header
 from bct.data.sets import RecordSet, open_images
 from bct.errors import BctError
 from bct.files import atomic, read_json, write_json
+from bct.keys import whole
 from bct.log import progress
 from bct.scenarios import shard_stem
 
 PUBLISHED = {"cifar100_first50_lex": str, "cifar100_first50_num": int}  # what labels are sorted as
+percentage = takes(whole(30, 1, 99))
 Part = tuple[np.ndarray, np.ndarray]  # indices and their new labels, int64 (n,)
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("rec", type=Path, help="a data set as in the key `rec` of configs")
+    parser = Parser(__doc__)
+    parser.add_argument("rec", type=file_path, help="a data set as in the key `rec` of configs")
     size = parser.add_mutually_exclusive_group()
-    size.add_argument("--ratio", type=int, help="per cent for the old model; default: 30")
-    size.add_argument("--classes", type=int, help="so many classes for the old model")
+    size.add_argument("--ratio", type=percentage, help="per cent for the old model; default: 30")
+    size.add_argument("--classes", type=positive, help="so many classes for the old model")
     size.add_argument("--split", choices=PUBLISHED, help="a published split by classes")
     parser.add_argument("--order", choices=("numeric", "lexicographic"), help="of class names")
     parser.add_argument("--by", choices=("class", "data", "both"), help="default: what fits")
-    parser.add_argument("--out", type=Path, help="folder for the parts; default: beside the set")
+    parser.add_argument(
+        "--out", type=file_path, help="folder for the parts; default: beside the set"
+    )
     args = parser.parse_args()
-    if args.ratio is not None and not 1 <= args.ratio <= 99:
-        raise BctError(f"--ratio {args.ratio} is not a percentage", "give 1 to 99, such as 30")
     of_classes = args.classes is not None or args.split or args.order
     if of_classes and args.by not in (None, "class"):
         raise BctError("--classes, --split and --order are about classes", "leave --by out")

@@ -21,19 +21,20 @@ killed one continues. What can't work is refused before the first step.
 At the end eval/retrieval.py measures every version's queries against every version's gallery.
 """
 
-import argparse
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 from easydict import EasyDict
 
-from bct.command import run_cli
+from bct.command import Parser, file_path, run_cli, some_text, words
 from bct.config import base_config, execute, find_config, load_config
 from bct.errors import BctError
 from bct.files import ROOT, write_text
+from bct.keys import shown
 from bct.method import Method, load_method
 from bct.old_model import artefact_commands
 from bct.scenarios import scenario_of
@@ -43,15 +44,15 @@ OF_A_VERSION = {"method", "alone"}  # the others are config keys
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("config", help="a chain's config")
+    parser = Parser(__doc__)
+    parser.add_argument("config", type=some_text, help="a chain's config")
     parser.add_argument("overrides", nargs="*", help="key=value for every training")
-    parser.add_argument("--data", help="instead of the config's")
-    parser.add_argument("--test", help="instead of the config's")
-    parser.add_argument("--output", type=Path, help="default: work_dirs/<config's name>")
-    parser.add_argument("--launch", default=sys.executable, help="how a training is started")
+    parser.add_argument("--data", type=some_text, help="instead of the config's")
+    parser.add_argument("--test", type=some_text, help="instead of the config's")
+    parser.add_argument("--output", type=file_path, help="default: work_dirs/<config's name>")
+    parser.add_argument(
+        "--launch", type=words, default=[sys.executable], help="how a training is started"
+    )
     parser.add_argument("--dry", action="store_true", help="print the commands, run nothing")
     args = parser.parse_intermixed_args()
     file = find_config(args.config)
@@ -60,10 +61,12 @@ def main() -> None:
         if getattr(args, key):
             chain[key] = str(Path(getattr(args, key)).absolute())
     output = (args.output or ROOT / "work_dirs" / file.stem).absolute()
-    for command in commands(chain, output, args.overrides, shlex.split(args.launch)):
+    if args.dry:  # the configs, too, are only written to be read
+        with tempfile.TemporaryDirectory() as scratch:
+            steps = commands(chain, output, args.overrides, args.launch, Path(scratch))
+        return print("\n".join(f"\n$ {shlex.join(command)}" for command in steps))
+    for command in commands(chain, output, args.overrides, args.launch):
         print(f"\n$ {shlex.join(command)}", flush=True)
-        if args.dry:
-            continue
         code = subprocess.run(command, cwd=ROOT, check=False).returncode  # noqa: S603 - our own
         if code:
             raise BctError(
@@ -79,6 +82,11 @@ def check(chain: EasyDict, file: Path) -> EasyDict:
     if unknown or missing:
         what = f"unknown key {unknown[0]}" if unknown else f"no key {missing[0]}"
         raise BctError(f"{file}: {what}", "python tools/train_chain.py --help shows the keys")
+    if not isinstance(chain.versions, list | tuple):
+        raise BctError(f"{file}: versions is no list", "give a dict of keys for each version")
+    for where in (chain.get("common", {}), *chain.versions):
+        if not isinstance(where, dict):
+            raise BctError(f"{file}: {shown(where)} is no dict of keys", "write dict(lr=0.1, ...)")
     if len(chain.versions) < 2:
         raise BctError(f"{file}: a chain has at least two versions", "add one to config.versions")
     for number, version in enumerate(chain.versions, 1):
@@ -91,35 +99,44 @@ def check(chain: EasyDict, file: Path) -> EasyDict:
 
 
 def commands(
-    chain: EasyDict, output: Path, overrides: list[str], launch: list[str]
+    chain: EasyDict,
+    output: Path,
+    overrides: list[str],
+    launch: list[str],
+    configs: Path | None = None,
 ) -> list[list[str]]:
-    """All commands in order. Writes the versions' configs, which they name.
+    """All commands in order. Writes the versions' configs, which they name in <output>/configs.
 
     Args:
         launch: how a training script is started, e.g. ["torchrun", "--nproc_per_node=8"].
+        configs: where the configs are written to; default: where the commands look for them.
 
     Raises BctError for what the chain could only stumble over after hours.
     """
     steps, models, widths, previous = [], [], [], None
+    named, folder = output / "configs", configs or output / "configs"
     for number, version in enumerate(chain.versions, 1):
         keys = keys_of(chain, number, output / "feature_save")
         name, script, method = f"v{number}_{keys['shard']}", "train_old.py", Method
         if version.get("alone"):
             alone = f"alone{number}_{keys['shard']}"
             own = {key: value for key, value in keys.items() if key in base_config()}
-            path = write_config(output, alone, own | {"seed": keys["seed"] + 1000})
-            steps.append([*launch, "train_old.py", str(path), *overrides, "resume=True"])
+            own |= {"output": f"{output}/{alone}", "seed": keys["seed"] + 1000}
+            path = write_config(folder, alone, own)
+            load_config(path, overrides)
+            words = [str(named / path.name), *overrides, "resume=True"]
+            steps.append([*launch, "train_old.py", *words])
             keys["new_config"] = alone
         if previous:
             keys |= {"old_config": previous, "scenario": scenario_of(f"x_{keys['shard']}")}
             method, script = load_method(version.method), f"methods/{version.method}/train.py"
-        path = write_config(output, name, keys)
+        path = write_config(folder, name, keys | {"output": f"{output}/{name}"})
         cfg = load_config(path, overrides, method.defaults)
         if previous:
             serves(method, cfg, number, widths[-1])
-            for command in artefact_commands(cfg, method.needs(cfg), output / "configs"):
+            for command in artefact_commands(cfg, method.needs(cfg), named):
                 steps.append([sys.executable, *shlex.split(command)[1:]])
-        steps.append([*launch, script, str(path), *overrides, "resume=True"])
+        steps.append([*launch, script, str(named / path.name), *overrides, "resume=True"])
         widths.append(method.output_width(cfg, widths[-1] if widths else None))
         models.append(str(output / name / "model.pt"))
         previous = name
@@ -135,7 +152,10 @@ def keys_of(chain: EasyDict, number: int, feature_save: Path) -> dict[str, Any]:
     shared = {"rec": chain.data, "feature_save": str(feature_save), "shard": "class100"}
     keys = {**shared, **chain.get("common", {}), **own}
     # every network has its own seed, or two of one kind would start from the same weights
-    return keys | {"seed": keys.get("seed", 666) + number}
+    seed = keys.get("seed", 666)
+    if not isinstance(seed, int):
+        raise BctError(f"version {number}: seed can't be {shown(seed)}", "give a whole number")
+    return keys | {"seed": seed + number}
 
 
 def serves(method: type[Method], cfg: EasyDict, number: int, width: int) -> None:
@@ -165,13 +185,11 @@ def dimensions_of(widths: list[int]) -> str:
     )
 
 
-def write_config(output: Path, name: str, keys: dict[str, Any]) -> Path:
-    """Writes one version's config file, whose model goes to <output>/<name>."""
-    path = output / "configs" / f"{name}.py"
+def write_config(folder: Path, name: str, keys: dict[str, Any]) -> Path:
+    """Writes one version's config file, <folder>/<name>.py."""
+    path = folder / f"{name}.py"
     path.parent.mkdir(parents=True, exist_ok=True)
-    lines = [
-        f"config.{key} = {value!r}" for key, value in {**keys, "output": f"{output}/{name}"}.items()
-    ]
+    lines = [f"config.{key} = {value!r}" for key, value in keys.items()]
     head = f'"""Version {name} of a chain."""\n\nfrom easydict import EasyDict as edict\n\n'
     write_text(path, head + "config = edict()\n" + "\n".join(lines) + "\n")
     return path

@@ -23,7 +23,7 @@ import numpy as np
 
 from bct import distributed
 from bct.adapters.base import Adapter, load_adapter
-from bct.command import run_cli
+from bct.command import Parser, file_path, positive, run_cli
 from bct.errors import BctError
 from bct.files import sha256_file
 from bct.log import progress
@@ -36,23 +36,21 @@ _OF_THE_DATA = ("data", "data_path", "parity", "view")  # entries that stay true
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("old", type=Path, help="the old embeddings, .npy")
-    parser.add_argument("out", type=Path, help="where the mapped ones go, .npy")
+    parser = Parser(__doc__)
+    parser.add_argument("old", type=file_path, help="the old embeddings, .npy")
+    parser.add_argument("out", type=file_path, help="where the mapped ones go, .npy")
     parser.add_argument(
         "-m",
         "--model",
         required=True,
-        type=Path,
+        type=file_path,
         help="an adapter: model.pt of methods/FCT, or what a save wrote",
     )
-    parser.add_argument("--side", type=Path, help="side information, .npy")
-    parser.add_argument("--uncertainty", type=Path, help="where the log-variances go, .npy")
-    parser.add_argument("--batch-size", type=int, default=8192)
+    parser.add_argument("--side", type=file_path, help="side information, .npy")
+    parser.add_argument("--uncertainty", type=file_path, help="where the log-variances go, .npy")
+    parser.add_argument("--batch-size", type=positive, default=8192)
     parser.add_argument("--overwrite", action="store_true", help="replace other files of that name")
     args = parser.parse_args()
-    if args.batch_size < 1:
-        raise BctError(f"--batch-size {args.batch_size} is not positive", "give at least 1")
     adapter = load_adapter(args.model)
     old, manifest = open_vectors(args.old, finite=False)
     parts, files = [old], [path for path in (args.old, args.side) if path]

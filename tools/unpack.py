@@ -9,7 +9,6 @@ Omniglot give alphabets side by side. A file that two zips have must be the same
 appears when it is complete; a second call reuses it as long as the zips are the same.
 """
 
-import argparse
 import contextlib
 import os
 import secrets
@@ -20,7 +19,7 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
-from bct.command import run_cli
+from bct.command import Parser, file_path, run_cli
 from bct.errors import BctError
 from bct.files import read_json, sha256_file, write_json
 
@@ -28,9 +27,9 @@ MANIFEST = "unpacked.json"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("source", type=Path, nargs="+", help="zips, or folders of zips")
-    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    parser = Parser(__doc__)
+    parser.add_argument("source", type=file_path, nargs="+", help="zips, or folders of zips")
+    parser.add_argument("--out", type=file_path, required=True, help="a new folder")
     args = parser.parse_args()
     unpack([file for source in args.source for file in find_zips(source)], args.out)
 

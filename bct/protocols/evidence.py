@@ -8,7 +8,9 @@ import numpy as np
 from bct.metrics.chance import alike_by_item, chance_ap
 from bct.metrics.percentiles import Interval
 from bct.metrics.relevance import ByClass, positives
+from bct.metrics.scores import rate_name
 from bct.protocols.protocol import Protocol, Search
+from bct.protocols.scoring import resolved
 from bct.rows import unit_rows
 
 FEW, FEW_SUBJECTS = 10, 2  # with fewer genuine pairs or queries, or subjects, figures mean nothing
@@ -98,6 +100,18 @@ def few(protocol: Protocol) -> str:
         return ""
     said = f"{number} {one if number == 1 else many}"
     return said if of is None else f"{said} of {subjects} {units[subjects != 1]}"
+
+
+def unjudged(protocol: Protocol, far: float) -> str:
+    """Why pairs give no verdict at a FAR, a sentence; "" if they do."""
+    genuine = protocol.pairs.genuine
+    if not resolved(genuine, far):
+        return (
+            f"No verdict: FAR {rate_name(far)} allows no false accept among "
+            f"{np.count_nonzero(~genuine):,} impostor pairs."
+        )
+    said = few(protocol)
+    return f"No verdict: {said} only." if said else ""
 
 
 def chance_level(protocol: Protocol, far: float | None) -> float:

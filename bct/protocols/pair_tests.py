@@ -10,9 +10,10 @@ from bct.metrics.flips import threshold_drift, verification_flips
 from bct.metrics.folds import accuracy
 from bct.metrics.scores import auc, rate_name, tar_at_far
 from bct.protocols.compare import pair_units
+from bct.protocols.evidence import unjudged
 from bct.protocols.protocol import Protocol
 from bct.protocols.roles import Roles, test_name
-from bct.protocols.scoring import resolved, unjudged
+from bct.protocols.scoring import resolved
 from bct.protocols.templates import check_widths
 from bct.protocols.verdict import judged
 from bct.rows import unit_rows
@@ -81,7 +82,7 @@ def notes(
     lines, measure = list(protocol.remarks), f"FAR {rate_name(far)}"
     if not resolved(genuine, far):
         lines.append(f"{impostors} impostor pairs: {measure} allows no false accept at all")
-    no_verdict = unjudged(genuine, far)
+    no_verdict = unjudged(protocol, far)
     if roles.old is not None and no_verdict:
         lines.append(no_verdict)
     elif roles.old is not None:

@@ -6,7 +6,6 @@ from bct.errors import BctError
 from bct.metrics.scores import FARS, Identification, identification, rate_name, roc
 from bct.protocols.protocol import Side
 
-FEW = 10  # genuine pairs; of fewer, one more or less would turn any verdict
 FPIRS = np.concatenate([10.0 ** (-4 + 0.04 * np.arange(100)), [1.0]])
 
 
@@ -24,19 +23,6 @@ def verification(scores: np.ndarray, genuine: np.ndarray, rule: str = "strict") 
 def resolved(genuine: np.ndarray, far: float) -> bool:
     """Whether so low a FAR allows one false accept among these pairs, bool (P,)."""
     return far * np.count_nonzero(~genuine) * (1 + 1e-12) >= 1  # 1 / n times n may be below 1
-
-
-def unjudged(genuine: np.ndarray, far: float) -> str | None:
-    """Why there is no verdict at this FAR on these pairs, bool (P,); None if there is one."""
-    same = np.count_nonzero(genuine)
-    if not resolved(genuine, far):
-        return (
-            f"No verdict: FAR {rate_name(far)} allows no false accept among "
-            f"{len(genuine) - same:,} impostor pairs."
-        )
-    if same < FEW:
-        return f"No verdict: {same} genuine pairs are too few to judge by."
-    return None
 
 
 def open_set(

@@ -1,13 +1,14 @@
 """A whole study of searches on an image set: every test, every figure, and the page about them."""
 
-import argparse
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from bct.command import Parser, positive, some_text, takes
 from bct.data import views
+from bct.keys import LARGEST_IMAGE, whole
 from bct.metrics.retrieval import METRICS, Retrieval
 from bct.models.model import Model
 from bct.models.widths import POLICIES
@@ -47,21 +48,22 @@ class Wanted(NamedTuple):
     per_class: bool = False
 
 
-def search_options(parser: argparse.ArgumentParser) -> None:
+def search_options(parser: Parser) -> None:
     """Adds how images are seen, how searches are made and what is asked: see View, How, Wanted."""
     add = parser.add_argument
+    pixels = takes(whole(None, least=1, most=LARGEST_IMAGE))
     known = "the first N labels, or a .json with class names; default: the old model.json"
-    add("--old-classes", metavar="N", help=known)
+    add("--old-classes", type=some_text, metavar="N", help=known)
     add("--metric", choices=METRICS, default="cosine")
     widths = "how two widths meet: leading dimensions of the wider, or the narrower with zeros"
     add("--dimensions", choices=POLICIES, default="equal", help=widths)
-    add("--ks", type=int, nargs="+", default=[1, 5], help="which top-k")
+    add("--ks", type=positive, nargs="+", default=[1, 5], help="which top-k")
     orders = "quality by share of the gallery refreshed: random, distance (from the class's centre)"
     orders += ", or an .npy of uncertainties, the highest of which come first"
-    add("--backfill", nargs="+", default=[], metavar="ORDER", help=orders)
+    add("--backfill", type=some_text, nargs="+", default=[], metavar="ORDER", help=orders)
     add("--per-class", action="store_true", help="figures of each class, too, in the .json")
-    add("--resamples", type=int, default=1000, help="of the bootstrap over classes")
-    add("--size", type=int, help="pixels of the input, where no model.json says; default: 112")
+    add("--resamples", type=positive, default=1000, help="of the bootstrap over classes")
+    add("--size", type=pixels, help="pixels of the input, where no model.json says; default: 112")
     add("--crop", choices=views.CROPS, help="likewise; resized: the centre of 256/224 of it")
     add("--pixels", choices=tuple(views.PIXELS), help="their normalisation, likewise")
 

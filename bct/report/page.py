@@ -8,6 +8,7 @@ import jinja2
 import numpy as np
 import simplejpeg
 
+from bct.errors import printable
 from bct.files import write_json, write_text
 from bct.metrics.scores import rate_name
 from bct.protocols.protocol import Protocol
@@ -191,4 +192,5 @@ _FILTERS = {
     "signed": signed,
     "percent": lambda value: "never" if value is None else f"{100 * value:.0f} %",
     "hours": _hours,
+    "printable": printable,
 }

@@ -6,6 +6,7 @@ Needs of the old model: embeddings and class statistics of the new model's train
 import logging
 
 from bct.errors import BctError
+from bct.keys import number, text, whole
 from bct.method import Method
 from bct.train import main
 from methods.AdvBCT.loss import AdvBCTLoss
@@ -13,11 +14,11 @@ from methods.AdvBCT.loss import AdvBCTLoss
 
 class AdvBCT(Method):
     defaults = {  # noqa: RUF012
-        "threshold": 0.4,
-        "adv_weight": 4.0,  # of p2s and of adv
-        "hidden": 100,  # width of the discriminator
-        "old_embedding": None,  # paths; None: they follow from scenario and old_config
-        "class_statistics": None,
+        "threshold": number(0.4, 0),
+        "adv_weight": number(4.0, 0),  # of p2s and of adv
+        "hidden": whole(100, least=1, most=65536),  # width of the discriminator
+        "old_embedding": text(None),  # paths; None: they follow from scenario and old_config
+        "class_statistics": text(None),
     }
 
     @classmethod

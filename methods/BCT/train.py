@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from bct.errors import BctError
+from bct.keys import choice, number, several, text
 from bct.method import Method
 from bct.train import main
 from bct.training.class_shards import class_share, own_classes
@@ -22,12 +23,13 @@ from methods.BCT.loss import classifier_influence, prototype_influence, publishe
 
 class BCT(Method):
     defaults = {  # noqa: RUF012
-        "influence": "prototype",  # or "old_classifier"
-        "influence_scale": 64.0,
-        "influence_margin": (1.0, 0.0, 0.0),  # as margin_list; none
-        "influence_weight": 1.0,
-        "unseen": "synthesise",  # classes the old model has not seen; or "ignore"
-        "old_prototype": None,  # path; None: it follows from scenario and old_config
+        "influence": choice("prototype", "old_classifier"),
+        "influence_scale": number(64.0, above=0),
+        # as margin_list; none
+        "influence_margin": several(number(None), (1.0, 0.0, 0.0), length=3),
+        "influence_weight": number(1.0, 0),
+        "unseen": choice("synthesise", "ignore"),  # classes the old model has not seen
+        "old_prototype": text(None),  # path; None: it follows from scenario and old_config
     }
 
     @classmethod
@@ -36,12 +38,6 @@ class BCT(Method):
 
     def __init__(self, cfg, old):
         super().__init__(cfg, old)
-        for key, choices in (
-            ("influence", ("prototype", "old_classifier")),
-            ("unseen", ("synthesise", "ignore")),
-        ):
-            if cfg[key] not in choices:
-                raise BctError(f"{key} = {cfg[key]!r}", f"choose from {', '.join(choices)}")
         if cfg.parity == "published" and cfg.unseen == "ignore":
             raise BctError(
                 "the published BCT ignores no class",

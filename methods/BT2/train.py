@@ -15,6 +15,7 @@ import torch
 
 from backbones import basis, get_model
 from bct.errors import BctError
+from bct.keys import choice, number, text, whole
 from bct.method import Method
 from bct.train import main
 from methods.BT2.loss import bt2
@@ -25,17 +26,19 @@ TEACHERS = ("old_embedding", "new_embedding")
 class BT2(Method):
     dimensions = ("leading",)
     defaults = {  # noqa: RUF012
-        "extra_dim": 32,  # a
-        "C": 2.0,  # length of f's part of the embedding; that of the extra coordinates is 1
-        "lambda_1": 1.0,
-        "lambda_2": 10.0,
-        "lambda_3": 5.0,
-        "prototype_scale": 16.0,  # s
-        "teacher": None,  # "view" or "cached"; None: as parity has it
-        "old_embedding": None,  # paths; None: they follow from scenario, old_config and new_config
-        "new_embedding": None,
-        "old_prototype": None,
-        "class_statistics": None,
+        "extra_dim": whole(32, most=65536),  # a
+        # length of f's part of the embedding; that of the extra coordinates is 1
+        "C": number(2.0, above=0),
+        "lambda_1": number(1.0, 0),
+        "lambda_2": number(10.0, 0),
+        "lambda_3": number(5.0, 0),
+        "prototype_scale": number(16.0, above=0),  # s
+        "teacher": choice(None, "view", "cached"),  # None: as parity has it
+        # paths; None: they follow from scenario, old_config and new_config
+        "old_embedding": text(None),
+        "new_embedding": text(None),
+        "old_prototype": text(None),
+        "class_statistics": text(None),
         "head": "softmax",
         "head_bias": False,
         "dimensions": "leading",
@@ -66,8 +69,6 @@ class BT2(Method):
         super().__init__(cfg, old)
         published = cfg.parity == "published"
         self.teacher = cfg.teacher or ("cached" if published else "view")
-        if self.teacher not in ("view", "cached"):
-            raise BctError(f"teacher = {self.teacher!r}", "choose from view, cached")
         new_model = old.manifests["new_embedding"]
         if new_model["dim"] != cfg.embedding_size:
             raise BctError(

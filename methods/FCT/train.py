@@ -12,6 +12,7 @@ Differs from the published code:
 
 from backbones.fct import Transformation
 from bct.errors import BctError
+from bct.keys import choice, flag, number, text, whole
 from bct.method import Method
 from bct.models.reference_checkpoints import reference_classifier
 from bct.old_model import OldModel
@@ -23,14 +24,14 @@ from methods.FCT.loss import fct
 class FCT(Method):
     maps_gallery = True
     defaults = {  # noqa: RUF012
-        "target": "raw",  # or "unit", for models that are compared by cosine
-        "hidden_size": 2048,
-        "uncertainty": False,  # FastFill: predict the error, too
-        "classification": 0.0,  # w; FastFill: 1
-        "side_embedding": None,  # path of stored side information; None: there is none
-        "side_digest": None,  # of that file; read from it
-        "old_embedding": None,  # path; None: it follows from scenario and old_config
-        "new_embedding": None,  # path; None: it follows from scenario and new_config
+        "target": choice("raw", "unit"),  # unit: for models that are compared by cosine
+        "hidden_size": whole(2048, least=1, most=65536),
+        "uncertainty": flag(False),  # FastFill: predict the error, too
+        "classification": number(0.0, 0),  # w; FastFill: 1
+        "side_embedding": text(None),  # path of stored side information; None: there is none
+        "side_digest": text(None),  # of that file; read from it
+        "old_embedding": text(None),  # path; None: it follows from scenario and old_config
+        "new_embedding": text(None),  # path; None: it follows from scenario and new_config
         "network": "fct",
         "head": "none",
         "optimizer": "adam",
@@ -67,8 +68,6 @@ class FCT(Method):
 
     def __init__(self, cfg, old):
         super().__init__(cfg, old)
-        if cfg.target not in ("raw", "unit"):
-            raise BctError(f"target = {cfg.target!r}", "choose from raw, unit")
         if cfg.batch_size < 2:
             raise BctError("batch norm can't train on batch_size = 1", "set it to 2 or more")
         if cfg.network != "fct":

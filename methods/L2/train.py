@@ -3,6 +3,7 @@
 Needs of the old model: its embeddings of the new model's training set.
 """
 
+from bct.keys import number, several, text
 from bct.method import Method
 from bct.train import main
 from methods.L2.loss import l2
@@ -10,9 +11,10 @@ from methods.L2.loss import l2
 
 class L2(Method):
     defaults = {  # noqa: RUF012
-        "loss_weight": [1.0, 10.0],  # of the classification, of the distance
-        "threshold": 0.0,
-        "old_embedding": None,  # path; None: it follows from scenario and old_config
+        # of the classification, of the distance
+        "loss_weight": several(number(None, 0), [1.0, 10.0], length=2),
+        "threshold": number(0.0, 0),
+        "old_embedding": text(None),  # path; None: it follows from scenario and old_config
     }
 
     @classmethod

@@ -5,6 +5,7 @@ Needs of the old model: its embeddings and the credible mask, of the new model's
 
 import logging
 
+from bct.keys import number, text
 from bct.method import Method
 from bct.train import main
 from methods.MixBCT.loss import draw_rows, mixbct
@@ -12,10 +13,10 @@ from methods.MixBCT.loss import draw_rows, mixbct
 
 class MixBCT(Method):
     defaults = {  # noqa: RUF012
-        "mix_ratio": 0.3,  # share of the batch that becomes old embeddings
-        "T": 0.9,  # share of each class's old embeddings that is credible
-        "old_embedding": None,  # paths; None: they follow from scenario and old_config
-        "credible_old_feature": None,
+        "mix_ratio": number(0.3, 0, 1),  # share of the batch that becomes old embeddings
+        "T": number(0.9, above=0, most=1),  # share of each class's old embeddings that is credible
+        "old_embedding": text(None),  # paths; None: they follow from scenario and old_config
+        "credible_old_feature": text(None),
     }
 
     @classmethod

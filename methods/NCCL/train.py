@@ -6,6 +6,7 @@ the mask of tools/denoise.py --by entropy: the others then are no positives.
 
 from bct.distributed import world_size
 from bct.errors import BctError
+from bct.keys import flag, number, text, whole
 from bct.method import Method
 from bct.train import main
 from methods.NCCL.loss import NCCLLoss
@@ -13,14 +14,14 @@ from methods.NCCL.loss import NCCLLoss
 
 class NCCL(Method):
     defaults = {  # noqa: RUF012
-        "alpha": 1.0,
-        "beta": 0.01,
-        "temperature": 1.0,
-        "queue_size": 8192,
-        "credible": False,  # leave out old embeddings that the old space can't place
-        "T": 0.5,  # which: entropy above T ln C
-        "old_embedding": None,  # paths; None: they follow from scenario and old_config
-        "credible_by_entropy": None,
+        "alpha": number(1.0, 0),
+        "beta": number(0.01, 0),
+        "temperature": number(1.0, above=0),
+        "queue_size": whole(8192, least=1),
+        "credible": flag(False),  # leave out old embeddings that the old space can't place
+        "T": number(0.5, above=0, most=1),  # which: entropy above T ln C
+        "old_embedding": text(None),  # paths; None: they follow from scenario and old_config
+        "credible_by_entropy": text(None),
     }
 
     @classmethod

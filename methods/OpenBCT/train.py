@@ -22,13 +22,12 @@ Differs from the published code, apart from what the terms' files say, in both p
 - the normalised classifier's rows have unit length; published, its columns.
 """
 
-import math
-
 import torch
 import torch.nn.functional as F
 
 from bct.distributed import all_gather, rank
 from bct.errors import BctError
+from bct.keys import choice, flag, number, text, weights
 from bct.method import Method
 from bct.models.widths import fit
 from bct.train import main
@@ -39,30 +38,24 @@ from methods.OpenBCT.masks import masks
 from methods.OpenBCT.pseudo_classifier import old_classifier
 
 JUDGED, TAUGHT = {"influence", "lwf"}, {"lwf", "l2", "triplet", "contrastive"}
-CHOICES = {
-    "fill": ("all", "missing", "off"),
-    "logits": ("raw", "cosine"),
-    "teacher": ("cached", "view"),
-    "positives": ("class", "self"),
-}
-POSITIVE = ("influence_scale", "lwf_temperature", "triplet_margin", "contrastive_temperature")
 
 
 class OpenBCT(Method):
     dimensions = ("equal", "leading", "zero_pad")
     defaults = {  # noqa: RUF012
-        "terms": {"cls": 1.0, "influence": 1.0},  # and lwf, l2, triplet, contrastive: weights
-        "fill": "all",  # new classes with a made row in the old classifier; or "missing", "off"
-        "normalise": False,  # give made rows unit length
-        "logits": "raw",  # of the old classifier; or "cosine"
-        "influence_scale": 16.0,  # of cosine logits
-        "teacher": "cached",  # or "view"
-        "lwf_temperature": 1.0,
-        "triplet_margin": 1.0,
-        "contrastive_temperature": 0.05,
-        "positives": "class",  # of triplet and contrastive; or "self"
-        "old_embedding": None,  # paths; None: they follow from scenario and old_config
-        "old_embedding_label": None,
+        "terms": weights({"cls": 1.0, "influence": 1.0}, "cls", *sorted(JUDGED | TAUGHT)),
+        # new classes with a made row in the old classifier
+        "fill": choice("all", "missing", "off"),
+        "normalise": flag(False),  # give made rows unit length
+        "logits": choice("raw", "cosine"),  # of the old classifier
+        "influence_scale": number(16.0, above=0),  # of cosine logits
+        "teacher": choice("cached", "view"),
+        "lwf_temperature": number(1.0, above=0),
+        "triplet_margin": number(1.0, above=0),
+        "contrastive_temperature": number(0.05, above=0),
+        "positives": choice("class", "self"),  # of triplet and contrastive
+        "old_embedding": text(None),  # paths; None: they follow from scenario and old_config
+        "old_embedding_label": text(None),
     }
 
     @classmethod
@@ -134,24 +127,7 @@ class OpenBCT(Method):
 
 
 def check(cfg) -> None:
-    """Raises BctError for terms or settings that can't be."""
-    known = {"cls"} | JUDGED | TAUGHT
-    wrong = [name for name in cfg.terms if name not in known]
-    if wrong or not cfg.terms:
-        raise BctError(f"terms = {dict(cfg.terms)}", f"name some of {', '.join(sorted(known))}")
-    for name, weight in cfg.terms.items():
-        number = isinstance(weight, int | float) and not isinstance(weight, bool)
-        if not number or not 0 < weight < math.inf:
-            raise BctError(
-                f"terms: {name} has the weight {weight!r}",
-                "give a number above 0, or leave the term out",
-            )
-    for key, choices in CHOICES.items():
-        if cfg[key] not in choices:
-            raise BctError(f"{key} = {cfg[key]!r}", f"choose from {', '.join(choices)}")
-    for key in POSITIVE:
-        if cfg[key] <= 0:
-            raise BctError(f"{key} = {cfg[key]}", f"give {key} a value above 0")
+    """Raises BctError for terms and settings that don't go together."""
     if ("cls" in cfg.terms) == (cfg.head == "none"):
         raise BctError(
             f"head = {cfg.head!r}, and the terms are {', '.join(cfg.terms)}",

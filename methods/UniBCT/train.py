@@ -11,6 +11,7 @@ import torch
 
 from bct.distributed import all_gather_shares
 from bct.errors import BctError
+from bct.keys import number, several, text, whole
 from bct.method import Method
 from bct.train import main
 from bct.training.class_shards import class_share
@@ -19,13 +20,13 @@ from methods.UniBCT.loss import influence, published_influence, refined_prototyp
 
 class UniBCT(Method):
     defaults = {  # noqa: RUF012
-        "refresh_epochs": [10, 20],
-        "propagation": 0.9,  # lam
-        "temperature": 0.05,  # t
-        "influence_scale": 64.0,
-        "influence_weight": 1.0,
-        "old_embedding": None,  # paths; None: they follow from scenario and old_config
-        "old_embedding_label": None,
+        "refresh_epochs": several(whole(None), [10, 20]),
+        "propagation": number(0.9, 0, below=1),  # lam
+        "temperature": number(0.05, above=0),  # t
+        "influence_scale": number(64.0, above=0),
+        "influence_weight": number(1.0, 0),
+        "old_embedding": text(None),  # paths; None: they follow from scenario and old_config
+        "old_embedding_label": text(None),
     }
 
     @classmethod
@@ -82,11 +83,6 @@ def check(cfg) -> None:
             f"refresh_epochs = {cfg.refresh_epochs}: in {cfg.num_epoch} epochs there would "
             "never be a prototype",
             "name an epoch of this run, counted from 0, such as a third of them",
-        )
-    if not (0 <= cfg.propagation < 1 and cfg.temperature > 0):
-        raise BctError(
-            f"propagation = {cfg.propagation}, temperature = {cfg.temperature}",
-            "propagation lies in [0, 1), temperature above 0",
         )
 
 

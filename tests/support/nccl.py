@@ -6,6 +6,7 @@ from easydict import EasyDict
 
 from bct import distributed
 from bct.data.loader import Batch
+from bct.keys import plain
 from bct.method import load_method
 from support.methods import OldArrays
 
@@ -22,7 +23,7 @@ def make(old=OLD, **more):
     cfg |= {"queue_size": SLOTS, "batch_size": 16 // distributed.world_size(), "head": "margin"}
     cfg |= {"num_classes": CLASSES, "embedding_size": old.shape[1], "sample_rate": 1.0}
     arrays = OldArrays(old_embedding=old, credible_by_entropy=CREDIBLE)
-    return NCCL(EasyDict({**NCCL.defaults, **cfg, "parity": "corrected", **more}), arrays)
+    return NCCL(EasyDict({**plain(NCCL.defaults), **cfg, "parity": "corrected", **more}), arrays)
 
 
 def problem(batches=3, rows=16, pull=0.0):

@@ -4,8 +4,10 @@ The process, its arguments, output and exit code are real; only the seconds that
 Python spends on importing are saved. With several ranks they meet as torchrun's do.
 """
 
+import math
 import multiprocessing
 import os
+import resource
 import runpy
 import subprocess
 import sys
@@ -28,12 +30,15 @@ def run_script(
     ranks: int = 1,
     cwd: str | Path = ROOT,
     env: dict[str, str] | None = None,
+    seconds: float = math.inf,
+    memory: int = resource.RLIM_INFINITY,
 ) -> subprocess.CompletedProcess:
     """`python script arguments` in the repository's root, as subprocess.run would return it.
 
     Args:
         ranks: how many processes, as if started by torchrun; the exit code is 1 if any fails.
         env: variables added to the environment.
+        seconds: after which it is killed. memory: bytes of address space that it may have.
     """
     command = [str(ROOT / script), *map(str, arguments)]
     with tempfile.TemporaryDirectory() as folder:
@@ -52,7 +57,8 @@ def run_script(
             task = (command, str(cwd), {**environment, **own}, folder)
             started.append(processes.Process(target=_run, args=task))
             started[-1].start()
-        code = _wait(started)
+            resource.prlimit(started[-1].pid, resource.RLIMIT_AS, (memory, memory))
+        code = _wait(started, seconds)
         out, err = (Path(folder, name).read_text(errors="replace") for name in ("out", "err"))
     return subprocess.CompletedProcess(command, code, out, err)
 
@@ -74,9 +80,13 @@ def become(command: list[str], out: str | Path, err: str | Path) -> None:
     runpy.run_path(command[0], run_name="__main__")
 
 
-def _wait(started: list) -> int:
+def _wait(started: list, seconds: float) -> int:
     """The exit code of one process; of several 1 if any fails, which ends the others, too."""
+    until = time.monotonic() + seconds
     while any(process.is_alive() for process in started):
+        if time.monotonic() > until:
+            for process in started:
+                process.kill()
         if any(process.exitcode for process in started):
             time.sleep(1)  # the others may have something to say
             for process in started:

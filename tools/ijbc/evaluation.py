@@ -13,9 +13,10 @@ from bct.metrics.scores import rate_name
 from bct.models.embed import embed_models
 from bct.models.model import Model
 from bct.outputs import short_name
+from bct.protocols.evidence import unjudged
 from bct.protocols.protocol import Protocol
 from bct.protocols.roles import Roles, Test, test_name
-from bct.protocols.scoring import open_set, resolved, unjudged, verification
+from bct.protocols.scoring import open_set, resolved, verification
 from bct.protocols.templates import pair_scores
 from bct.protocols.verdict import judged
 from tools.ijbc.modes import PUBLISHED, Mode
@@ -108,7 +109,7 @@ def notes(
     """
     lines, measure = list(protocol.remarks), f"FAR {rate_name(far)}"
     genuine = protocol.pairs.genuine
-    no_verdict = unjudged(genuine, far)
+    no_verdict = unjudged(protocol, far)
     suffix = f", {PUBLISHED}" if modes > 1 else ""
 
     def tar(test: Test) -> float:
