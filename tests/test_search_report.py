@@ -331,6 +331,40 @@ def test_a_report_that_asks_something_else_is_not_replaced(tmp_path):
     write_report(tmp_path / "out", **asked[-1], models=models, resamples=30)  # more of the same
 
 
+def test_what_was_left_out_of_a_protocol_is_said(tmp_path):
+    """Its own remarks, queries that can find nothing wrong, vectors that are on both sides."""
+    halves, models = (np.arange(0, N, 2), np.arange(1, N, 2)), vectors()
+    models["old"][halves[0][3]] = models["old"][halves[1][7]]
+    relevance = ByClass(*(LABELS[half] for half in halves))
+    made = Protocol("toy", Nothing(N), search=Search(*halves, relevance), remarks=["Two are lost."])
+    write_report(tmp_path / "out", made, stored(tmp_path, **models), resamples=20)
+    said = json.loads((tmp_path / "out/report.json").read_text())["verdict"]["reasons"]
+    assert said[-2] == "Two are lost."
+    assert said[-1].startswith("the old embeddings: 1 queries have the very vector of another")
+    for text in ("report.md", "report.html"):
+        assert "Two are lost." in (tmp_path / "out" / text).read_text()
+    models["old"][halves[0]] = models["old"][halves[1]]  # one file for both sides
+    with pytest.raises(BctError, match="the old embeddings: each query's vector is in the gallery"):
+        report_of(made, models)
+
+
+def test_a_folder_that_takes_no_report_is_refused_before_the_work(tmp_path):
+    models, asked = stored(tmp_path, **vectors()), []
+
+    class Watched(Nothing):
+        def __len__(self):
+            asked.append(1)
+            return N
+
+    made = Protocol("toy", Watched(N), search=among_all().search)
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "out/report.html").mkdir(parents=True)
+    for folder in ("file", "file/below", "out"):
+        with pytest.raises(BctError, match=r"is no folder|is a folder, and"):
+            write_report(tmp_path / folder, made, models)
+    assert not asked and (tmp_path / "file").read_text() == "mine"
+
+
 @pytest.mark.parametrize(
     ("given", "words"),
     [
@@ -442,7 +476,7 @@ def test_refusals(sets, change, words):
     for label in range(N):
         (sets / "single" / f"c{label}").mkdir(parents=True)
         (sets / "single" / f"c{label}/0.jpg").write_bytes(jpeg(0, 0, 16))
-    np.save(sets / "wide.npy", np.eye(N, 24, dtype=np.float32))
+    np.save(sets / "wide.npy", np.random.default_rng(0).standard_normal((N, 24)))
     change = [sets / one if (sets / one).exists() else one for one in change]
     done = run(sets, "-m", sets / "new.npy", "-m_old", sets / "old.npy", *change)
     assert done.returncode == 1 and words in done.stderr, done.stderr

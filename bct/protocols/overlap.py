@@ -13,7 +13,7 @@ import numpy as np
 from bct.data.image_set import ImageSet
 from bct.errors import BctError
 from bct.files import sha256
-from bct.metrics.relevance import Rows
+from bct.metrics.relevance import Relevance, Rows
 
 _BLOCK = 1 << 13  # rows
 _MOST = 1 << 24  # of a query and its own image, so that they take no more than 128 MiB
@@ -106,3 +106,29 @@ def _hashes(rows: np.ndarray) -> np.ndarray:
         mixed = block.view(np.uint64) * factors
         out[start : start + _BLOCK] = (mixed ^ (mixed >> np.uint64(29))).sum(1, dtype=np.uint64)
     return out
+
+
+def equal_vectors(
+    label: str, query: np.ndarray, gallery: np.ndarray, relevance: Relevance
+) -> str | None:
+    """Of two sets (Q, D), (G, D): what to say of queries whose vector is that of another image in
+    the gallery; None if there is none, or if each is searched among all the others.
+
+    Raises BctError if all are: then queries and gallery are one file, or have one order.
+    """
+    if getattr(relevance, "leave_one_out", False):
+        return None
+    same = with_a_twin(query, gallery)
+    if relevance.ignored is not None:
+        same &= relevance.ignored.counts() == 0
+    if same.all():
+        raise BctError(
+            f"{label}: each query's vector is in the gallery, but its image is not",
+            "give the embeddings of both sets, queries.npy,gallery.npy",
+        )
+    if not same.any():
+        return None
+    return (
+        f"{label}: {same.sum():,} queries have the very vector of another image in the gallery, "
+        f"which they find first; the first is query {same.argmax()}."
+    )

@@ -13,6 +13,7 @@ from bct.metrics.retrieval import Retrieval
 from bct.models.widths import same_width
 from bct.protocols.roles import Roles, Test
 from bct.protocols.search_tests import How, Sides, mean_of
+from bct.protocols.verdict import ROUNDING
 from bct.search.orders import distance_to_centre, order_by_distance, order_random
 from bct.stored.vector_files import open_vectors
 
@@ -104,5 +105,5 @@ def _backfill_figures(results: list[list[Retrieval]], quality: str, goal: float)
         "shares": SHARES.tolist(),
         "values": curve.values.tolist(),
         **backfill.figures(curve),
-        "enough_for_old": backfill.smallest_fraction(curve, goal),
+        "enough_for_old": backfill.lasting_fraction(curve, goal, ROUNDING),
     }

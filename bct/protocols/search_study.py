@@ -8,15 +8,14 @@ import numpy as np
 
 from bct.command import Parser, positive, some_text, takes
 from bct.data import views
-from bct.errors import BctError
 from bct.keys import LARGEST_IMAGE, whole
-from bct.metrics.relevance import Relevance
 from bct.metrics.retrieval import METRICS, Retrieval
 from bct.models.model import Model
 from bct.models.widths import POLICIES
 from bct.outputs import short_name
+from bct.protocols.evidence import few
 from bct.protocols.image_search import sets_of
-from bct.protocols.overlap import with_a_twin
+from bct.protocols.overlap import equal_vectors
 from bct.protocols.protocol import Protocol
 from bct.protocols.roles import Roles, Test
 from bct.protocols.search_backfill import backfills
@@ -114,7 +113,15 @@ def study(
     labels = protocol.subjects[protocol.search.queries]
     names = protocol.images.class_names
     found = measured(results, roles, how, parts, labels, wanted.resamples, names, wanted.per_class)
-    remarks = [*protocol.remarks, *_unopposed(results), *_twins(sides, roles, relevance)]
+    remarks = [*protocol.remarks, *_unopposed(results)]
+    if too_few := few(protocol):
+        remarks.append(f"{too_few} only: the figures mean nothing.")
+    found_twice = [
+        equal_vectors(label, *both, relevance)
+        for label, both in sides.items()
+        if label != roles.mapped
+    ]
+    remarks += filter(None, found_twice)
     if wanted.old is not None:
         remarks += [f"There are no {part}." for part in (OLD, NEW) if part not in parts]
     if wanted.orders:
@@ -132,32 +139,6 @@ def _unopposed(results: Mapping[Test, Retrieval]) -> list[str]:
     if not free:
         return []
     return [f"{free:,} queries are left out: all that they could find is of their own class."]
-
-
-def _twins(sides: Mapping[str, Sides], roles: Roles, relevance: Relevance) -> list[str]:
-    """Of two sets: queries whose vector is that of another image in the gallery.
-
-    Raises BctError if all are: then queries and gallery are one file, or have one order.
-    """
-    if getattr(relevance, "leave_one_out", False):
-        return []
-    own = np.zeros(len(relevance.query), bool)
-    if relevance.ignored is not None:
-        own = relevance.ignored.counts() > 0
-    remarks = []
-    for label in (label for label in sides if label != roles.mapped):
-        same = with_a_twin(*sides[label]) & ~own
-        if same.all():
-            raise BctError(
-                f"{label}: each query's vector is in the gallery, but its image is not",
-                "give the embeddings of both sets, queries.npy,gallery.npy",
-            )
-        if same.any():
-            remarks.append(
-                f"{label}: {same.sum():,} queries have the very vector of another image in the "
-                f"gallery, which they find first; the first is query {same.argmax()}."
-            )
-    return remarks
 
 
 def embedding_files(

@@ -32,9 +32,9 @@ def analyse(study: Study, far: float, resamples: int = 1000) -> tuple[dict, Draw
         report, drawings = analyse_pairs(study, far, resamples)
     else:
         report, drawings = analyse_searches(study, resamples), None
-    report["remarks"] = list(study.remarks)
+    report["remarks"] = [*study.remarks, *report["remarks"]]
     report["verdict"] = decide(facts_of(report), thresholds_of(report))
-    report["verdict"]["reasons"] += study.remarks
+    report["verdict"]["reasons"] += report["remarks"]
     return report, drawings
 
 

@@ -30,6 +30,11 @@ _NAMES = {  # of the rows in the figure of gains
 _OF_PAIRS = {"far": None, "drift": None}  # what a report by a search does not have
 
 
+def files_of(folder: Path) -> list[Path]:
+    """In the order in which they are written."""
+    return [folder / f"report.{kind}" for kind in ("json", "md", "html")]
+
+
 def write(
     folder: Path,
     report: dict,
@@ -45,9 +50,10 @@ def write(
         report: see bct.report.analysis.analyse and write_report. arrays: of pairs.
         pictures: of which protocol's items the page shows pictures; None: none.
     """
-    write_json(folder / "report.json", report)
-    for name in ("report.md", "report.html"):
-        (folder / name).unlink(missing_ok=True)
+    figures, *pages = files_of(folder)
+    write_json(figures, report)
+    for path in pages:
+        path.unlink(missing_ok=True)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=jinja2.select_autoescape(["html.j2"]),
@@ -56,11 +62,11 @@ def write(
     )
     environment.filters |= _FILTERS
     values = {**_OF_PAIRS, "cost": None, **report, **_values(report)}
-    for name in ("report.md", "report.html"):
-        if name == "report.html":
+    for path in pages:
+        if path.suffix == ".html":
             shown = None if pictures is None else thumbnails(pictures, report)
             values |= {"figures": _figures(report, arrays), "thumbnails": shown}
-        write_text(folder / name, environment.get_template(f"{name}.j2").render(values))
+        write_text(path, environment.get_template(f"{path.name}.j2").render(values))
 
 
 def _values(report: dict) -> dict:

@@ -65,6 +65,7 @@ def analyse_pairs(study: Study, far: float, resamples: int) -> tuple[dict, Drawi
     deployed = next(point["threshold"] for point in drift if point["far"] == far)
     report = {
         "measure": measure_at(far)._asdict(),
+        "remarks": [],
         "far": far,
         "protocol": {
             "subset": protocol.name,

@@ -13,6 +13,7 @@ from bct.metrics.percentiles import interval
 from bct.metrics.relevance import ByClass, Relevance
 from bct.metrics.retrieval import Retrieval, bootstrap_means
 from bct.protocols.compare import query_units
+from bct.protocols.overlap import equal_vectors
 from bct.protocols.search_tests import How, Sides, search, sides_of
 from bct.report.study import (
     DISAGREEMENT,
@@ -52,6 +53,9 @@ def analyse_searches(study: Study, resamples: int) -> dict:
         for query, other in study.tests
     }
     by_class = isinstance(relevance, ByClass)
+    said = (
+        equal_vectors(f"the {role} embeddings", *both, relevance) for role, both in sides.items()
+    )
     found = results["old / old"].rank > 0  # queries that have a positive
     units, over = query_units(protocol)
     precision = np.stack([results[name].ap[found] for name in study.selves])
@@ -59,11 +63,13 @@ def analyse_searches(study: Study, resamples: int) -> dict:
     quality = {name: results[name].mean_ap for name in study.selves}
     return {
         "measure": MAP._asdict(),
+        "remarks": list(filter(None, said)),
         "protocol": {
             "subset": protocol.name,
             "images": len(protocol.images),
             "queries": len(queries),
             "without": results["old / old"].without,
+            "unopposed": results["old / old"].unopposed,
             "gallery": len(gallery),
             "relevance": "class" if by_class else "item",
             "leave_one_out": by_class and relevance.leave_one_out,

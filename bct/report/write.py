@@ -15,6 +15,7 @@ from bct.files import model_name
 from bct.models.embed import embed_models
 from bct.models.model import Model, described
 from bct.models.widths import same_width
+from bct.outputs import check_outputs
 from bct.protocols.compare import check_resamples
 from bct.protocols.protocol import Protocol
 from bct.report import page
@@ -89,6 +90,7 @@ def write_report(
     }
     if not overwrite:
         refuse_to_replace(Path(folder) / "report", made_from)
+    check_outputs(*page.files_of(Path(folder)))
     if embeddings is None:
         embeddings = embed_models(
             models, protocol.images, cache, device=device,
