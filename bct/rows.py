@@ -187,14 +187,18 @@ def _all_alike(vectors: np.ndarray, zeros: np.ndarray) -> bool:
 
 
 def zeros_remark(
-    whose: str, zeros: np.ndarray, total: int, describe: Callable[[int], str] | None = None
+    whose: str,
+    zeros: np.ndarray,
+    total: int,
+    describe: Callable[[int], str] | None = None,
+    so: str = "score 0",
 ) -> str:
-    """The line about rows of zeros, see check_rows."""
+    """The line about rows of zeros, see check_rows; so: what they do."""
     named = ", ".join(_named(row, describe) for row in zeros[:_NAMED])
     more = ", ..." if len(zeros) > _NAMED else ""
     return (
-        f"{whose}: {len(zeros)} of {total} rows are zeros, no embeddings: they score 0 and count "
-        f"in no average (row {named}{more})"
+        f"{whose}: {len(zeros)} of {total} rows are zeros, so no embeddings; they {so} "
+        f"(row {named}{more})"
     )
 
 

@@ -109,6 +109,11 @@ def test_scores_of_any_float_type(dtype, tmp_path):
         assert label is None or (label == LABEL).all()
 
 
+def test_text_with_a_byte_order_mark(tmp_path):
+    (tmp_path / "s.txt").write_bytes(b"\xef\xbb\xbf0.5\r\n0.25\r\n")
+    assert read_scores(tmp_path / "s.txt")[0][1].tolist() == [0.5, 0.25]
+
+
 def test_tests_of_one_name_are_told_apart_or_refused(tmp_path, capsys):
     for name in ("a", "b"):
         save_scores(tmp_path / f"{name}.npz", {"new / old": GOOD}, LABEL)

@@ -67,6 +67,42 @@ def test_blocks_give_what_the_whole_gives(files, batch_size):
     assert about["side"] == sha256_file(files / "side.npy")
 
 
+def test_rows_of_zeros_stay_zeros_and_come_first(files, capsys):
+    old = np.load(files / "old.npy")
+    old[[2, 9]] = 0
+    np.save(files / "old.npy", old)
+    run(files, "alone.pt", "--uncertainty", "s.npy", "--batch-size", 4)
+    said = capsys.readouterr().out
+    assert f"2 of {N} rows are zeros, so no embeddings; they stay zeros (row 2, 9)" in said
+    mapped, variance = (open_artefact(files / name)[0] for name in ("out.npy", "s.npy"))
+    assert np.flatnonzero(~mapped.any(axis=1)).tolist() == [2, 9]
+    assert (variance[[2, 9]] == variance.max()).all()
+    np.testing.assert_allclose(
+        np.delete(mapped, [2, 9], 0), np.delete(whole(files, "alone.pt")[0], [2, 9], 0), atol=1e-5
+    )
+
+
+def test_what_holds_no_embeddings_is_refused_and_nothing_is_written(files, capsys):
+    old = np.load(files / "old.npy")
+    for rows, words in (
+        (old * 0, f"old.npy: all {N} rows are zeros"),
+        (np.where(np.arange(N)[:, None] == 30, np.nan, old), "old.npy: row 30 is not finite"),
+        (old.astype("f8") * 1e300, "old.npy: row 0 has numbers too large for float32"),
+    ):
+        np.save(files / "old.npy", rows)
+        before = sorted(files.iterdir())
+        refused(capsys, words, files, "alone.pt", "--batch-size", "8")
+        assert sorted(files.iterdir()) == before
+
+
+def test_names_and_advice(files, capsys):
+    refused(capsys, "name that ends in .npy", files, out="out.txt")
+    refused(capsys, "leave --uncertainty out", files, "certain.pt", "--uncertainty", "s.npy")
+    (files / "model.json").write_text('{"network": "r18"}')
+    refused(capsys, "model.json is no manifest of ours", files, out="model.npy")
+    assert (files / "model.json").read_text() == '{"network": "r18"}'
+
+
 def test_the_manifest_goes_with_it(files, capsys):
     old = np.load(files / "old.npy")
     made_from = {"kind": "old_embedding", "data": "these images", "model": "old model's", "T": 1}

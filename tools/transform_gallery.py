@@ -73,7 +73,7 @@ def main() -> None:
     zeros = transform(adapter.to(device), parts, files, outputs, args.batch_size, said)
     print(f"{args.out}: {len(old)} x {adapter.target_width}")
     if len(zeros):
-        print(zeros_remark(str(args.old), zeros, len(old)))
+        print(zeros_remark(str(args.old), zeros, len(old), so="stay zeros"))
 
 
 def check(args: argparse.Namespace, adapter: Adapter, parts: list[np.ndarray]) -> None:

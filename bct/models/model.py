@@ -16,6 +16,7 @@ from bct.files import sha256, sha256_file
 from bct.models.about import said_beside, view_of_model
 from bct.models.embed import embed_models
 from bct.models.weights import load_backbone
+from bct.rows import check_rows
 from bct.stored.fingerprint import Fingerprint
 from bct.stored.vector_files import is_stored, open_vectors
 
@@ -69,7 +70,8 @@ class Model:
     def rows(self, images: ImageSet) -> np.ndarray:
         """Stored embeddings of these images, float (N, D).
 
-        Raises BctError for another number of rows, and for one file where there are two sets.
+        Raises BctError for another number of rows, and for one file where there are two sets; like
+        bct.rows.check_rows.
         """
         files = self.file.split(",")
         sets = images.sets if isinstance(images, Joined) else [images]
@@ -78,7 +80,10 @@ class Model:
                 f"{self.file} is {len(files)} file(s) of embeddings for {len(sets)} set(s)",
                 "for two sets give two with a comma, queries.npy,gallery.npy; for one set one",
             )
-        parts = [open_vectors(*pair)[0] for pair in zip(files, map(len, sets), strict=True)]
+        parts = []
+        for file, of in zip(files, sets, strict=True):
+            parts.append(open_vectors(file, len(of), finite=False)[0])
+            check_rows(parts[-1], file, lambda row, of=of: of.describe(row), alike=False)
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
 
 

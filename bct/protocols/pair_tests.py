@@ -57,7 +57,8 @@ def table(protocol: Protocol, tests: dict[str, dict], far: float) -> str:
     for test, figures in tests.items():
         rest = [f"{figures[k]:.4f}" if k in figures else "-" for k in ("auc", "tar", "threshold")]
         cells = [f"{figures['accuracy']:.5f}+-{figures['std']:.5f}", *rest]
-        rows.append([test, *cells, f"{figures['xnorm']:.2f}"])
+        xnorm = figures["xnorm"]
+        rows.append([test, *cells, f"{xnorm:.2f}" if 0.01 <= xnorm < 1e6 else f"{xnorm:.2e}"])
     return markdown.table(titles, rows)
 
 

@@ -270,5 +270,7 @@ def make_artefact(
         out[:] = array
     lines = [f"{path}: {said(array)}"]
     if zeros:
-        lines.append(zeros_remark(str(features.filename), np.array(zeros), len(features)))
+        lines.append(
+            zeros_remark(str(features.filename), np.array(zeros), len(features), so="are left out")
+        )
     return "\n".join(lines)

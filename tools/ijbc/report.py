@@ -191,7 +191,7 @@ def _from_text(path: Path) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # an empty file is refused
-            return np.loadtxt(path, ndmin=1, encoding="utf-8")
+            return np.loadtxt(path, ndmin=1, encoding="utf-8-sig")
     except (ValueError, OverflowError) as error:
         raise _no_scores(path, " ".join(str(error).split())[:120]) from None
 
