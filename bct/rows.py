@@ -28,22 +28,24 @@ def unit_rows(x: np.ndarray) -> np.ndarray:
     """
     x = _floats(x)
     out = np.empty(x.shape, np.float32)
-
-    def divide(rows: slice) -> None:
-        # rows side by side: equal ones give the same bits, however the whole is laid out
-        part = np.ascontiguousarray(x[rows], None if x.dtype.itemsize >= 4 else np.float32)
-        with np.errstate(all="ignore"):  # of rows that are done again below
-            length = np.linalg.norm(part, axis=1, keepdims=True)
-            np.divide(part, length, out=out[rows], casting="same_kind")
-            again = np.flatnonzero(is_odd(length[:, 0]))
-            if len(again):
-                out[rows.start + again] = _scaled(part[again])
-
     if len(x) <= _CACHED:  # threads cost more than they save
-        divide(slice(0, len(x)))
+        _divide(x, out)
     else:
-        each_in_threads(divide, len(x), _CACHED)
+        each_in_threads(lambda rows: _divide(x[rows], out[rows]), len(x), _CACHED)
     return out
+
+
+def _divide(x: np.ndarray, out: np.ndarray) -> np.ndarray:
+    """Writes unit rows to out, and returns the numbers of those that are odd, (k,)."""
+    # rows side by side: equal ones give the same bits, however the whole is laid out
+    x = np.ascontiguousarray(x, None if x.dtype.itemsize >= 4 else np.float32)
+    with np.errstate(all="ignore"):  # of rows that are done again below
+        length = np.linalg.norm(x, axis=1, keepdims=True)
+        np.divide(x, length, out=out, casting="same_kind")
+        odd = np.flatnonzero(is_odd(length[:, 0]))
+        if len(odd):
+            out[odd] = _scaled(x[odd])
+    return odd
 
 
 def _scaled(x: np.ndarray) -> np.ndarray:
@@ -58,9 +60,15 @@ def _scaled(x: np.ndarray) -> np.ndarray:
 def lengths(x: np.ndarray) -> np.ndarray:
     """The length of each row of any float type, float64 (n,); inf where even that has no room."""
     x = _floats(x)
-    largest = np.abs(x).max(axis=1, keepdims=True, initial=0).astype(np.float64)
+    x = x if x.dtype.itemsize >= 4 else x.astype(np.float32)
     with np.errstate(all="ignore"):
-        return np.linalg.norm(x / np.where(largest == 0, 1, largest), axis=1) * largest[:, 0]
+        length = np.linalg.norm(x, axis=1).astype(np.float64)
+        odd = np.flatnonzero(is_odd(length))
+        if len(odd):
+            largest = np.abs(x[odd]).max(axis=1, keepdims=True, initial=0).astype(np.float64)
+            unit = x[odd] / np.where(largest == 0, 1, largest)
+            length[odd] = np.linalg.norm(unit, axis=1) * largest[:, 0]
+    return length
 
 
 def is_odd(length: np.ndarray) -> np.ndarray:
@@ -211,9 +219,20 @@ def unit_blocks(
     """
     for start in range(0, len(features), block):
         rows = slice(start, min(start + block, len(features)))
-        x = unit_rows(read_stored(features, rows))
-        refuse_not_finite(x, whose, lambda row, start=start: start + row)
-        yield rows, torch.from_numpy(x)
+        x = _floats(read_stored(features, rows))
+        unit = np.empty(x.shape, np.float32)
+        odd = _divide(x, unit)
+        refuse_not_finite(unit[odd], whose, lambda k, start=start, odd=odd: start + odd[k])
+        yield rows, torch.from_numpy(unit)
+
+
+def any_number(x: torch.Tensor) -> torch.Tensor:
+    """Which rows of (B, D) are not zeros, bool (B,)."""
+    found = x[:, 0] != 0  # most of them: the others are looked at
+    rest = (~found).nonzero()[:, 0]
+    if len(rest):
+        found[rest] = x[rest].any(dim=1)
+    return found
 
 
 def row_blocks(features: np.ndarray, block: int = BLOCK) -> Iterator[tuple[slice, torch.Tensor]]:

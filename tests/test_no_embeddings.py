@@ -4,9 +4,11 @@ of them, and what is no embedding at all is refused by name: in every evaluation
 import json
 import pickle
 import zipfile
+from contextlib import suppress
 
 import numpy as np
 import pytest
+from support.old_models import tool
 from support.pictures import jpeg
 from support.script import run_script
 
@@ -26,8 +28,9 @@ from bct.protocols.protocol import Pairs, Protocol
 from bct.protocols.roles import Roles
 from bct.protocols.templates import Templates
 from bct.rows import unit_rows
+from bct.scenarios import scenario_of
 from bct.search.orders import disagreement, distance_to_centre
-from bct.stored.artefacts import write_artefact
+from bct.stored.artefacts import artefact_path, write_artefact
 from bct.stored.vector_files import open_vectors, read_arrays
 
 N, D = 60, 16
@@ -372,3 +375,47 @@ def test_every_evaluation(script, folder):
         done, found = evaluate(script, folder, kind)
         assert (done.returncode, found) == (1, None)
         assert words in done.stderr and len(done.stderr.splitlines()) == 2, done.stderr
+
+
+SD = "f128_r18_softmax_class70"
+TOOLS = {
+    "average_features": (),
+    "class_statistics": (),
+    "denoise": ("--T", "0.5"),
+    "denoise by entropy": ("--by", "entropy", "--T", "0.9"),
+}
+
+
+@pytest.mark.parametrize("name", TOOLS)
+def test_every_tool_that_sums_up_old_embeddings(name, tmp_path, capsys):
+    old, _ = models()
+    old[[7, 30]] = 0
+    about = {"model": "m", "data": "d", "parity": "p", "amp": "a", "weights": "w", "data_path": "x"}
+
+    def make(rows: np.ndarray) -> tuple[list[str], str]:
+        for kind, array in (("old_embedding", rows), ("old_embedding_label", LABELS)):
+            path = artefact_path(kind, tmp_path, scenario_of(SD), SD)
+            with write_artefact(path, array.shape, array.dtype, **about) as out:
+                out[:] = array
+        with suppress(SystemExit):
+            tool(name.split()[0], *TOOLS[name], "--SD", SD, "--feature-save", tmp_path)
+        said = capsys.readouterr()
+        return said.out.splitlines(), said.err
+
+    (_, second), _ = make(old)
+    assert "2 of 60 rows are zeros, so no embeddings; they are left out (row 7, 30)" in second
+    before = {file.name for file in tmp_path.rglob("*.npy")}
+    assert len(before) == 3
+    for file in tmp_path.rglob("*.npy"):
+        file.unlink()
+    bad, of_class = old.copy(), old.copy()
+    bad[23, 4], of_class[LABELS == 4] = np.inf, 0
+    for rows, words in (
+        (bad, "row 23 is not finite"),
+        (old * 0, "all 60 rows are zeros"),
+        (of_class, "all rows of class 4 are zeros, so it has no mean"),
+    ):
+        out, error = make(rows)
+        assert not out and words in error and f"{SD}_feature.npy" in error
+        assert len(error.splitlines()) == 2
+        assert len(list(tmp_path.rglob("*.npy"))) == 2  # nothing was made of them

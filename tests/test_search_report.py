@@ -488,7 +488,7 @@ def test_refusals(sets, change, words):
     for label in range(N):
         (sets / "single" / f"c{label}").mkdir(parents=True)
         (sets / "single" / f"c{label}/0.jpg").write_bytes(jpeg(0, 0, 16))
-    np.save(sets / "wide.npy", np.eye(N, 24, dtype=np.float32))
+    np.save(sets / "wide.npy", np.eye(N, 24, dtype=np.float32) + 1)
     change = [sets / one if (sets / one).exists() else one for one in change]
     done = run(sets, "-m", sets / "new.npy", "-m_old", sets / "old.npy", *change)
     assert done.returncode == 1 + ("argument" in words) and words in done.stderr, done.stderr

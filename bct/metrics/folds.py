@@ -37,11 +37,11 @@ def accuracy(
 
     if len(issame) < 2:
         raise BctError("one pair can't be cut into folds", "use a set of at least two pairs")
-    length = np.concatenate([lengths(first), lengths(second)])
+    length = np.stack([lengths(first), lengths(second)])
     xnorm = float(length[length > 0].mean()) if length.any() else 0.0
     first, second = unit_rows(first), unit_rows(second)
     distance = np.square(first - second).sum(1)
-    distance[~(first.any(axis=1) & second.any(axis=1))] = 2
+    distance[(length == 0).any(axis=0)] = 2
     correct = (distance[:, None] < np.arange(0, 4, 0.01)) == issame[:, None]  # (P, thresholds)
     scores = []
     for train, test in KFold(min(folds, len(issame))).split(correct):

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from bct.errors import BctError
-from bct.rows import BLOCK, refuse_not_finite, unit_blocks, unit_rows
+from bct.rows import BLOCK, any_number, refuse_not_finite, unit_blocks, unit_rows
 
 _AGAIN = "check the models, then compute the embeddings again"
 
@@ -36,7 +36,7 @@ def procrustes_residual(new: np.ndarray, old: np.ndarray) -> float:
     product = torch.zeros(old.shape[1], old.shape[1], dtype=torch.float64)  # (D, D)
     squares = torch.zeros(2, dtype=torch.float64)
     for (_, a), (_, b) in zip(unit_blocks(new), unit_blocks(old), strict=True):
-        both = a.any(dim=1) & b.any(dim=1)
+        both = any_number(a) & any_number(b)
         a, b = a[both].double(), b[both].double()
         product += a.T @ b
         squares += torch.stack([a.square().sum(), b.square().sum()])
@@ -85,7 +85,7 @@ def neighbour_overlap(
     for (rows, a), (_, b) in zip(
         unit_blocks(query_a, block=block), unit_blocks(query_b, block=block), strict=True
     ):
-        tops, both = [], a.any(dim=1) & b.any(dim=1)
+        tops, both = [], any_number(a) & any_number(b)
         for x, gallery in zip((a, b), galleries, strict=True):
             similarity = x @ gallery.T  # (B, G)
             if exclude_self:

@@ -4,18 +4,17 @@ Sources: IJB-C protocol; MixBCT and insightface evaluators (their published sett
 image plus mirror image, times detection score, not normalised before aggregation).
 """
 
-import math
 from functools import cached_property
 
 import numpy as np
 
 from bct.errors import BctError
-from bct.rows import check_rows, unit_rows
+from bct.rows import check_rows, lengths, unit_rows
 from bct.threads import each_in_threads
 
 _DENSE_LIMIT = 1 << 28  # scores held at once when all pairs of two sides are computed
 _TABLE_LIMIT = 1 << 24  # template ids below it are looked up in a table
-_SMALL, _LARGE = 1e-12, 1e12  # a largest value in between needs no scaling in float32
+_SMALL, _LARGE = 1e-20, 1e38  # sums in between need no scaling in float32
 _BLOCK = 1 << 15  # pairs that one thread looks up at a time
 
 
@@ -100,35 +99,35 @@ class Templates:
 
         embedded = np.ones(len(features))
         embedded[check_rows(features, alike=False)] = 0
-        features = _summable(features, normalise)
         sizes = np.bincount(self._group, embedded[self.images])
         weights = 1 / np.maximum(sizes, 1)[self._group]
         if weighted and self.weight is not None:
             weights = weights * self.weight[self.images]
-        mixing = csr_matrix(
-            (weights.astype(np.float32), (self.row[self.images], self.images)),
-            shape=(len(self.ids), len(features)),
-        )
-        sums = np.empty((len(self.ids), features.shape[1]), np.float32)
 
-        def add(rows: slice) -> None:
-            sums[rows] = mixing[rows] @ features  # one thread's work: SciPy's product has no more
+        def summed(rows: np.ndarray, weights: np.ndarray) -> np.ndarray:
+            mixing = csr_matrix(
+                (weights.astype(np.float32), (self.row[self.images], self.images)),
+                shape=(len(self.ids), len(rows)),
+            )
+            sums = np.empty((len(self.ids), rows.shape[1]), np.float32)
 
-        each_in_threads(add, len(self.ids), 1 << 10)
+            def add(part: slice) -> None:
+                sums[part] = mixing[part] @ rows  # one thread's work: SciPy's product has no more
+
+            each_in_threads(add, len(self.ids), 1 << 10)
+            return sums
+
+        with np.errstate(all="ignore"):
+            scale = 1.0
+            if normalise:
+                length = lengths(features)[self.images]
+                scale = np.where(length == 0, 1, length)
+            sums = summed(np.asarray(features, np.float32), weights / scale)
+            fine = not len(sums) or _SMALL < np.abs(sums).max() < _LARGE
+        if not fine:  # NaN is not, either: such rows or weights float32 does not hold
+            rows = unit_rows(features) if normalise else features / np.abs(features).max()
+            sums = summed(np.asarray(rows, np.float32), weights)
         return unit_rows(sums)
-
-
-def _summable(features: np.ndarray, normalise: bool) -> np.ndarray:
-    """float32 (N, D), of which sums are neither infinite nor 0 for their length alone.
-
-    All rows are divided by one number, so that their lengths still weigh them, and only if that is
-    needed: by a power of two, so that nothing is rounded.
-    """
-    largest = max(float(features.max(initial=0)), -float(features.min(initial=0)))
-    if largest and not _SMALL < largest < _LARGE:
-        features = features / np.asarray(2.0 ** math.frexp(largest)[1], np.float64)
-    features = np.asarray(features, np.float32)
-    return unit_rows(features) if normalise else features
 
 
 def pair_scores(first: np.ndarray, second: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:

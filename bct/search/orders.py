@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from bct.errors import BctError
-from bct.rows import unit_blocks, unit_rows
+from bct.rows import any_number, unit_blocks, unit_rows
 from bct.stored.class_statistics import class_sums
 from bct.streams import generator
 
@@ -50,7 +50,7 @@ def distance_to_centre(embeddings: np.ndarray, labels: np.ndarray) -> np.ndarray
     for rows, x in unit_blocks(embeddings):
         gap = x - centres[torch.from_numpy(labels[rows])]  # (B, D)
         apart = torch.linalg.vector_norm(gap, dim=1)
-        distance[rows] = apart.where(x.any(dim=1), 2**0.5).numpy()
+        distance[rows] = apart.where(any_number(x), 2**0.5).numpy()
     return distance
 
 
@@ -75,5 +75,5 @@ def disagreement(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     out = np.empty(len(old), np.float32)
     for (rows, a), (_, b) in zip(unit_blocks(old), unit_blocks(new), strict=True):
         half = (a - b).square().sum(1).div(2)
-        out[rows] = half.where(a.any(dim=1) & b.any(dim=1), 1.0).numpy()
+        out[rows] = half.where(any_number(a) & any_number(b), 1.0).numpy()
     return out

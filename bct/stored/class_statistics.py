@@ -22,6 +22,7 @@ from bct.stored.within_classes import nearest, within_fences
 from bct.threads import each_in_threads, in_threads
 
 CHUNK = 1 << 11  # rows of one thread: they stay in its cache while it works on them
+_SHORT, _LONG = 1e-20, 1e30  # of all rows at once, squared
 _own = threading.local()  # arrays of a thread: to touch fresh memory costs as much as to read it
 
 
@@ -87,9 +88,13 @@ def _class_sums(
 
     def add(rows: slice) -> tuple[np.ndarray, ...]:
         x = read_rows(features, rows, _scratch("x", rows, width))
-        with np.errstate(all="ignore"):  # those are odd
-            length = np.sqrt(_products(x, x))
-        odd = np.flatnonzero(is_odd(length))
+        with np.errstate(all="ignore"):  # of odd rows
+            if unit or not _SHORT < np.dot(x.ravel(), x.ravel()) < _LONG:
+                length = np.sqrt(_products(x, x))
+                odd = np.flatnonzero(is_odd(length))
+            else:  # sums of such rows float32 holds well
+                length, odd = np.ones(len(x), np.float32), np.flatnonzero(x[:, 0] == 0)
+                odd = odd[~x[odd].any(axis=1)]
         if len(odd):
             x, length[odd] = _odd_rows(features, rows, x, odd, unit)
         lengths[rows] = length if unit else length > 0
