@@ -187,7 +187,7 @@ def test_absurd_values_end_in_two_lines(seed, house, place):
     for _ in range(CALLS):
         script = str(rng.choice(list(COMMANDS)))
         words = changed(rng, script, [word.format(house=house) for word in COMMANDS[script]])
-        done = run_script(script, *words, cwd=place, seconds=60, memory=12 << 30)
+        done = run_script(script, *words, cwd=place, seconds=120, memory=12 << 30)
         wrong = fault(script, done)
         if wrong:
             found.append(f"{script} {[w[:80] for w in words]}: {wrong}\n{done.stderr[-900:]}")
