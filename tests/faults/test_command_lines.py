@@ -21,48 +21,13 @@ from bct.method import load_method, method_names
 
 CALLS = 50  # of one test
 ABSURD = [
-    *(
-        "",
-        " ",
-        "0",
-        "-1",
-        "-3",
-        "1",
-        "2",
-        "1.5",
-        "1000000",
-        "nan",
-        "inf",
-        "-inf",
-        "1e999",
-        "1e-300",
-    ),
-    *(
-        str(2**70),
-        "9" * 40,
-        "0x" + "f" * 5000,
-        "None",
-        "True",
-        "x",
-        "[]",
-        "('a',)",
-        "{1:2}",
-        "[1,2]",
-    ),
+    *("", " ", "0", "-1", "-3", "1", "2", "1.5", "9999999999", "nan", "inf", "-inf"),
+    *(str(2**70), "9" * 40, "0x" + "f" * 5000, "None", "True", "x", "[]", "('a',)", "{1:2}"),
     *("a\n\x1b[31m|b", "\udcff", "\u202e", "\xe9" * 200, "a" * 5000, "..", ".", "%s%n", "'", '"a'),
-    *(
-        "no/such/file",
-        "empty",
-        "junk.bin",
-        "folder",
-        "loop",
-        "text.txt",
-        "vectors.npy",
-        "README.md",
-    ),
+    *("no/such/file", "empty", "junk.bin", "folder", "loop", "text.txt", "vectors.npy"),
     *("model.pt", "train.rec", "cosine", "leading", "class70", "IJBC", "a=b", "=", "(" * 300),
-    *("['x','x']", "1,2", "\t", "~", "$HOME", "*", "null", "r2060", "resnet18"),
-]
+    *("1e999", "1e-300", "[1,2]", "README.md", "['x','x']", "1,2", "\t", "~", "$HOME", "*", "null", "r2060", "resnet18"),
+]  # fmt: skip
 EVERY = ("-m", "new.pt", "-net", "demo_w16", "-m_old", "old.pt", "-old_net", "demo_w16", "-j", "0")
 EVERY += ("--cache", "cache", "-o", "out", "--overwrite")
 TRAINING = ("amp=off", "batch_size=8", "num_epoch=1", "num_workers=0", "overwrite=True")
@@ -187,7 +152,7 @@ def test_absurd_values_end_in_two_lines(seed, house, place):
     for _ in range(CALLS):
         script = str(rng.choice(list(COMMANDS)))
         words = changed(rng, script, [word.format(house=house) for word in COMMANDS[script]])
-        done = run_script(script, *words, cwd=place, seconds=60, memory=12 << 30)
+        done = run_script(script, *words, cwd=place, seconds=120, memory=12 << 30)
         wrong = fault(script, done)
         if wrong:
             found.append(f"{script} {[w[:80] for w in words]}: {wrong}\n{done.stderr[-900:]}")
