@@ -1,6 +1,8 @@
 """Writers of data sets, killed before every change of the disk: the same command then works, clears
 up, and touches nothing that is not its own."""
 
+import multiprocessing
+import resource
 import shutil
 import sys
 import zipfile
@@ -133,6 +135,26 @@ def test_a_set_of_another_source_is_not_replaced(tmp_path, monkeypatch, capsys):
     with pytest.raises(BctError, match=r"train_part_30_class\.json exists"):
         call()
     assert contents(out) == before
+
+
+@pytest.mark.parametrize("limit", [3000, 9000])
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, limit):
+    """In the middle of a record file, and in the last bytes, which closing it writes."""
+    pictures = [jpeg(k, 0) for k in range(3)]
+    sizes = sum(map(len, pictures))
+
+    def write():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit) if limit < 9000 else (sizes,) * 2)
+        with pytest.raises(OSError) as info, RecordWriter(tmp_path / "a.rec") as writer:
+            for key, picture in enumerate(pictures):
+                writer.write(key, Header(0.0, key), picture)
+        assert info.value.filename == str(tmp_path / "a.rec"), info.value
+        assert not list(tmp_path.iterdir())
+
+    process = multiprocessing.get_context("fork").Process(target=write)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_an_empty_record_is_not_copied(tmp_path):

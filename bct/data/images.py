@@ -83,7 +83,9 @@ def _check_depth(data: bytes | memoryview, file: Image.Image) -> None:
 
 def _check_size(width: int, height: int, out: np.ndarray | None = None) -> None:
     if out is not None and (height, width) != out.shape[:2]:
-        raise WrongSize(f"the image is {width}x{height}, not {out.shape[1]}x{out.shape[0]}")
+        raise WrongSize(
+            f"the image is {width}x{height}, not {out.shape[1]}x{out.shape[0]} (not aligned?)"
+        )
     if width < 1 or height < 1:
         raise ValueError(f"the image is {width}x{height}")
     if width * height > MAX_PIXELS:

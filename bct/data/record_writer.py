@@ -1,8 +1,10 @@
 """Sequential writer of .rec/.idx pairs; see bct/data/recordio.py for the layout."""
 
 import os
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from bct.data.recordio import MAGIC, MAGIC_BYTES, MAX_PART, PART, Header, pack
 from bct.errors import BctError
@@ -64,20 +66,33 @@ class RecordWriter:
                 f"record {key} has {len(payload)} bytes; RecordIO holds at most {MAX_PART}",
                 "store a smaller image",
             )
-        self._idx.write(f"{key}\t{self._rec.tell()}\n")
         cuts = _aligned_magics(payload)
         starts, ends = [0, *(cut + 4 for cut in cuts)], [*cuts, len(payload)]
-        for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
-            cflag = 0 if not cuts else 1 if i == 0 else 3 if i == len(cuts) else 2
-            self._rec.write(PART.pack(MAGIC, cflag << 29 | end - start))
-            self._rec.write(payload[start:end])
-            self._rec.write(b"\0" * (-(end - start) % 4))
+        with self._saying_which():
+            self._idx.write(f"{key}\t{self._rec.tell()}\n")
+            for i, (start, end) in enumerate(zip(starts, ends, strict=True)):
+                cflag = 0 if not cuts else 1 if i == 0 else 3 if i == len(cuts) else 2
+                self._rec.write(PART.pack(MAGIC, cflag << 29 | end - start))
+                self._rec.write(payload[start:end])
+                self._rec.write(b"\0" * (-(end - start) % 4))
 
     def __enter__(self) -> "RecordWriter":
         return self
 
-    def __exit__(self, *error: object) -> None:
-        self._stack.__exit__(*error)
+    def __exit__(self, *error: Any) -> None:
+        with self._saying_which(), self._stack:
+            if error[1] is not None:
+                raise error[1]
+            self._rec.flush()  # or a full disk would show when the index has its name
+
+    @contextmanager
+    def _saying_which(self) -> Iterator[None]:
+        """An OSError in writing, as that of a full disk, names no file by itself."""
+        try:
+            yield
+        except OSError as error:
+            error.filename = error.filename or str(self.path)
+            raise
 
 
 def _aligned_magics(payload: bytes) -> list[int]:
