@@ -77,6 +77,23 @@ def test_byte_order_marks(cases, tmp_path):
     assert np.array_equal(one.pairs[0], every.pairs[0])
 
 
+@pytest.mark.parametrize("mark", [b"\xef\xbb\xbf", b"\xff\xfe"], ids=["UTF-8", "UTF-16"])
+def test_byte_order_marks_of_each_meta_file(ijb, mark):
+    """Its brothers: the pairs, and the tables of 1:N, whose first row has the columns' names."""
+    plain = read_protocol(ijb.parent)
+    for file in (ijb / "meta").iterdir():
+        text = file.read_bytes()
+        file.write_bytes(mark + text)
+        if mark == b"\xff\xfe":
+            with pytest.raises(BctError, match=f"{file.name} is UTF-16 text"):
+                read_protocol(ijb.parent)
+        else:
+            marked = read_protocol(ijb.parent)
+            assert np.array_equal(marked.pairs, plain.pairs)
+            assert np.array_equal(marked.subjects, plain.subjects)
+        file.write_bytes(text)
+
+
 @pytest.mark.parametrize(
     ("name", "word"), [("neg", "has label -1, not 0, 1, 2"), ("sparse", "no image of class 1, but")]
 )
