@@ -107,7 +107,7 @@ class RecordSet(ImageSet):
         if not np.array_equal(self.keys, self.reader.keys):
             order = np.argsort(self.reader.keys, kind="stable")
             labels = labels[order[np.searchsorted(self.reader.keys, self.keys, sorter=order)]]
-        do = f"number the classes 0 to C-1, each with an image: tools/check_rec.py {self.path}"
+        do = "number the classes 0 to C-1, each with an image; tools/check_rec.py lists all faults"
         classes = check_labels(labels, str(self.path), self.describe, do)
         if self._header is not None:
             # all counts in the header are float32, which are exact up to 2^24
@@ -117,7 +117,7 @@ class RecordSet(ImageSet):
                 raise BctError(
                     f"{self.path}: its header says {said} classes, its labels {classes} (it was "
                     "packed from a list that is not sorted by label, or is damaged)",
-                    f"pack it again, sorted: tools/check_rec.py {self.path} lists what is wrong",
+                    "pack it again, sorted by label; tools/check_rec.py lists what is wrong",
                 )
         return labels.astype(np.int64)
 
