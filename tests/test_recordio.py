@@ -150,6 +150,8 @@ def test_a_file_that_is_truncated_while_it_is_open(tmp_path):
     """Memory beyond a file's end kills who touches it; reading it says what has happened."""
     path = write(tmp_path / "a.rec", [(Header(float(k), k), bytes(9000)) for k in range(5)])
     reader = RecordReader(path)
+    walk = reader.stretches()
+    next(walk)
     os.truncate(path, reader.offset(2) + 4000)  # within a record, and within a page
     assert len(reader.read(1)[1]) == 9000
     for key in (2, 4):
@@ -157,6 +159,8 @@ def test_a_file_that_is_truncated_while_it_is_open(tmp_path):
             reader.read(key)
     with pytest.raises(BctError, match="truncated since it was opened"):
         reader.heads()
+    with pytest.raises(BctError, match="truncated since it was opened"):
+        list(walk)
     os.truncate(path, 0)
     with pytest.raises(BctError, match="truncated"):
         reader.read(0)

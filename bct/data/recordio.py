@@ -106,6 +106,11 @@ class RecordFile:
             raise ValueError("the file has been truncated since it was opened")
         return found
 
+    def _check_size(self) -> None:
+        """To be called before the map is touched, which would end the process. BctError."""
+        if os.fstat(self._file).st_size < self.size:
+            raise BctError(f"{self.path} has been truncated since it was opened", BROKEN)
+
     def read_at(self, offset: int) -> tuple[Header, memoryview]:
         """Header and data of the record at `offset`. Raises ValueError if it is broken."""
         return unpack(self._payload(offset)[0])
@@ -133,6 +138,7 @@ class RecordFile:
         a length field that is too large."""
         offset = 0
         while offset < self.size:
+            self._check_size()
             try:
                 end, wrong = self._end(offset), ""
             except ValueError as error:
@@ -260,8 +266,7 @@ class RecordReader(RecordFile):
 
         Raises BctError as `read` does.
         """
-        if os.fstat(self._file).st_size < self.size:  # to touch the map would end the process
-            raise BctError(f"{self.path} has been truncated since it was opened", BROKEN)
+        self._check_size()
         at = np.minimum(self.offsets // 4, len(self._words) - 8)  # the least record has 8 words
         magic, part, flag, label = (self._words[at + i] for i in range(4))
         ids = self._words[at + 4] | self._words[at + 5].astype(np.uint64) << np.uint64(32)
