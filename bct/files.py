@@ -1,5 +1,6 @@
 """Files that are either whole or absent, and the hashes that tell whether they are still valid."""
 
+import codecs
 import errno
 import fcntl
 import hashlib
@@ -99,11 +100,19 @@ def read_json(path: str | Path) -> Any:
     if not path.is_file():
         raise BctError(f"{path} does not exist", "check the path, or make the file again")
     try:
-        return json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_distinct)
+        return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
         raise BctError(
             f"{path} is not valid JSON ({error})", "delete it and make it again"
         ) from None
+
+
+def without_mark(path: Path, text: bytes) -> bytes:
+    """A text file's bytes without the byte order mark that Windows puts before UTF-8. BctError for
+    UTF-16."""
+    if text[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+        raise BctError(f"{path} is UTF-16 text", "save it as UTF-8")
+    return text.removeprefix(codecs.BOM_UTF8)
 
 
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

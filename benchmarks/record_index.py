@@ -46,6 +46,8 @@ def main() -> None:
             "classic": lambda: ClassicRecords(path),
         }
         times = interleaved(candidates, repeats)
+        reader = RecordReader(path)
+        heads = interleaved({"": reader.heads}, repeats)[""]
         of_classic = private_mb(path, ClassicRecords, _look_up_classic)
         _check(RecordReader(path), ClassicRecords(path))
         text = index.stat().st_size / 1e6, kept.stat().st_size / 1e6
@@ -73,8 +75,8 @@ def main() -> None:
         f"{count:,} records, {text[0]:.0f} MB of text, {text[1]:.0f} MB in the cache. The first "
         f"opening, which parses the text and fills the cache, took {first:.2f} s, "
         f"{median(times['classic']) / first:.1f} times as fast as the classic way. With keys in "
-        f"random order, which have to be sorted: {median(again):.3f} s. Both ways gave the same "
-        "keys and offsets.",
+        f"random order, which have to be sorted: {median(again):.3f} s. All labels, by which "
+        f"classes are counted: {median(heads):.3f} s. Both ways gave the same keys and offsets.",
     )
 
 

@@ -271,3 +271,11 @@ def test_bad_arguments(tmp_path, name, value):
 def test_too_many_images_for_float_labels(tmp_path):
     with pytest.raises(BctError, match="too many"):
         make_demo_data.make(tmp_path / "data", identities=900_000, images=20)
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "null", '{"parameters": [], "counts": 1}', "7"])
+def test_a_manifest_that_says_nothing(tmp_path, text):
+    (tmp_path / "demo").mkdir()
+    (tmp_path / "demo/demo.json").write_text(text)
+    with pytest.raises(BctError, match=r"demo\.json is damaged"):
+        make_demo_data.make(tmp_path / "demo", 2, 2, 2)

@@ -8,6 +8,7 @@ data, and a digit of a text file may become another one.
 
 import io
 import json
+import os
 import pickle
 import re
 import resource
@@ -27,6 +28,7 @@ from bct.config import load_config
 from bct.data.images import decode
 from bct.data.record_writer import RecordWriter
 from bct.data.recordio import MAGIC, Header, RecordFile, RecordReader
+from bct.data.sets import open_images
 from bct.errors import BctError
 from bct.files import ROOT, read_json
 from bct.protocols.pairs import load_bin
@@ -167,7 +169,7 @@ def read_all(path):
     reader = RecordReader(path)
     records = {key: reader.read(key) for key in reader.keys.tolist()}
     firsts = [np.ravel(header.label)[0] for header, _ in records.values()]
-    np.testing.assert_array_equal(reader.labels(), np.float32(firsts))
+    np.testing.assert_array_equal(reader.heads()[0], np.float32(firsts))
     return records
 
 
@@ -229,6 +231,27 @@ def test_mutated_indices(rec, times):
     assert 100 * times < read < 2900 * times
 
 
+@counts
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"], ids=["", "BOM"])
+def test_mutated_lists(tmp_path, times, mark):
+    """A list is read line by line or refused; no name leads out of the root, no class is empty."""
+    for k in range(6):
+        (tmp_path / str(k % 3)).mkdir(exist_ok=True)
+        (tmp_path / str(k % 3) / f"{k}.jpg").write_bytes(IMAGES["JPEG"])
+    path, read = tmp_path / "a.txt", 0
+    lines = b"".join(b"%d/%d.jpg %d\r\n" % (k % 3, k, k % 3) for k in range(6))
+    for data in mutated(mark + b"# root: .\r\n" + lines, TEXT, 600 * times, 11):
+        path.write_bytes(data)
+        found = attempt(r"a\.txt|\.jpg", open_images, path)
+        if found is not None:
+            read += 1
+            assert np.unique(found.labels).tolist() == [*range(found.num_classes)]
+            for index in range(len(found)):
+                name = os.fsencode(found.file(index)).removeprefix(os.fsencode(tmp_path) + b"/")
+                assert not name.startswith(b"/") and b".." not in name.split(b"/")
+    assert 30 * times < read < 590 * times
+
+
 def one_by_one(path):
     """The records that can be read although others are refused."""
     reader = attempt("a.", RecordReader, path)
@@ -279,7 +302,10 @@ def encoded(format):
 
 
 IMAGES = {"JPEG": simplejpeg.encode_jpeg(picture(1, 2, 16), 95)}
-IMAGES |= {format: encoded(format) for format in ("PNG", "BMP", "WEBP")}
+IMAGES |= {format: encoded(format) for format in ("PNG", "BMP", "WEBP", "PPM", "GIF")}
+IMAGES["PGM in text"] = b"P2\n# drawn\n16 16\n255\n" + b" ".join(
+    b"%d" % value for value in picture(1, 2, 16)[..., 0].ravel()
+)
 
 
 @counts
@@ -307,10 +333,14 @@ def announcing(format, width, height):
         data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
     elif format == "BMP":
         data[18:26] = struct.pack("<ii", width, height)
+    elif format == "GIF":
+        data[6:10] = struct.pack("<HH", width, height)
+    else:
+        data = data.replace(b"16 16", b"%d %d" % (width, height), 1)
     return bytes(data)
 
 
-@pytest.mark.parametrize("format", ["JPEG", "PNG", "BMP"])
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "BMP", "GIF", "PPM", "PGM in text"])
 @pytest.mark.parametrize("size", [(65_500, 65_500), (65_535, 65_535), (12_000, 12_000)])
 def test_announced_sizes_are_not_believed(format, size, tmp_path):
     data = announcing(format, *size)

@@ -1,16 +1,21 @@
 """The record format: round trips, MXNet-written files byte for byte, and damaged files."""
 
+import os
 import pickle
 import struct
 from collections import Counter
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from support.pictures import write_faces
 
+from bct.data.loader import Loader
 from bct.data.record_writer import RecordWriter
 from bct.data.recordio import MAGIC, Header, RecordReader
+from bct.data.sets import RecordSet
 from bct.errors import BctError
 
 MAGIC_BYTES = struct.pack("<I", MAGIC)
@@ -47,7 +52,7 @@ def test_what_is_written_is_read(tmp_path_factory, records):
         assert np.ndim(found.label) == np.ndim(header.label)
         assert (found.id, found.id2, bytes(read)) == (header.id, header.id2, payload)
     first = [np.ravel(np.float32(header.label))[0] for header, _ in records]
-    np.testing.assert_array_equal(reader.labels(), first)
+    np.testing.assert_array_equal(reader.heads()[0], first)
     path.with_suffix(".idx").unlink()
     used = Counter(header.id for header, _ in records)
     unusable = sum(n for id, n in used.items() if n > 1 or id >= 2**63)
@@ -138,7 +143,42 @@ def test_records_beyond_4_gib(tmp_path):
     reader = RecordReader(path)
     assert reader.offsets.dtype == np.int64 and reader.offset(1) == far
     assert bytes(reader.read(1)[1]) == b"\1" * 4
-    assert reader.labels().tolist() == [0.0, 1.0]
+    assert reader.heads()[0].tolist() == [0.0, 1.0]
+
+
+def test_a_file_that_is_truncated_while_it_is_open(tmp_path):
+    """Memory beyond a file's end kills who touches it; reading it says what has happened."""
+    path = write(tmp_path / "a.rec", [(Header(float(k), k), bytes(9000)) for k in range(5)])
+    reader = RecordReader(path)
+    walk = reader.stretches()
+    next(walk)
+    os.truncate(path, reader.offset(2) + 4000)  # within a record, and within a page
+    assert len(reader.read(1)[1]) == 9000
+    for key in (2, 4):
+        with pytest.raises(BctError, match=rf"key {key} .* has been truncated since"):
+            reader.read(key)
+    with pytest.raises(BctError, match="truncated since it was opened"):
+        reader.heads()
+    with pytest.raises(BctError, match="truncated since it was opened"):
+        list(walk)
+    os.truncate(path, 0)
+    with pytest.raises(BctError, match="truncated"):
+        reader.read(0)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_record_file_truncated_under_a_run(tmp_path, workers):
+    """The run ends with two lines, in the main process and with workers."""
+    rec = write_faces(tmp_path / "train.rec", [8, 8])
+    loader = Loader(RecordSet(rec), 2, torch.device("cpu"), num_workers=workers, train=False)
+    batches = loader.epoch()
+    next(batches)
+    os.truncate(rec, 5000)
+    with pytest.raises(BctError) as info:
+        list(batches)
+    said = str(info.value)
+    del info, batches  # its traceback holds the loader, whose workers would end 5 s later
+    assert "truncated" in said and "train.rec" in said and len(said.splitlines()) == 2
 
 
 def refused(path, *words):
@@ -213,6 +253,6 @@ def test_a_damaged_file_is_read_or_refused(tmp_path_factory, at, value, cut):
             reader = RecordReader(path)
             for key in reader.keys:
                 assert len(reader.read(int(key))[1]) <= len(whole)
-            reader.labels()
+            reader.heads()[0]
         except BctError as error:
             assert "a.rec" in str(error)

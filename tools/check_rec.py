@@ -7,6 +7,7 @@ any. With --repair it writes a new index of the whole records, skips the broken 
 what was lost. The record file is never touched; the old index is kept as <name>.idx.bak.
 """
 
+import filecmp
 import os
 import shutil
 import sys
@@ -22,6 +23,7 @@ import numpy as np
 
 from bct.command import Parser, file_path, run_cli, takes
 from bct.data.images import decode
+from bct.data.labels import label_faults
 from bct.data.record_index import can_be_keys, ids_are_keys, no_keys, read_index, repeated
 from bct.data.recordio import RecordFile, RecordReader
 from bct.errors import BctError
@@ -166,7 +168,7 @@ def images_of(records: Records, keys: np.ndarray) -> tuple[np.ndarray, int | Non
     """Which records are images, bool (n,), and the header record's position if there is one."""
     header = np.flatnonzero((keys == 0) & (records.lengths == 0) & ~np.isnan(records.counts))
     if not len(header):
-        return np.ones(len(keys), bool), None
+        return records.lengths > 0, None
     return (keys != 0) & (records.lengths > 0), int(header[0])
 
 
@@ -174,16 +176,25 @@ def check_labels(records: Records, keys: np.ndarray) -> list[Problem]:
     """Labels have to be 0 ... C - 1 without gaps, and the header's counts those of the images."""
     problems = []
     images, header = images_of(records, keys)
+    if header is None and not images.all():
+        at = np.argmin(images)
+        what = f"one of {(~images).sum()} records without data, and there is no header record 0"
+        problems.append(Problem(int(keys[at]), int(records.offsets[at]), what))
     labels = records.labels
-    strange = images & ~((labels >= 0) & (labels < 2**31) & (labels == np.floor(labels)))
+    chosen = np.flatnonzero(images)
+    faults = label_faults(labels[images])
+    strange = chosen[faults.strange]
     for key, offset, label in zip(*_chosen(strange, keys, records.offsets, labels), strict=True):
         problems.append(Problem(key, offset, f"label {label} is not 0, 1, 2, ..."))
-    used = np.unique(labels[images & ~strange]).astype(np.int64)
-    classes = int(used[-1]) + 1 if len(used) else 0
-    if len(used) < classes:
-        first = int(np.setdiff1d(np.arange(len(used) + 1), used)[0])
+    classes = faults.classes
+    if classes > len(chosen):
+        at = chosen[faults.largest]
+        what = f"label {classes - 1}, but there are {len(chosen)} images"
+        problems.append(Problem(int(keys[at]), int(records.offsets[at]), what))
+    if faults.unused:
         what = (
-            f"{classes - len(used)} of the labels 0 ... {classes - 1} have no image, e.g. {first}"
+            f"{faults.unused} of the labels 0 ... {classes - 1} have no image, e.g. "
+            f"{faults.first_unused}"
         )
         problems.append(Problem(None, None, what))
     if header is None:
@@ -284,7 +295,7 @@ def repair(file: RecordFile, records: Records) -> None:
     """
     path = file.path.with_suffix(".idx")
     backup = path.with_name(path.name + ".bak")
-    if backup.exists():
+    if backup.exists() and not _same(path, backup):  # of a killed repair
         raise BctError(f"{backup} exists already", "move it away, then repair again")
     keys = new_keys(file, records)
     kept = keys >= 0
@@ -300,6 +311,10 @@ def repair(file: RecordFile, records: Records) -> None:
     print(f"{path}: {kept.sum():,} records; lost: {broken}")
     for offset in records.offsets[~kept].tolist():
         print(f"  offset {offset}: left out, its key is not known")
+
+
+def _same(path: Path, backup: Path) -> bool:
+    return path.is_file() and filecmp.cmp(path, backup, shallow=False)
 
 
 def new_keys(file: RecordFile, records: Records) -> np.ndarray:

@@ -3,20 +3,21 @@
     python tools/folder_to_rec.py aligned_faces/ dataset/mine
 
 Writes train.rec, train.idx, `property` and identities.txt (label order: sorted folder names) in
-insightface's layout. Every image has to be an aligned 112x112 face.
+insightface's layout, train.rec last, so that the same command can be given again where it was
+killed. Every image has to be an aligned 112x112 face.
 """
 
+import os
 from pathlib import Path
 
 import numpy as np
 
 from bct.command import Parser, file_path, run_cli
 from bct.data.images import SIZE
-from bct.data.record_writer import RecordWriter
+from bct.data.record_writer import RecordWriter, claim
 from bct.data.recordio import Header
 from bct.data.sets import FolderSet
 from bct.errors import BctError
-from bct.files import atomic
 from bct.log import progress
 
 
@@ -28,7 +29,7 @@ def main() -> None:
     if not args.folder.is_dir():
         raise BctError(f"there is no folder {args.folder}", "check the path")
     path = args.out / "train.rec"
-    if path.exists():
+    if os.path.lexists(path):
         raise BctError(f"{path} exists already", "move it away, or give another folder")
     dataset = FolderSet(args.folder)
     write_record_file(dataset, path)
@@ -39,6 +40,11 @@ def write_record_file(dataset: FolderSet, path: Path) -> None:
     """Images have keys 1..n by identity, then one record per identity with its key range, then the
     header [n + 1, n + identities + 1] under key 0: the layout of insightface's builders."""
     images, scratch = len(dataset), np.empty((SIZE, SIZE, 3), np.uint8)
+    beside = {
+        "property": f"{dataset.num_classes},{SIZE},{SIZE}\n",
+        "identities.txt": "\n".join(dataset.identities) + "\n",
+    }
+    claim(path, {path.with_name(name): text for name, text in beside.items()})
     with RecordWriter(path) as writer:
         for index in progress(range(images), path.stem, unit="img"):
             label = dataset.load(index, scratch)  # refuses a broken or unaligned image
@@ -49,12 +55,6 @@ def write_record_file(dataset: FolderSet, path: Path) -> None:
             start = ends[identity - 1] if identity else 1
             writer.write(key, Header([start, end], key), b"")
         writer.write(0, Header([images + 1, images + dataset.num_classes + 1]), b"")
-    for name, text in (
-        ("property", f"{dataset.num_classes},{SIZE},{SIZE}\n"),
-        ("identities.txt", "\n".join(dataset.identities) + "\n"),
-    ):
-        with atomic(path.with_name(name)) as temporary:
-            temporary.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

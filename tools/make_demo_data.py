@@ -16,9 +16,7 @@ IJBC are not among the training identities. The faces: tools/demo/people.py, too
 
 import inspect
 import multiprocessing
-import os
 import pickle
-import shutil
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -37,6 +35,7 @@ from bct.data.record_writer import RecordWriter
 from bct.data.recordio import Header
 from bct.errors import BctError
 from bct.files import ROOT, read_json, sha256_file, write_json
+from bct.folders import atomic_folder
 from bct.keys import whole
 from bct.log import progress
 from tools.demo import people as demo_people
@@ -125,7 +124,7 @@ def make(
     out = out.resolve()
     if _is_there(out, parameters, force):
         return False
-    with _new_folder(out) as folder, _mapping(workers) as each:
+    with atomic_folder(out, "demo.json") as folder, _mapping(workers) as each:
         counts = _write_training(folder, seed, identities, images, each)
         counts |= _write_evaluation(folder, seed, eval_identities, each)
         digest = sha256_file(folder / "train.rec")
@@ -152,8 +151,13 @@ def _is_there(out: Path, parameters: dict[str, Any], force: bool) -> bool:
     if force:
         return False
     manifest = read_json(out / "demo.json")
+    entries = ("parameters", "counts", "sha256")
+    if not isinstance(manifest, dict) or not all(
+        isinstance(manifest.get(name), dict) for name in entries
+    ):
+        raise BctError(f"{out}/demo.json is damaged", "give --force to draw the data set again")
     wanted = {"version": VERSION, **parameters}
-    found = {"version": manifest.get("version"), **manifest.get("parameters", {})}
+    found = {"version": manifest.get("version"), **manifest["parameters"]}
     for name in wanted | found:
         if wanted.get(name) != found.get(name):
             raise BctError(
@@ -162,33 +166,13 @@ def _is_there(out: Path, parameters: dict[str, Any], force: bool) -> bool:
                 "give another --out, or --force to replace it",
             )
     bad = [name for name in FILES if not (out / name).exists()]
-    if not bad and manifest["sha256"]["train.rec"] != sha256_file(out / "train.rec"):
+    if not bad and manifest["sha256"].get("train.rec") != sha256_file(out / "train.rec"):
         bad = ["train.rec"]
     if bad:
         raise BctError(
             f"{out} is damaged: {bad[0]} is missing or changed", "give --force to draw it again"
         )
     return True
-
-
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """Yields a temporary folder beside `folder` that takes its place on success, and goes away on
-    any failure."""
-    temporary = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
-    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        if folder.exists():
-            folder.rename(old)
-        temporary.rename(folder)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if old.exists():
-            old.rename(folder)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager

@@ -10,7 +10,7 @@ With --ratio p it writes, beside the data set or into --out,
     train_part_<p>_class       the first round(p % * C) classes, labels counted from 0
     train_part_<100-p>_class   the others, labels counted from 0
     train_part_<p>_data        of each class with n images the first max(1, round(p % * n))
-    train_part_<100-p>_data    the others; a class's only image goes to both
+    train_part_<100-p>_data    the others; where there are none, a class's last image goes to both
 
 The second of two halves is called train_part_50_class_rest. Rounding is Python's, half to even, as
 in the MixBCT reference. --classes n gives the first n classes instead, --order says in which order
@@ -23,9 +23,12 @@ of their names, --split is one that was published:
 A record file's parts are record files: images are copied byte for byte, renumbered from key 1,
 behind an insightface header [n + 1, C]. Those of image folders, lists and CIFAR are lists, see
 bct/data/image_files.py, each with a JSON manifest; --out then gets a list of the whole set, too.
-Images of a class are taken in the order of their names, CIFAR's in their own.
+Images of a class are taken in the order of their names, CIFAR's in their own. Labels have to be
+0 ... C-1, each with an image. A part's manifest is written first and the part last, so that the
+same command goes on where it was killed.
 """
 
+import json
 import os
 from pathlib import Path
 
@@ -34,11 +37,11 @@ import numpy as np
 from bct.command import Parser, file_path, positive, run_cli, takes
 from bct.data.cifar import Cifar
 from bct.data.image_files import ImageFiles, list_root, list_text
-from bct.data.record_writer import RecordWriter
+from bct.data.record_writer import RecordWriter, claim
 from bct.data.recordio import Header
 from bct.data.sets import RecordSet, open_images
 from bct.errors import BctError
-from bct.files import atomic, read_json, write_json
+from bct.files import atomic
 from bct.keys import whole
 from bct.log import progress
 from bct.scenarios import shard_stem
@@ -72,7 +75,7 @@ def main() -> None:
     if args.out is None and not os.access(out, os.W_OK):
         raise BctError(f"{out} can't be written to", "give a folder for the parts: --out")
 
-    percent, classes = args.ratio or 30, np.arange(count_classes(dataset))
+    percent, classes = args.ratio or 30, np.arange(dataset.num_classes)
     for kind in kinds if args.by in (None, "both") else (args.by,):
         if kind == "data":
             names = dataset.names if isinstance(dataset, ImageFiles) else None
@@ -102,16 +105,11 @@ def main() -> None:
         write_list_part(dataset, (np.arange(len(dataset)), dataset.labels), classes, whole)
 
 
-def count_classes(dataset: RecordSet | ImageFiles | Cifar) -> int:
-    """A record file has those up to its last label: its header can promise more."""
-    return int(dataset.labels.max()) + 1 if isinstance(dataset, RecordSet) else dataset.num_classes
-
-
 def class_order(
     dataset: RecordSet | ImageFiles | Cifar, order: str | None, split: str | None
 ) -> np.ndarray:
     """int64 (C,): all labels, the old model's first. BctError where it needs other names."""
-    labels, names = range(count_classes(dataset)), dataset.class_names
+    labels, names = range(dataset.num_classes), dataset.class_names
     if split:
         if len(labels) != 100:
             raise BctError(
@@ -164,7 +162,7 @@ def split_by_data(labels: np.ndarray, percent: int, names: np.ndarray | None = N
     rank[order] = np.arange(len(labels)) - starts[labels[order]]
     kept = np.array([max(1, round(percent / 100 * n)) for n in sizes])
     in_old = rank < kept[labels]
-    in_new = ~in_old | (sizes[labels] == 1)
+    in_new = ~in_old | (rank == sizes[labels] - 1)
     return [(np.flatnonzero(mask), labels[mask]) for mask in (in_old, in_new)]
 
 
@@ -193,11 +191,12 @@ def write_list_part(
         "classes": len(classes),
     }
     side = path.with_suffix(".json")
-    if path.is_file():
-        if path.read_bytes() == text and side.is_file() and read_json(side) == manifest:
+    about = json.dumps(manifest, indent=2) + "\n"
+    if os.path.lexists(path):
+        if is_file_of(path, text) and is_file_of(side, about.encode()):
             return print(f"{path} is up to date: reusing it")
         raise other(path, dataset.path)
-    write_json(side, manifest)  # first: a list of ours always has one
+    claim(path, {side: about})
     with atomic(path) as temporary:
         temporary.write_bytes(text)
     print(f"{path}: {len(indices)} images, {len(classes)} classes")
@@ -209,22 +208,29 @@ def write_part(dataset: RecordSet, part: Part, path: Path) -> None:
     classes = int(labels.max()) + 1
     manifest = {"source": dataset.fingerprint, "images": len(indices), "classes": classes}
     side = path.with_suffix(".json")
-    if path.is_file():
-        if side.is_file() and read_json(side) == manifest:
+    about = json.dumps(manifest, indent=2) + "\n"
+    if os.path.lexists(path):
+        if path.is_file() and is_file_of(side, about.encode()):
             return print(f"{path} is up to date: reusing it")
         raise other(path, dataset.path)
+    claim(path, {side: about})
     with RecordWriter(path) as writer:
         writer.write(0, Header([len(indices) + 1, classes]), b"")
         pairs = zip(indices, labels, strict=True)
         for key, (index, label) in enumerate(progress(pairs, path.stem, len(indices), "img"), 1):
             header, data = dataset.reader.read(int(dataset.keys[index]))
+            if not len(data):
+                raise dataset.reader.broken(int(dataset.keys[index]), "it has no data")
             new_label = float(label)
             if np.ndim(header.label):
                 new_label = header.label.copy()
                 new_label[0] = label
             writer.write(key, Header(new_label, key, header.id2), data)
-    write_json(side, manifest)
     print(f"{path}: {len(indices)} images, {classes} identities")
+
+
+def is_file_of(path: Path, content: bytes) -> bool:
+    return path.is_file() and path.read_bytes() == content
 
 
 def other(path: Path, source: Path) -> BctError:

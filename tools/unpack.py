@@ -10,8 +10,7 @@ appears when it is complete; a second call reuses it as long as the zips are the
 """
 
 import contextlib
-import os
-import secrets
+import filecmp
 import shutil
 import stat
 import zipfile
@@ -22,6 +21,7 @@ from pathlib import Path, PurePosixPath
 from bct.command import Parser, file_path, run_cli
 from bct.errors import BctError
 from bct.files import read_json, sha256_file, write_json
+from bct.folders import atomic_folder
 
 MANIFEST = "unpacked.json"
 
@@ -49,17 +49,11 @@ def unpack(zips: list[Path], out: Path) -> None:
     manifest = {"zips": {file.name: sha256_file(file) for file in zips}}
     if _is_there(out, manifest):
         return print(f"{out} is up to date: reusing it")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = out.with_name(f".{out.name}.{secrets.token_hex(4)}.tmp")
-    temporary.mkdir()
-    try:
+    with atomic_folder(out, MANIFEST) as folder:
         for file in zips:
-            _extract(file, temporary)
-        write_json(temporary / MANIFEST, manifest)
-        if not _is_there(out, manifest):  # another process may have been faster
-            os.rename(temporary, out)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+            _extract(file, folder)
+        write_json(folder / MANIFEST, manifest)
+        _is_there(out, manifest)  # another process may have been faster
     print(f"{out}: {', '.join(file.name for file in zips)} unpacked")
 
 
@@ -87,14 +81,18 @@ def _extract(file: Path, folder: Path) -> None:
         strip = len(tops) == 1 and all(len(path.parts) > 1 for path in paths)
         for member, path in zip(members, paths, strict=True):
             target = folder.joinpath(*path.parts[strip:])
-            with _reading(file):
-                data = archive.read(member)  # checks its CRC
-            if target.exists() and target.read_bytes() != data:
-                raise BctError(
-                    f"{file}: {path} is in another zip, too, and differs there", "give one of them"
-                )
             target.parent.mkdir(parents=True, exist_ok=True)
-            target.write_bytes(data)
+            there = target.exists()
+            place = target.with_name(f"{target.name[:200]}.again") if there else target
+            with _reading(file), archive.open(member) as source, open(place, "xb") as copy:
+                shutil.copyfileobj(source, copy, 1 << 20)  # in bounded memory; checks its CRC
+            if there:
+                if not filecmp.cmp(target, place, shallow=False):
+                    raise BctError(
+                        f"{file}: {path} is in another zip, too, and differs there",
+                        "give one of them",
+                    )
+                place.unlink()
 
 
 @contextlib.contextmanager

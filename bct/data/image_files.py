@@ -1,16 +1,18 @@
 """Sets of images of any size: folders of classes, and image lists.
 
-A list is a text file with a line "<name> <label>" for each image, labels 0..K-1; spaces in names
+A list is a text file with a line "<name> <label>" for each image, labels 0..C-1; spaces in names
 are theirs. Names are relative to the folder in the list's first line, "# root: <folder>", which
 may itself be relative to the list. Without that line, as in openBCT's lists, they are relative to
 the list's folder or to `train/` in it, whichever has the first image. A root may also be a part of
-CIFAR; names are then its image numbers. Names are bytes, the file system's own, in any locale.
+CIFAR; names are then its image numbers. Names are bytes, the file system's own, in any locale; they
+do not lead out of the root. Only regular files of a bounded size are read.
 
 Class names come from the JSON manifest that tools/split_dataset.py writes beside a list, else from
 the images' folders if each class has one of its own; else there are none.
 """
 
 import os
+import stat
 from functools import cached_property
 from pathlib import Path
 
@@ -18,11 +20,17 @@ import numpy as np
 
 from bct.data.cifar import Cifar, is_cifar
 from bct.data.image_set import ImageSet
-from bct.data.images import decode
+from bct.data.images import ALIGN, WrongSize, decode
+from bct.data.labels import check_labels
+from bct.distributed import say
 from bct.errors import BctError
-from bct.files import read_json, sha256
+from bct.files import read_json, sha256, without_mark
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp"}
+IMAGE_SUFFIXES = {
+    *(".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif"),
+    *(".ppm", ".pgm", ".pbm", ".pnm"),  # ORL, Yale B and FERET are PGM or PPM
+}
+MAX_BYTES = 1 << 28  # of an image file: more than the largest image needs that is decoded
 _HEAD = b"# root: "
 
 
@@ -62,8 +70,7 @@ class ImageFiles(ImageSet):
     def payload(self, index: int) -> tuple[bytes, int]:
         """Encoded image and label. BctError if the file can't be read."""
         try:
-            with open(self.file(index), "rb") as file:
-                return file.read(), int(self.labels[index])
+            return _read_regular(self.file(index)), int(self.labels[index])
         except OSError as error:
             raise self._unreadable(index, error) from None
 
@@ -77,7 +84,7 @@ class ImageFiles(ImageSet):
         return int(self.labels[index])
 
     def describe(self, index: int) -> str:
-        return self.file(index)
+        return _shown(self.file(index))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -88,9 +95,11 @@ class ImageFiles(ImageSet):
         data, _ = self.payload(index)
         try:
             return decode(data, out)
+        except WrongSize as error:
+            raise BctError(f"{self.describe(index)}: {error}", ALIGN) from None
         except ValueError as error:
             raise BctError(
-                f"{self.file(index)} is broken ({error})", "replace or remove the file"
+                f"{self.describe(index)} is broken ({error})", "replace or remove the file"
             ) from None
 
     def _sizes(self) -> list[bytes]:
@@ -104,9 +113,21 @@ class ImageFiles(ImageSet):
 
     def _unreadable(self, index: int, error: OSError) -> BctError:
         return BctError(
-            f"{self.file(index)} can't be read ({error.strerror}); it is in {self.path}",
+            f"{self.describe(index)} can't be read ({error.strerror}); it is in {self.path}",
             "bring the file back, or mend the list or its root",
         )
+
+
+def _read_regular(path: str) -> bytes:
+    """A file's bytes. OSError for a device, a FIFO, or more than MAX_BYTES; none is waited for."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with open(descriptor, "rb") as file:
+        about = os.fstat(descriptor)
+        if not stat.S_ISREG(about.st_mode):
+            raise OSError(0, "it is no regular file")
+        if about.st_size > MAX_BYTES:
+            raise OSError(0, f"it has {about.st_size} bytes, more than {MAX_BYTES}")
+        return file.read(about.st_size)
 
 
 class FolderSet(ImageFiles):
@@ -114,19 +135,22 @@ class FolderSet(ImageFiles):
 
     A class is a folder with images (aligned faces; ImageNet's and Places365's train/), or with
     nothing but a folder `images` that has them (Tiny-ImageNet's train/), or a folder in a folder
-    (Omniglot's characters), then called "outer/inner". Hidden folders are left out.
+    (Omniglot's characters), then called "outer/inner". Hidden folders are left out; so are folders
+    without images and files of other kinds, and how many there are is said.
     """
 
     def __init__(self, path: str | Path):
         root = Path(path)
-        classes = _class_folders(os.fsencode(root))
+        found = _class_folders(os.fsencode(root))
+        classes = [(name, images) for name, images, _ in found if images]
         names = [name for _, images in classes for name in images]
         if not names:
             raise BctError(
                 f"{path} has neither train.rec nor sub-folders with images",
                 "point `rec` to a folder with train.rec, a .rec file, a list of images, or a "
-                "folder of class folders",
+                f"folder of class folders; images are {', '.join(sorted(IMAGE_SUFFIXES))}",
             )
+        _say_left_out(root, found)
         labels = np.repeat(np.arange(len(classes)), [len(images) for _, images in classes])
         super().__init__(root, root, names, labels, [_text(name) for name, _ in classes])
         self.identities = self.class_names
@@ -137,38 +161,59 @@ class FolderSet(ImageFiles):
         return sha256(*self._sizes())
 
 
-def _class_folders(root: bytes) -> list[tuple[bytes, list[bytes]]]:
-    """Sorted (class, names of its images)."""
+_Class = tuple[bytes, list[bytes], list[bytes]]  # name, its images, its files of other kinds
+
+
+def _class_folders(root: bytes) -> list[_Class]:
+    """Sorted. A folder that has neither images nor folders is a class without images."""
     classes = []
     for name in _entries(root)[1]:
-        images, folders = _entries(root, name)
+        images, folders, others = _entries(root, name)
         if images or not folders:
-            classes.append((name, images))
-        elif folders == [name + b"/images"]:
-            classes.append((name, _entries(root, folders[0])[0]))
+            classes.append((name, images, others))
+        elif folders == [name + b"/images"]:  # the other files are those of Tiny-ImageNet's boxes
+            inner, _, others = _entries(root, folders[0])
+            classes.append((name, inner, others))
         else:
-            classes += [(folder, _entries(root, folder)[0]) for folder in folders]
+            for folder in folders:
+                inner, _, others = _entries(root, folder)
+                classes.append((folder, inner, others))
     return sorted(classes)
 
 
-def _entries(root: bytes, below: bytes = b"") -> tuple[list[bytes], list[bytes]]:
-    """Sorted images and folders in a folder, relative to root."""
-    images, folders = [], []
+def _say_left_out(root: Path, found: list[_Class]) -> None:
+    empty = [name for name, images, _ in found if not images]
+    others = [file for _, _, files in found for file in files]
+    for files, what in (
+        (empty, f"of {len(found)} class folders have no image and are no classes"),
+        (others, "files in the class folders are no images by their suffix and are left out"),
+    ):
+        if files:
+            say(f"{root}: {len(files)} {what}, e.g. {_text(files[0])!r}")
+
+
+def _entries(root: bytes, below: bytes = b"") -> tuple[list[bytes], list[bytes], list[bytes]]:
+    """Sorted images, folders and other files in a folder, relative to root; hidden ones are not
+    looked at."""
+    images, folders, others = [], [], []
     with os.scandir(os.path.join(root, below)) as entries:
         for entry in entries:
+            name = os.path.join(below, entry.name)
             if entry.is_dir():
                 if not entry.name.startswith(b"."):
-                    folders.append(os.path.join(below, entry.name))
+                    folders.append(name)
             elif os.fsdecode(os.path.splitext(entry.name)[1]).lower() in IMAGE_SUFFIXES:
-                images.append(os.path.join(below, entry.name))
-    return sorted(images), sorted(folders)
+                images.append(name)
+            elif not entry.name.startswith(b"."):
+                others.append(name)
+    return sorted(images), sorted(folders), sorted(others)
 
 
 def has_classes(folder: Path) -> bool:
     """Whether a folder holds folders but no images: train/ as against a class called "train"."""
     if not folder.is_dir():
         return False
-    images, folders = _entries(os.fsencode(folder))
+    images, folders, _ = _entries(os.fsencode(folder))
     return bool(folders) and not images
 
 
@@ -177,11 +222,11 @@ def open_tiny_imagenet_val(folder: Path) -> ImageFiles:
     follow the sorted class names, as in its train/. BctError for a line that does not parse."""
     file = folder / "val_annotations.txt"
     names, classes = [], []
-    for number, line in enumerate(file.read_bytes().split(b"\n"), 1):
+    for number, line in enumerate(without_mark(file, file.read_bytes()).split(b"\n"), 1):
         fields = line.rstrip(b"\r").split(b"\t")
         if fields == [b""]:
             continue
-        if len(fields) < 2 or not all(fields[:2]):
+        if len(fields) < 2 or not all(fields[:2]) or _leads_out(fields[0]):
             raise _bad_line(file, number, line, "<image>, a tab, <class>", "copy the file again")
         names.append(b"images/" + fields[0])
         classes.append(_text(fields[1]))
@@ -195,22 +240,21 @@ def open_list(path: str | Path) -> ImageFiles | Cifar:
     """The images of a list, see above.
 
     Raises:
-        BctError: a line that does not parse, labels that are not 0..K-1, a root that is not there,
+        BctError: a line that does not parse, labels that are not 0..C-1, a root that is not there,
             or a manifest that belongs to another list.
     """
     path = Path(path)
     root, names, labels = read_list(path)
-    folder, side = path.resolve().parent, path.with_suffix(".json")
+    num_classes = check_labels(labels, str(path), lambda k: f"{path}: {_text(names[k])!r}")
+    folder, side, class_names = path.resolve().parent, path.with_suffix(".json"), None
     if root is not None and side.is_file():
-        class_names, num_classes = _read_manifest(side, labels)
-    else:
-        class_names, num_classes = None, _count_classes(path, labels)
+        class_names = _read_manifest(side, len(labels), num_classes)
     root = folder / os.fsdecode(root) if root else _find_root(path, folder, os.fsdecode(names[0]))
     if is_cifar(root):
         return Cifar(root).part(path, names, labels, class_names, num_classes)
-    if not root.is_dir():
+    if not os.path.isdir(root):
         raise BctError(
-            f"{path}: its root {root} is not there",
+            f"{path}: its root {_shown(str(root))} is not there",
             "mend its first line: # root: <folder of the images>",
         )
     class_names = class_names or _folder_names(names, labels)
@@ -219,29 +263,18 @@ def open_list(path: str | Path) -> ImageFiles | Cifar:
 
 def _find_root(path: Path, folder: Path, first: str) -> Path:
     for root in (folder, folder / "train"):
-        if (root / first).is_file():
+        if os.path.exists(root / first):
             return root
     raise BctError(
-        f"{path}: its first image {first} is neither in {folder} nor in train/ there",
+        f"{path}: its first image {_shown(first)} is neither in {folder} nor in train/ there",
         "write the folder of its images into a new first line: # root: <folder>",
     )
-
-
-def _count_classes(path: Path, labels: np.ndarray) -> int:
-    found = np.unique(labels)
-    gaps = np.flatnonzero(found != np.arange(len(found)))
-    if len(gaps):
-        raise BctError(
-            f"{path} has no image of class {gaps[0]}, but some of class {found[-1]}",
-            "number the classes 0 to K-1",
-        )
-    return len(found)
 
 
 def read_list(path: Path) -> tuple[bytes | None, list[bytes], np.ndarray]:
     """Root as written or None, names and int64 labels of a list. BctError for an empty list or a
     line that does not parse."""
-    lines = path.read_bytes().split(b"\n")
+    lines = without_mark(path, path.read_bytes()).split(b"\n")
     root = None
     if lines[0].startswith(_HEAD):
         root, lines[0] = lines[0][len(_HEAD) :].rstrip(b"\r"), b""
@@ -253,13 +286,26 @@ def read_list(path: Path) -> tuple[bytes | None, list[bytes], np.ndarray]:
         label = fields[-1]
         if len(fields) < 2 or not label.isdigit() or len(label) > 9 or b"\0" in line:
             raise _bad_line(
-                path, number, line, "<path> <label>", "mend the line; labels are 0 to K-1"
+                path, number, line, "<path> <label>", "mend the line; labels are 0 to C-1"
+            )
+        if _leads_out(fields[0]):
+            raise _bad_line(
+                path,
+                number,
+                line,
+                "a file below the list's root",
+                "write paths without .. that start in the folder of the line # root: <folder>",
             )
         names.append(fields[0])
         labels.append(int(label))
     if not names:
         raise BctError(f"{path} names no image", "give a list with a line for each image")
     return root, names, np.array(labels, np.int64)
+
+
+def _leads_out(name: bytes) -> bool:
+    """Whether a name is not that of a file below the folder that it is relative to."""
+    return name.startswith(b"/") or b".." in name.split(b"/")
 
 
 def list_root(path: Path, root: Path) -> str:
@@ -279,6 +325,8 @@ def list_text(path: Path, root: Path, names: list[bytes], labels: np.ndarray) ->
                 f"{_text(name)!r} can't be in a list: it has a line break, or a space at its end",
                 "rename the file",
             )
+        if _leads_out(name):
+            raise BctError(f"{_text(name)!r} does not lie below {root}", "give another root")
     if b"\n" in lines[0]:
         raise BctError(f"{str(root)!r} can't be in a list: it has a line break", "rename it")
     return b"\n".join(lines) + b"\n"
@@ -286,6 +334,11 @@ def list_text(path: Path, root: Path, names: list[bytes], labels: np.ndarray) ->
 
 def _bad_line(file: Path, number: int, line: bytes, form: str, do: str) -> BctError:
     return BctError(f"{file}, line {number} is not {form}: {_text(line[:80])!r}", do)
+
+
+def _shown(path: str) -> str:
+    """A path in a message: quoted if it has line breaks, control characters or bytes in no code."""
+    return path if path.isprintable() else repr(path)
 
 
 def _text(name: bytes) -> str:
@@ -304,21 +357,21 @@ def _folder_names(names: list[bytes], labels: np.ndarray) -> list[str] | None:
     return [_text(folders[label]) for label in sorted(folders)]
 
 
-def _read_manifest(side: Path, labels: np.ndarray) -> tuple[list[str] | None, int]:
-    """Class names and their number. BctError for another list's."""
+def _read_manifest(side: Path, images: int, classes: int) -> list[str] | None:
+    """Class names. BctError for another list's."""
     about = read_json(side)
     about = about if isinstance(about, dict) else {}
-    names, classes = about.get("class_names"), about.get("classes")
+    names = about.get("class_names")
     strings = names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names))
     if (
         not strings
-        or not isinstance(classes, int)
+        or about.get("classes") != classes
         or (names is not None and len(names) != classes)
-        or about.get("images") != len(labels)
-        or labels.max() >= classes
+        or about.get("images") != images
     ):
         raise BctError(
-            f"{side} does not belong to the list beside it",
-            "make both again with tools/split_dataset.py, or delete the .json",
+            f"{side} does not belong to the list beside it, of {images} images in {classes} "
+            "classes",
+            "make both again with tools/split_dataset.py, or move the .json away",
         )
-    return names, classes
+    return names

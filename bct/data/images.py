@@ -11,11 +11,17 @@ from PIL import Image, UnidentifiedImageError
 
 SIZE = 112  # aligned faces are SIZE x SIZE
 MAX_PIXELS = 1 << 25  # a few bytes can announce an image of any size: 96 MiB as RGB are enough
-_FORMATS = ("JPEG", "PNG", "BMP", "WEBP")  # Pillow reads many more, and each is more to attack
+# Pillow reads many more, and each is more to attack; its PPM is PBM, PGM and PPM
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "GIF")
+ALIGN = 'align the faces to that size; for other images set pixels="imagenet", which resizes them'
+
+
+class WrongSize(ValueError):
+    """A whole image of another size than asked for."""
 
 
 def decode(data: bytes | memoryview, out: np.ndarray | None = None) -> np.ndarray:
-    """Decodes a JPEG (or PNG, BMP, WebP) to uint8 RGB (H, W, 3).
+    """Decodes a JPEG (or PNG, BMP, WebP, GIF, PBM, PGM, PPM) to uint8 RGB (H, W, 3).
 
     Grey, palette, 1-bit and CMYK images become RGB; of transparent ones the colour is kept.
 
@@ -24,8 +30,8 @@ def decode(data: bytes | memoryview, out: np.ndarray | None = None) -> np.ndarra
         out: optional uint8 (H, W, 3) array to decode into; the image must have exactly its size.
 
     Raises:
-        ValueError: a broken file, one with more than 8 bits per channel, a wrong size, or more than
-            MAX_PIXELS; nothing is decoded then.
+        ValueError: a broken file, one with more than 8 bits per channel, or more than MAX_PIXELS;
+            WrongSize, a ValueError, for another size than out's. Nothing is decoded then.
     """
     image = None
     if bytes(data[:2]) == b"\xff\xd8":
@@ -53,27 +59,35 @@ def _decode_with_pillow(data: bytes | memoryview, out: np.ndarray | None) -> np.
             warnings.simplefilter("ignore")
             with Image.open(io.BytesIO(data), formats=_FORMATS) as file:
                 _check_size(*file.size, out)
-                _check_depth(data, file.mode)
+                _check_depth(data, file)
                 return np.asarray(file.convert("RGB"))
     except UnidentifiedImageError:
-        raise ValueError("it is not an image file: no JPEG, PNG, BMP or WebP") from None
+        raise ValueError("it is not an image file: no JPEG, PNG, BMP, WebP, GIF or PPM") from None
+    except WrongSize:
+        raise
     except Exception as error:  # Pillow raises many kinds for damaged files
         reason = " ".join(str(error).split())[:120]
         raise ValueError(reason or type(error).__name__) from None
 
 
-def _check_depth(data: bytes | memoryview, mode: str) -> None:
-    """Pillow cuts the values of some 16-bit images off at 255, and of PNGs in colour to 8 bits."""
-    png = bytes(data[:8]) == b"\x89PNG\r\n\x1a\n"
-    if mode[0] in "IF" or (png and data[24] > 8):
+def _check_depth(data: bytes | memoryview, file: Image.Image) -> None:
+    """Pillow cuts values of some 16-bit images off at 255, and those of others to 8 bits."""
+    deep = file.mode[0] in "IF"
+    if file.format == "PNG":
+        deep |= data[24] > 8
+    elif file.format == "PPM" and isinstance(file.tile[0].args, tuple):
+        deep |= file.tile[0].args[1] > 255  # (raw mode, largest value)
+    if deep:
         raise ValueError("it has more than 8 bits per channel: convert it")
 
 
 def _check_size(width: int, height: int, out: np.ndarray | None = None) -> None:
     if out is not None and (height, width) != out.shape[:2]:
-        raise ValueError(
+        raise WrongSize(
             f"the image is {width}x{height}, not {out.shape[1]}x{out.shape[0]} (not aligned?)"
         )
+    if width < 1 or height < 1:
+        raise ValueError(f"the image is {width}x{height}")
     if width * height > MAX_PIXELS:
         raise ValueError(f"the image is {width}x{height}, more than {MAX_PIXELS} pixels")
 

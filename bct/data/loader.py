@@ -297,7 +297,7 @@ class _Decoder(Dataset):
             k, last = outside[0], self.num_classes - 1
             raise BctError(
                 f"{self.dataset.describe(index[k])} has label {labels[k]}, outside 0..{last}",
-                "leave num_classes out of the config, or mend the labels of the data",
+                "mend the labels of the data (tools/check_rec.py lists those of a record file)",
             )
 
     def items(self, where: np.ndarray | tuple[int, int, int]) -> torch.Tensor:

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from bct.errors import BctError
-from bct.files import atomic, sha256_file
+from bct.files import atomic, sha256_file, without_mark
 
 REBUILD = "copy both files again, or delete the .idx to have it rebuilt from the records"
 _LARGE = 4 << 20  # bytes of text; fewer are parsed within 0.1 s
@@ -67,7 +67,7 @@ def cache_folder() -> Path:
 
 def _parse(path: Path, text: bytes) -> np.ndarray:
     """The numbers of an index, int64 (2, n)."""
-    text = text.replace(b"\r\n", b"\n").rstrip(b"\n") + b"\n"
+    text = without_mark(path, text).replace(b"\r\n", b"\n").rstrip(b"\n") + b"\n"
     lines = text.count(b"\n")
     table = np.empty(0, np.int64)
     if text.translate(None, b"0123456789") == b"\t\n" * lines:

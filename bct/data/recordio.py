@@ -14,7 +14,9 @@ Needs numpy only. Sources: dmlc-core recordio, mxnet.recordio 1.9.1 (checked byt
 """
 
 import mmap
+import os
 import struct
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -30,7 +32,7 @@ PART = struct.Struct("<II")
 _HEADER = struct.Struct("<IfQQ")
 MAX_PART = (1 << 29) - 1
 _BLOCK = 1 << 20  # words searched together
-_BROKEN = "copy or download the file again; tools/check_rec.py lists all that is broken"
+BROKEN = "copy or download the file again; tools/check_rec.py lists all that is broken"
 
 
 class Header(NamedTuple):
@@ -64,9 +66,13 @@ def unpack(payload: bytes | memoryview) -> tuple[Header, memoryview]:
 
 
 class RecordFile:
-    """A record file without its index, memory-mapped: forked workers share its pages.
+    """A record file without its index. Forked workers share it; pickling (to a spawned worker)
+    opens it again. BctError if it is missing or empty.
 
-    Pickling (to a spawned worker) maps it again. BctError if it is missing or empty."""
+    Records are read with `pread`, which says so if the file has been truncated or the disk fails:
+    a memory map would end the process. What looks at the whole file, `heads` and the search for
+    damage, maps it.
+    """
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
@@ -74,24 +80,36 @@ class RecordFile:
             raise BctError(f"record file {self.path} does not exist", "check the path (key `rec`)")
         if self.path.stat().st_size == 0:
             raise BctError(f"record file {self.path} is empty", "copy or write it again")
-        self._map()
+        self._open_file()
 
-    def _map(self) -> None:
-        with open(self.path, "rb") as file:
-            self._mmap = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-        self._view = memoryview(self._mmap)
-        self._words = np.frombuffer(self._view[: len(self._view) // 4 * 4], "<u4")
+    def _open_file(self) -> None:
+        self._file = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._file)
+        memory = mmap.mmap(self._file, 0, access=mmap.ACCESS_READ)
+        self.size = len(memory)
+        self._words = np.frombuffer(memory, "<u4", self.size // 4)
 
     def __getstate__(self) -> dict:
-        return {k: v for k, v in self.__dict__.items() if k not in ("_mmap", "_view", "_words")}
+        return {k: v for k, v in self.__dict__.items() if k not in ("_file", "_words")}
 
     def __setstate__(self, state: dict) -> None:
         self.__dict__.update(state)
-        self._map()
+        self._open_file()
 
-    @property
-    def size(self) -> int:
-        return len(self._view)
+    def _bytes(self, start: int, end: int) -> bytes:
+        """These bytes of the file. ValueError if they are not there any more."""
+        try:
+            found = os.pread(self._file, end - start, start)
+        except OSError as error:
+            raise ValueError(f"it can't be read: {error.strerror}") from None
+        if len(found) < end - start:  # the size was right when it was opened
+            raise ValueError("the file has been truncated since it was opened")
+        return found
+
+    def _check_size(self) -> None:
+        """To be called before the map is touched, which would end the process. BctError."""
+        if os.fstat(self._file).st_size < self.size:
+            raise BctError(f"{self.path} has been truncated since it was opened", BROKEN)
 
     def read_at(self, offset: int) -> tuple[Header, memoryview]:
         """Header and data of the record at `offset`. Raises ValueError if it is broken."""
@@ -109,7 +127,7 @@ class RecordFile:
                 unpack(payload)
             except ValueError as error:
                 raise BctError(
-                    f"{self.path}: broken record at offset {offset} ({error})", _BROKEN
+                    f"{self.path}: broken record at offset {offset} ({error})", BROKEN
                 ) from None
             yield offset, end
             offset = end
@@ -120,6 +138,7 @@ class RecordFile:
         a length field that is too large."""
         offset = 0
         while offset < self.size:
+            self._check_size()
             try:
                 end, wrong = self._end(offset), ""
             except ValueError as error:
@@ -149,10 +168,10 @@ class RecordFile:
                 return 4 * (block + int(word))
         return self.size
 
-    def _payload(self, offset: int) -> tuple[bytes | memoryview, int]:
+    def _payload(self, offset: int) -> tuple[bytes, int]:
         """Payload of the record at `offset` and the offset just behind it. ValueError if broken."""
         parts, end = self._parts(offset)
-        pieces = [self._view[start:stop] for start, stop in parts]
+        pieces = [self._bytes(start, stop) for start, stop in parts]
         return pieces[0] if len(pieces) == 1 else MAGIC_BYTES.join(pieces), end
 
     def _parts(self, offset: int) -> tuple[list[tuple[int, int]], int]:
@@ -161,7 +180,7 @@ class RecordFile:
         while True:
             if offset < 0 or offset + PART.size > self.size:
                 raise ValueError("it lies outside the file")
-            magic, word = PART.unpack_from(self._view, offset)
+            magic, word = PART.unpack(self._bytes(offset, offset + PART.size))
             if magic != MAGIC:
                 raise ValueError("no record starts there")
             cflag, length = word >> 29, word & MAX_PART
@@ -241,11 +260,13 @@ class RecordReader(RecordFile):
             raise self.broken(key, f"it is record {header.id}: the index is shifted")
         return header, data
 
-    def labels(self) -> np.ndarray:
-        """First label of every record, float32 (n,), in index order, without touching the data.
+    def heads(self) -> tuple[np.ndarray, np.ndarray]:
+        """First label of every record, float32 (n,), and the length of its data, int64 (n,), in
+        index order, without touching the data.
 
         Raises BctError as `read` does.
         """
+        self._check_size()
         at = np.minimum(self.offsets // 4, len(self._words) - 8)  # the least record has 8 words
         magic, part, flag, label = (self._words[at + i] for i in range(4))
         ids = self._words[at + 4] | self._words[at + 5].astype(np.uint64) << np.uint64(32)
@@ -257,16 +278,18 @@ class RecordReader(RecordFile):
             plain &= ids == self.keys.astype(np.uint64)
         array = np.flatnonzero(plain & (flag > 0))  # the first label follows the header
         label[array] = self._words[at[array] + 8]
-        out = label.view("<f4")
+        labels = label.view("<f4")
+        lengths -= _HEADER.size + 4 * flag.astype(np.int64)
         for i in np.flatnonzero(~plain):  # split, of another id, or broken: `read` knows
-            out[i] = np.ravel(self.read(int(self.keys[i]))[0].label)[0]
-        return out
+            header, data = self.read(int(self.keys[i]))
+            labels[i], lengths[i] = np.ravel(header.label)[0], len(data)
+        return labels, lengths
 
     def broken(self, key: int, why: str) -> BctError:
         """The error for a record that cannot be used, naming file, key and offset."""
         return BctError(
             f"{self.path}: record with key {key} at offset {self.offset(key)} is broken ({why})",
-            _BROKEN,
+            BROKEN,
         )
 
     def _find(self, key: int) -> int | None:

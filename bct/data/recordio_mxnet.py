@@ -29,8 +29,13 @@ class MxnetReader(RecordReader):
         if not self.index_path.is_file():
             raise BctError(f"{self.index_path} does not exist", 'use rec_backend="native"')
         self._unpack = recordio.unpack
-        # reopens itself after a fork
-        self._records = recordio.MXIndexedRecordIO(str(self.index_path), str(self.path), "r")
+        try:  # reopens itself after a fork
+            self._records = recordio.MXIndexedRecordIO(str(self.index_path), str(self.path), "r")
+        except Exception as error:  # of kinds of its own, and ValueError for a byte order mark
+            raise BctError(
+                f"MXNet can't open {self.path} with its .idx ({_line(error)})",
+                'use rec_backend="native", or copy both files again',
+            ) from None
 
     def __getstate__(self) -> dict:
         state = super().__getstate__()
@@ -41,6 +46,14 @@ class MxnetReader(RecordReader):
         self._open()
 
     def read(self, key: int) -> tuple[Header, memoryview]:
-        header, data = self._unpack(self._records.read_idx(key))
+        self.offset(key)  # BctError for an unknown key
+        try:
+            header, data = self._unpack(self._records.read_idx(key))
+        except Exception as error:  # of kinds of its own, and others where it gets no record
+            raise self.broken(key, f"MXNet: {_line(error)}") from None
         label = np.float32(header.label) if header.flag == 0 else header.label
         return Header(label, header.id, header.id2), memoryview(data)
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120] or type(error).__name__

@@ -3,6 +3,7 @@
 bct/data/image_set.py says what a data set is.
 """
 
+from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
 
@@ -16,8 +17,10 @@ from bct.data.image_files import (
     open_tiny_imagenet_val,
 )
 from bct.data.image_set import ImageSet
-from bct.data.images import SIZE, decode
-from bct.data.recordio import RecordReader
+from bct.data.images import ALIGN, SIZE, WrongSize, decode
+from bct.data.labels import check_labels
+from bct.data.recordio import BROKEN, RecordReader
+from bct.distributed import say
 from bct.errors import BctError
 from bct.files import sha256
 
@@ -26,7 +29,11 @@ class RecordSet(ImageSet):
     """The images of a record file.
 
     With an insightface header (record 0: no data, two labels) the images are keys 1..n and index i
-    is key i + 1; identity records behind them are left out. Without one every record is an image.
+    is key i + 1; identity records behind them are left out. Without one every record with data is
+    an image; how many have none is said.
+
+    Classes are counted by the images' labels, which takes a look at every record's header: 0.5 s
+    for five million in the page cache, else as long as the disk takes for the file.
 
     Args:
         path: the .rec file.
@@ -40,23 +47,35 @@ class RecordSet(ImageSet):
         else:
             reader = RecordReader
         self.reader = reader(self.path)
-        self._header_classes = None
-        self.keys = self.reader.keys
+        self._header = None
         if 0 in self.reader:
             header, data = self.reader.read(0)
             if np.ndim(header.label) and len(data) == 0:
-                self.keys, self._header_classes = self._read_header(header.label)
+                self._header = header.label
+        self.keys = self._without_header() if self._header is None else self._with_header()
 
-    def _read_header(self, label: np.ndarray) -> tuple[np.ndarray, int]:
-        """[n + 1, n + 1 + identities] as insightface writes it, or [n + 1, classes] as split
-        shards have it; there are never more classes than images, so the two can't be confused."""
+    def _without_header(self) -> np.ndarray:
+        """Keys of the records that have data. BctError if none has."""
+        keys, empty = self.reader.keys, self._heads[1] == 0
+        if empty.all():
+            raise BctError(f"{self.path} holds no image: none of its records has data", BROKEN)
+        if empty.any():
+            say(
+                f"{self.path}: {empty.sum()} records without data are no images, e.g. key "
+                f"{keys[empty][0]} (there is no header record 0, which would say what they are)"
+            )
+        return keys[~empty] if empty.any() else keys
+
+    def _with_header(self) -> np.ndarray:
+        """Keys 1..n: the header's labels are [n + 1, n + 1 + identities] as insightface writes
+        them, or [n + 1, classes] as split shards have them."""
+        label = self._header
         if len(label) != 2 or not np.isfinite(label).all():
             raise BctError(
                 f"{self.path}: the labels of its header are {label.tolist()}, not two counts",
                 "copy both files again, or write the set with insightface's or our tools",
             )
-        images, second = int(label[0]) - 1, int(label[1])
-        keys = self.reader.keys
+        images, keys = image_count(float(label[0]), self._has_data), self.reader.keys
         found = np.count_nonzero((keys >= 1) & (keys <= images))  # keys are distinct
         if images < 1 or found < images:
             raise BctError(
@@ -65,31 +84,52 @@ class RecordSet(ImageSet):
                 "the .rec/.idx pair is incomplete or mixed up: copy both files again; "
                 "tools/check_rec.py lists what is missing",
             )
-        return np.arange(1, images + 1), second - images - 1 if second > images else second
+        return np.arange(1, images + 1)
+
+    def _has_data(self, key: int) -> bool:
+        return key in self.reader and len(self.reader.read(key)[1]) > 0
 
     def __len__(self) -> int:
         return len(self.keys)
 
     @cached_property
+    def _heads(self) -> tuple[np.ndarray, np.ndarray]:
+        return self.reader.heads()
+
+    @cached_property
     def labels(self) -> np.ndarray:
-        """int64 (n,), label of every index; reads the record headers only."""
-        order = np.argsort(self.reader.keys, kind="stable")
-        at = order[np.searchsorted(self.reader.keys, self.keys, sorter=order)]
-        labels = self.reader.labels()[at]
-        wrong = np.flatnonzero(~(np.abs(labels) < 2**31))
-        if len(wrong):
-            raise self.reader.broken(int(self.keys[wrong[0]]), f"its label is {labels[wrong[0]]}")
+        """int64 (n,), label of every index; reads the record headers only.
+
+        BctError for labels that bct.data.labels refuses, or another number of classes than the
+        header says.
+        """
+        labels = self._heads[0]
+        if not np.array_equal(self.keys, self.reader.keys):
+            order = np.argsort(self.reader.keys, kind="stable")
+            labels = labels[order[np.searchsorted(self.reader.keys, self.keys, sorter=order)]]
+        do = "number the classes 0 to C-1, each with an image; tools/check_rec.py lists all faults"
+        classes = check_labels(labels, str(self.path), self.describe, do)
+        if self._header is not None:
+            # all counts in the header are float32, which are exact up to 2^24
+            first, second = (np.float32(value) for value in self._header)
+            if second not in (np.float32(classes), np.float32(len(self) + 1 + classes)):
+                said = int(second) - (int(first) if second > len(self) else 0)
+                raise BctError(
+                    f"{self.path}: its header says {said} classes, its labels {classes} (it was "
+                    "packed from a list that is not sorted by label, or is damaged)",
+                    "pack it again, sorted by label; tools/check_rec.py lists what is wrong",
+                )
         return labels.astype(np.int64)
 
-    @property
+    @cached_property
     def num_classes(self) -> int:
-        return self._header_classes or int(self.labels.max()) + 1
+        return int(self.labels.max()) + 1  # all are used: see `labels`
 
     def payload(self, index: int) -> tuple[memoryview, int]:
         """Encoded image and label."""
         header, data = self.reader.read(int(self.keys[index]))
         label = np.ravel(header.label)[0]
-        if not abs(label) < 2**31:  # NaN too
+        if not 0 <= label < 2**31 or label != int(label):  # NaN too
             raise self.reader.broken(int(self.keys[index]), f"its label is {label}")
         return data, int(label)
 
@@ -105,6 +145,8 @@ class RecordSet(ImageSet):
         data, label = self.payload(index)
         try:
             return decode(data, out), label
+        except WrongSize as error:
+            raise BctError(f"{self.describe(index)}: {error}", ALIGN) from None
         except ValueError as error:
             raise self.reader.broken(int(self.keys[index]), str(error)) from None
 
@@ -118,6 +160,21 @@ class RecordSet(ImageSet):
         records = [bytes(self.payload(i)[0]) for i in sample]
         size = str(self.path.stat().st_size)
         return sha256(size, self.reader.offsets.tobytes(), self.keys.tobytes(), *records)
+
+
+def image_count(first: float, has_data: Callable[[int], bool]) -> int:
+    """n, where a header's first label is n + 1 as float32. Beyond 2^24 several numbers have the
+    same float32; then n is the last of them that has data.
+
+    Args:
+        has_data: whether there is a record with this key that has data.
+    """
+    images = int(first) - 1
+    while first >= 2**24 and np.float32(images + 2) == first and has_data(images + 1):
+        images += 1
+    while first >= 2**24 and np.float32(images) == first and not has_data(images):
+        images -= 1
+    return images
 
 
 class SyntheticSet(ImageSet):

@@ -14,7 +14,9 @@ REPOSITORY = Path(__file__).resolve().parent.parent.parent
 PARTS = ("bct", "backbones", "tools", "eval", "methods")
 
 FIRST = "errors threads streams"
-GROUND = "amp command config distributed files keys log markdown outputs rows scenarios signals"
+GROUND = (
+    "amp command config distributed files folders keys log markdown outputs rows scenarios signals"
+)
 AUTHORS = "train method old_model"  # what an author of a method sees
 
 # A room is a folder or one of the three groups above; names within bct go without "bct.".

@@ -19,6 +19,7 @@ from typing import BinaryIO
 import numpy as np
 
 from bct.errors import BctError
+from bct.files import without_mark
 from bct.protocols.protocol import Pairs, Protocol, Side
 from bct.protocols.templates import Templates
 from tools.ijbc.crops import LooseCrops
@@ -219,7 +220,7 @@ def _named_rows(
     names, rows = [], []
     with _open(file) as lines:
         for line_number, line in enumerate(lines, 1):
-            fields = line.split()
+            fields = (without_mark(file, line) if line_number == 1 else line).split()
             if len(fields) != columns + 1:
                 why = f"{len(fields)} columns instead of {columns + 1}"
                 raise _bad_row(file, line_number, why)
@@ -267,7 +268,7 @@ def _table(
 ) -> np.ndarray:
     """int64 (rows, columns)."""
     with _open(file) as lines:
-        first = lines.readline().split(b"," if delimiter else None)
+        first = without_mark(file, lines.readline()).split(b"," if delimiter else None)
     if skip and first and _INTEGER.fullmatch(first[0].strip()):
         raise _bad_row(file, 1, "it is not the row of the columns' names")
     with warnings.catch_warnings():
@@ -282,7 +283,7 @@ def _table(
                 skiprows=skip,
                 usecols=columns,
                 ndmin=2,
-                encoding="utf-8",
+                encoding="utf-8-sig",
             )
         except (ValueError, IndexError, OverflowError, DeprecationWarning) as error:
             reason = " ".join(str(error).split())[:120]

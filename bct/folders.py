@@ -1,0 +1,64 @@
+"""Folders that are either whole or absent."""
+
+import fcntl
+import os
+import re
+import secrets
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def atomic_folder(path: str | Path, manifest: str) -> Iterator[Path]:
+    """Yields an empty folder beside `path`, to be filled.
+
+    When the block ends well, it gets its name. A folder that has it by then is replaced if it holds
+    a file called `manifest`, and is an OSError if it holds anything else. On any failure the new
+    one is removed. What killed processes left of the same path is removed first.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
+    temporary, descriptor = _locked_folder(path)
+    try:
+        yield temporary
+        if (path / manifest).is_file():
+            os.rename(path, _unused(path))  # a leftover from now on
+        os.rename(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        os.close(descriptor)
+    _remove_leftovers(path)
+
+
+def _unused(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
+def _locked_folder(path: Path) -> tuple[Path, int]:
+    """A new folder that is locked as long as this process lives, and its descriptor."""
+    while True:
+        temporary = _unused(path)
+        os.mkdir(temporary)
+        with suppress(FileNotFoundError):  # another process took it for a leftover
+            descriptor = os.open(temporary, os.O_RDONLY)
+            with suppress(OSError):  # without locks nothing can be taken for a leftover either
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            if os.path.exists(temporary):
+                return temporary, descriptor
+            os.close(descriptor)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Removes the temporary folders of `path` that no living process has locked."""
+    ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp")
+    for name in filter(ours.fullmatch, os.listdir(path.parent)):
+        with suppress(OSError):  # at work, finished meanwhile, or another user's
+            descriptor = os.open(path.with_name(name), os.O_RDONLY | os.O_DIRECTORY)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path.with_name(name))
+            finally:
+                os.close(descriptor)
