@@ -328,11 +328,12 @@ def test_announced_sizes_are_not_believed(format, size, tmp_path):
 def pairs():
     images = [simplejpeg.encode_jpeg(picture(i // 2, i, 16), 90) for i in range(4)]
     images[2] = np.frombuffer(images[2], np.uint8)
+    images[3] = bytearray(images[3])
     return images, [True, np.bool_(False)]
 
 
 @counts
-@pytest.mark.parametrize("protocol", [0, 2, 4])
+@pytest.mark.parametrize("protocol", [0, 2, 4, 5])
 def test_mutated_verification_sets(tmp_path, protocol, times):
     path = tmp_path / "a.bin"
     read = 0
@@ -366,6 +367,14 @@ BOMBS = {
     "memo in text": b"(lp2147483647\n.",
     "bytes of 1 TiB": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 40) + b"abc.",
     "bytes of 2^63": b"\x80\x04\x8e" + struct.pack("<Q", 1 << 63) + b"abc.",
+    "byte array of 1 TiB": b"\x80\x05\x96" + struct.pack("<Q", 1 << 40) + b"abc.",
+    "byte array of 2^63": b"\x80\x05\x96" + struct.pack("<Q", 1 << 63) + b"abc.",
+    "bytearray(1 TiB)": b"cbuiltins\nbytearray\n(L1099511627776L\ntR.",
+    "buffer of 1 TiB": b"\x80\x05cnumpy._core.numeric\n_frombuffer\n(C\x01acnumpy\ndtype\n(Vu1\n"
+    b"\x89\x88tR(L1099511627776L\ntVC\ntR.",
+    "buffer outside": b"\x80\x05]\x97\x98a.",
+    "array of an array": b"cnumpy._core.numeric\n_frombuffer\n(" + b"cnumpy\nndarray\n)R"
+    + b"cnumpy\ndtype\n(Vu1\n\x89\x88tRI0\nVC\ntR.",
     "frame of 1 TiB": b"\x80\x04\x95" + struct.pack("<Q", 1 << 40) + b"].",
     "many tuples deep": b")" + b"\x85" * 200_000 + b".",
     "a deep hash": b"}" + b")" + b"\x85" * 200_000 + b"I1\ns.",
