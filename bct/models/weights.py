@@ -8,6 +8,7 @@ from torch import nn
 
 from backbones import get_model, own_state
 from backbones.inference import fold_batch_norm
+from bct.data.images import SIZE
 from bct.errors import BctError
 from bct.files import read_json
 from bct.models.about import view_of_model
@@ -32,6 +33,8 @@ def load_backbone(
     network: str | None = None,
     amp_dtype: torch.dtype | None = None,
     fold: bool = False,
+    size: int | None = None,
+    pixels: str | None = None,
 ) -> nn.Module:
     """Builds a network and loads its weights.
 
@@ -48,6 +51,7 @@ def load_backbone(
         fold: make it ready to infer and nothing else, see backbones.inference. Without effect on
             an .onnx, which onnxruntime folds, on TorchScript, and in mixed precision, where folded
             weights would round in another way than those the network was trained with.
+        size, pixels: of the images an .onnx will get, see load_onnx; without effect on others.
 
     Returns:
         The network in eval mode, on the CPU.
@@ -62,7 +66,7 @@ def load_backbone(
             f"weights {weights} do not exist", "check the path, or train the model first"
         )
     if weights.suffix.lower() == ".onnx":
-        model = load_onnx(weights)
+        model = load_onnx(weights, size or SIZE, pixels)
         if network and model.network not in (None, network):
             raise BctError(
                 f"{weights} is network {model.network}, not {network}",

@@ -9,9 +9,7 @@ is never taken from the memo: all that is built is a tree, no larger than the fi
 import pickletools
 from typing import Any
 
-import numpy as np
-
-from bct.safe.lists import _STAND_INS, _Array, _Type
+from bct.safe.lists import _STAND_INS, _Array
 
 
 def load_dict(data: bytes) -> dict[int | str, Any]:

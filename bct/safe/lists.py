@@ -3,8 +3,8 @@
 A pickle is a program: it can call what it names, ask for memory by a number, or build in a few
 bytes what is exponentially large. Here its operations are looked at before any is carried out, only
 those that such lists need are admitted, and numpy's classes are replaced by stand-ins that hold
-no more than what the file itself contains. Protocols 0 to 5 are read; buffers outside the file, which
-protocol 5 can name, are not.
+no more than what the file itself contains. Protocols 0 to 5 are read; buffers outside the file,
+which protocol 5 can name, are not.
 """
 
 import io
