@@ -22,6 +22,7 @@ from bct.models.reference_checkpoints import (
     load_torchscript,
     untrusted,
 )
+from bct.safe.tensor_files import shown
 from bct.safe.tensors import read_state
 
 _HEADS = ("cls_fc.", "BCT_FC.", "NormFace.", "discriminator.", "eboundary.")  # not the network's
@@ -96,19 +97,20 @@ def _plain(
     state, size = own_state(network, state)
     if size is None:
         raise BctError(f"{weights} is no backbone of ours (no batch norm)", "check the path")
-    model = get_model(network, size, amp_dtype)
-    own = model.state_dict()
-    counters = {k: v for k, v in own.items() if k.endswith("num_batches_tracked")}
-    state = {**{k: v for k, v in counters.items() if k not in state}, **state}
+    with torch.device("meta"):  # a few bytes can name any network: no memory before they fit
+        own = get_model(network, size).state_dict()
+    counters = [k for k in own if k.endswith("num_batches_tracked")]
+    state = {**{k: torch.tensor(0) for k in counters if k not in state}, **state}
     differing = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or extra or differing:
         kinds = (("missing", missing), ("unexpected", extra), ("of another shape", differing))
-        found = "; ".join(f"{len(k)} {name}, e.g. {k[0]}" for name, k in kinds if k)
+        found = "; ".join(f"{len(k)} {name}, e.g. {shown(k[0], 60)}" for name, k in kinds if k)
         raise BctError(
             f"{weights} does not fit network {network} ({found})",
             "name the network it was trained with" + _guess(weights, network),
         )
+    model = get_model(network, size, amp_dtype)
     model.load_state_dict(state)
     return model
 
