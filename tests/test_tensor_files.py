@@ -13,7 +13,7 @@ from collections import OrderedDict
 import numpy as np
 import pytest
 import torch
-from test_mutations import BYTES, attempt, bounded, mutated
+from support.mutations import BYTES, attempt, bounded, mutated
 from torch import nn
 
 from backbones import get_model
@@ -197,11 +197,12 @@ def test_a_folder_and_nothing(tmp_path):
     refused(tmp_path / "a.pt", "does not exist")
 
 
+ONES = torch.ones(3)
 TENSORS = {
     "sparse": (lambda: torch.ones(3, 3).to_sparse(), "a sparse tensor"),
     "csr": (lambda: torch.eye(3).to_sparse_csr(), "a sparse tensor"),
     "quantised": (
-        lambda: torch.quantize_per_tensor(torch.ones(3), 0.1, 0, torch.qint8),
+        lambda: torch.quantize_per_tensor(ONES, 0.1, 0, torch.qint8),
         "a quantised",
     ),
     "complex": (lambda: torch.ones(3, dtype=torch.complex64), "of complex numbers"),
@@ -282,7 +283,11 @@ def test_an_honest_archive_packed_again_loads(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "network", ["r2060", "vit_h", "resnet99999", "r50+basis", "fct", "x" * 10**6]
+    "network",
+    [
+        pytest.param("r2060", marks=pytest.mark.slow),
+        *("r200", "vit_h", "resnet99999", "r50+basis", "fct", "x" * 10**6),
+    ],
 )
 def test_a_network_is_not_built_before_its_weights_fit(tmp_path, network):
     path = saved(tmp_path / "model.pt", get_model("demo_w16", 8).state_dict())
