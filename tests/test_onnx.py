@@ -12,9 +12,11 @@ import torch
 from torch import nn
 
 from backbones import NETWORKS, get_model
+from bct.data.sets import SyntheticSet
 from bct.data.views import PIXELS
 from bct.errors import BctError
 from bct.files import sha256_file, write_json
+from bct.models.model import open_model
 from bct.models.onnx_model import OURS, PREPROCESSING, WEIGHTS_FILE, load_onnx
 from bct.models.onnx_probe import probe
 from bct.models.weights import load_backbone
@@ -403,6 +405,17 @@ def test_a_front_that_does_not_say_is_refused(front, tmp_path):
     for said in ("face", "imagenet"):  # it is fed what it gets
         want = session.run(None, {"data": images.numpy()})[0]
         np.testing.assert_allclose(load_onnx(path, pixels=said)(images), want, rtol=1e-5)
+
+
+def test_cached_embeddings_know_how_a_graph_was_fed(tmp_path):
+    path = graph(tmp_path / "a.onnx", **own_normalisation("Mul"))
+    images = SyntheticSet(4, 3)
+    rows = {
+        pixels: open_model(path, pixels=pixels).embed(images, tmp_path / "cache")
+        for pixels in (None, "face", None)
+    }
+    assert np.abs(rows[None] - rows["face"]).max() > 0.5
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
 
 
 def test_metadata_hold_for_images_normalised_in_another_way(tmp_path):

@@ -286,7 +286,7 @@ def test_an_honest_archive_packed_again_loads(tmp_path):
     "network",
     [
         pytest.param("r2060", marks=pytest.mark.slow),
-        *("r200", "vit_h", "resnet99999", "r50+basis", "fct", "x" * 10**6),
+        *("r50", "vit_h", "resnet99999", "r50+basis", "fct", "x" * 10**6),
     ],
 )
 def test_a_network_is_not_built_before_its_weights_fit(tmp_path, network):
