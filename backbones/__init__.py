@@ -84,6 +84,7 @@ def get_model(
     """
     known = NETWORKS | IMAGE_NETWORKS
     if name not in known:
+        name = str(name)[:60]  # it may be a file's, and of any length
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
         raise BctError(f"no network is called {name!r}", f"{hint}choose from {', '.join(known)}")

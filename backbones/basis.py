@@ -143,13 +143,16 @@ def from_state(
             f"the weights are not those of a {body_name}+basis network",
             "name the network they were trained with",
         ) from None
-    body = get_model(body_name, d + d_old, amp_dtype)
-    network = _Deployed(body, d, d_old, a, C, rotation=None)
-    try:
-        network.load_state_dict(state)
-    except RuntimeError as error:
-        raise BctError(
-            f"the weights do not fit network {body_name}+basis ({' '.join(str(error).split())})",
-            "name the network they were trained with",
-        ) from None
+    for device in ("meta", "cpu"):  # a few bytes can name any network: no memory before they fit
+        with torch.device(device):
+            body = get_model(body_name, d + d_old, amp_dtype)
+            network = _Deployed(body, d, d_old, a, C, rotation=None)
+        try:
+            network.load_state_dict(state, assign=device == "meta")
+        except RuntimeError as error:
+            reason = " ".join(str(error).split())[:200]
+            raise BctError(
+                f"the weights do not fit network {body_name}+basis ({reason})",
+                "name the network they were trained with",
+            ) from None
     return network.eval()

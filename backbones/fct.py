@@ -89,9 +89,12 @@ def from_state(state: dict[str, torch.Tensor], uncertainty: bool = False) -> nn.
         d_old, hidden = state["old.0.0.weight"].shape[1], state["mixer.0.0.weight"].shape[0]
         d_side = state["side.0.0.weight"].shape[1] if "side.0.0.weight" in state else 0
         sizes = (d_old, len(state["mixer.2.weight"]), d_side, hidden, "uncertainty.weight" in state)
-        model = (Transformation if uncertainty else TransformedOnly)(*sizes)
         # the published 1x1 convolutions have weights (out, in, 1, 1)
-        model.load_state_dict({k: v.flatten(1) if v.ndim == 4 else v for k, v in state.items()})
+        state = {k: v.flatten(1) if v.ndim == 4 else v for k, v in state.items()}
+        for device in ("meta", "cpu"):  # no memory before it is known that they fit
+            with torch.device(device):
+                model = (Transformation if uncertainty else TransformedOnly)(*sizes)
+            model.load_state_dict(state, assign=device == "meta")
     except (KeyError, IndexError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:120]
         raise BctError(

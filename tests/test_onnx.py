@@ -1,6 +1,7 @@
 """ONNX files, exported and of others, and stored embeddings in the place of a network."""
 
 import json
+import resource
 import shutil
 import sys
 from itertools import pairwise
@@ -11,9 +12,13 @@ import torch
 from torch import nn
 
 from backbones import NETWORKS, get_model
+from bct.data.sets import SyntheticSet
+from bct.data.views import PIXELS
 from bct.errors import BctError
 from bct.files import sha256_file, write_json
-from bct.models.onnx_model import PREPROCESSING, WEIGHTS_FILE, load_onnx
+from bct.models.model import open_model
+from bct.models.onnx_model import OURS, PREPROCESSING, WEIGHTS_FILE, load_onnx
+from bct.models.onnx_probe import probe
 from bct.models.weights import load_backbone
 from tools import export_onnx
 from tools.export_onnx import check, export
@@ -230,26 +235,242 @@ def test_a_graph_that_normalises_is_fed_pixels(second, tmp_path, capsys):
 @pytest.mark.parametrize("other", [None, "Sub", "Div"])
 def test_a_graph_that_does_not_normalise_is_fed_what_our_networks_are(other, tmp_path, capsys):
     kw = {}
-    if other:  # one of the two alone is no normalisation
-        nodes = [helper.make_node(other, ["data", "one"], ["x"])]
-        kw = {"before": nodes, "constants": {"one": np.float32(1)}}
+    if other:  # which changes nothing
+        nodes = [helper.make_node(other, ["data", "none"], ["x"])]
+        kw = {"before": nodes, "constants": {"none": np.float32(other == "Div")}}
     images = pixels(3)
-    want = images.astype(np.float64).mean((1, 2)) / 127.5 - 1 - (other == "Sub")
+    want = images.astype(np.float64).mean((1, 2)) / 127.5 - 1
     loaded = load_onnx(graph(tmp_path / "plain.onnx", **kw))
     assert "is fed RGB, (x - 127.5) / 127.5" in capsys.readouterr().out
     np.testing.assert_allclose(loaded(normalised(images)), want, atol=5e-5)
 
 
-def test_normalisation_is_looked_for_in_the_first_eight_nodes(tmp_path):
-    for identities, raw in ((6, True), (7, False)):
-        kw = own_normalisation("Mul")
-        names = ["data", *(f"i{k}" for k in range(identities))]
-        ahead = [helper.make_node("Identity", [a], [b]) for a, b in pairwise(names)]
-        kw["before"][0].input[0] = names[-1]
-        loaded = load_onnx(graph(tmp_path / "own.onnx", **kw | {"before": ahead + kw["before"]}))
-        fed = 255 if raw else 1
-        want = np.full((1, 3), (fed - 127.5) / 100)
-        np.testing.assert_allclose(loaded(torch.ones(1, 3, 112, 112)), want, atol=1e-4)
+def convolved(path, nodes, constants, behind=()):
+    """A file: `nodes` from "data" to "x", a convolution, `behind` nodes from "c" to "y", a mean."""
+    rng = np.random.default_rng(5)
+    kernel = rng.normal(size=(8, 3, 5, 5)).astype(np.float32)
+    kernel -= kernel.mean((1, 2, 3), keepdims=True) / 2
+    after = [
+        helper.make_node("Conv", ["x", "kernel"], ["c"], strides=[4, 4]),
+        *behind,
+        helper.make_node("Relu", ["y" if behind else "c"], ["r"]),
+        helper.make_node("ReduceMean", ["r"], ["out"], axes=[2, 3], keepdims=0),
+    ]
+    constants = {"kernel": kernel, **constants}
+    built = helper.make_graph(
+        [*nodes, *after],
+        "convolved",
+        [helper.make_tensor_value_info("data", TensorProto.FLOAT, ["N", 3, 112, 112])],
+        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["N", 8])],
+        [onnx.numpy_helper.from_array(np.array(v), name) for name, v in constants.items()],
+    )
+    onnx.save(
+        helper.make_model(built, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path
+    )
+    return path
+
+
+def node(kind, *names, **attributes):
+    return helper.make_node(kind, names[:-1], names[-1:], **attributes)
+
+
+F = np.float32
+BEHIND = [node("Sub", "c", "one", "s"), node("Mul", "s", "half", "y")]
+NUMBERS = {"one": F(1), "half": F(0.5)}
+BN = ("gamma", "beta", "mean", "variance")
+MEANS = F([123.7, 116.3, 103.5])
+FRONTS = {  # nodes, constants, (a, b) of what they make of 0..255; None: insightface's rule
+    "none": ([node("Identity", "data", "x")], {}, None),
+    "behind the convolution": ([node("Identity", "data", "x")], NUMBERS, None),
+    "Mul, Add": (
+        [node("Mul", "data", "a", "m"), node("Add", "m", "b", "x")],
+        {"a": F(1 / 128), "b": F(-127.5 / 128)},
+        (1 / 128, -127.5 / 128),
+    ),
+    "Add, Mul, the constant first": (
+        [node("Add", "b", "data", "m"), node("Mul", "a", "m", "x")],
+        {"a": F(1 / 128), "b": F(-127.5)},
+        (1 / 128, -127.5 / 128),
+    ),
+    "BatchNormalization": (
+        [node("BatchNormalization", "data", *BN, "x", epsilon=0.0)],
+        {
+            "gamma": F([2] * 3),
+            "beta": F([0.5] * 3),
+            "mean": F([120] * 3),
+            "variance": F([3600] * 3),
+        },
+        (1 / 30, 0.5 - 4),
+    ),
+    "per channel": (
+        [node("Sub", "data", "m", "s"), node("Div", "s", "d", "x")],
+        {"m": MEANS.reshape(1, 3, 1, 1), "d": F([58, 57, 57]).reshape(3, 1, 1)},
+        (1 / F([58, 57, 57]), -MEANS / F([58, 57, 57])),
+    ),
+    "a mean alone": ([node("Sub", "data", "m", "x")], {"m": F(127.5)}, (1, -127.5)),
+    "Div by 255": ([node("Div", "data", "d", "x")], {"d": F(255)}, (1 / 255, 0)),
+    "of Constants": (
+        [
+            helper.make_node("Constant", [], ["k"], value_float=127.5),
+            node("Identity", "k", "m"),
+            node("Sub", "data", "m", "s"),
+            node("Mul", "s", "a", "x"),
+        ],
+        {"a": F(1 / 128)},
+        (1 / 128, -127.5 / 128),
+    ),
+    "late": (
+        [
+            *(node("Identity", a, b) for a, b in pairwise(["data", *(f"i{k}" for k in range(9))])),
+            node("Sub", "i8", "m", "s"),
+            node("Transpose", "s", "t", perm=[0, 2, 3, 1]),
+            node("Div", "t", "d", "u"),
+            node("Transpose", "u", "x", perm=[0, 3, 1, 2]),
+        ],
+        {"m": F(127.5), "d": F(128)},
+        (1 / 128, -127.5 / 128),
+    ),
+    "inverted": (
+        [node("Sub", "m", "data", "s"), node("Div", "s", "d", "x")],
+        {"m": F(127.5), "d": F(128)},
+        (-1 / 128, 127.5 / 128),
+    ),
+}
+
+
+@pytest.mark.parametrize("front", FRONTS)
+def test_nodes_before_the_first_convolution_decide(front, tmp_path):
+    nodes, constants, own = FRONTS[front]
+    behind = BEHIND if "behind" in front else ()
+    images = pixels(3)
+    loaded = load_onnx(convolved(tmp_path / "a.onnx", nodes, constants, behind))
+    got = loaded(normalised(images)).double()
+    # the same convolution, fed what its front makes of the pixels
+    x = images.transpose(0, 3, 1, 2).astype(np.float64)
+    a, b = (np.reshape(v, (-1, 1, 1)) for v in own or (1 / 127.5, -1))
+    fed = torch.from_numpy((a * x + b).astype(np.float32))
+    plain = convolved(tmp_path / "b.onnx", [node("Identity", "data", "x")], NUMBERS, behind)
+    want = torch.from_numpy(
+        ort.InferenceSession(plain, providers=["CPUExecutionProvider"]).run(
+            None, {"data": fed.numpy()}
+        )[0]
+    ).double()
+    assert torch.cosine_similarity(got, want).min() > 1 - 1e-6
+    assert (got - want).abs().max() < 1e-3 * want.abs().max()
+
+
+REFUSED = {  # fronts that do not say which pixels they want, and words of the error
+    "Sub 1": ([node("Sub", "data", "k", "x")], {"k": F(1)}, "1 x -1 of a pixel x"),
+    "of 0..1": (
+        [node("Sub", "data", "k", "s"), node("Div", "s", "k", "x")],
+        {"k": F(0.5)},
+        "2 x -1 of a pixel x",
+    ),
+    "learned over -1..1": (
+        [node("BatchNormalization", "data", *BN, "x")],
+        dict(zip(BN, (F([v] * 3) for v in (1, 0, 0.1, 0.3)), strict=True)),
+        "of a pixel x",
+    ),
+    "Sqrt": ([node("Sqrt", "data", "x")], {}, "goes into a Sqrt"),
+    "by itself": ([node("Mul", "data", "data", "x")], {}, "goes into a Mul"),
+    "divided by": ([node("Div", "k", "data", "x")], {"k": F(1)}, "divided by"),
+    "zero": ([node("Mul", "data", "k", "x")], {"k": F(0)}, "0 x +0 of a pixel"),
+    "div by zero": ([node("Div", "data", "k", "x")], {"k": F(0)}, "of a pixel"),
+    "two ways": (
+        [node("Relu", "data", "p"), node("Neg", "data", "q"), node("Add", "p", "q", "x")],
+        {},
+        "goes into Neg, Relu",
+    ),
+    "of the image's mean": (
+        [
+            helper.make_node("Identity", ["data"], ["i"]),
+            helper.make_node("ReduceMean", ["i"], ["m"], axes=[2, 3]),
+            node("Sub", "i", "m", "x"),
+        ],
+        {},
+        "goes into ReduceMean, Sub",
+    ),
+}
+
+
+@pytest.mark.parametrize("front", REFUSED)
+def test_a_front_that_does_not_say_is_refused(front, tmp_path):
+    nodes, constants, words = REFUSED[front]
+    path = convolved(tmp_path / "a.onnx", nodes, constants)
+    with pytest.raises(BctError) as info:
+        load_onnx(path)
+    assert words in info.value.what and "--pixels face, imagenet" in info.value.do
+    images = normalised(pixels(2))
+    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
+    for said in ("face", "imagenet"):  # it is fed what it gets
+        want = session.run(None, {"data": images.numpy()})[0]
+        np.testing.assert_allclose(load_onnx(path, pixels=said)(images), want, rtol=1e-5)
+
+
+def test_cached_embeddings_know_how_a_graph_was_fed(tmp_path):
+    path = graph(tmp_path / "a.onnx", **own_normalisation("Mul"))
+    images = SyntheticSet(4, 3)
+    rows = {
+        pixels: open_model(path, pixels=pixels).embed(images, tmp_path / "cache")
+        for pixels in (None, "face", None)
+    }
+    assert np.abs(rows[None] - rows["face"]).max() > 0.5
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
+
+
+def test_metadata_hold_for_images_normalised_in_another_way(tmp_path):
+    path = graph(tmp_path / "a.onnx", metadata={PREPROCESSING: json.dumps(OURS)})
+    images = pixels(2)
+    view = transforms(images, "imagenet")
+    want = images.astype(np.float64).mean((1, 2)) / 127.5 - 1
+    np.testing.assert_allclose(load_onnx(path, pixels="imagenet")(view), want, atol=5e-5)
+
+
+def transforms(images, pixels):
+    mean, deviation = (np.reshape(v, (3, 1, 1)) for v in PIXELS[pixels])
+    x = (images.transpose(0, 3, 1, 2) - mean) / deviation
+    return torch.from_numpy(x.astype(np.float32))
+
+
+# ---- graphs that never end, take all memory, or bring onnxruntime down
+
+
+def endless():
+    body = helper.make_graph(
+        [node("Identity", "go", "go_on"), node("Sin", "v", "w")],
+        "body",
+        [
+            helper.make_tensor_value_info("i", TensorProto.INT64, []),
+            helper.make_tensor_value_info("go", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("v", TensorProto.FLOAT, None),
+        ],
+        [
+            helper.make_tensor_value_info("go_on", TensorProto.BOOL, []),
+            helper.make_tensor_value_info("w", TensorProto.FLOAT, None),
+        ],
+    )
+    return [helper.make_node("Loop", ["", "yes", "mean"], ["out"], body=body)], {"yes": True}
+
+
+def huge():
+    nodes = [
+        node("ConstantOfShape", "shape", "z"),
+        node("ReduceMax", "z", "m", keepdims=0),
+        node("Add", "mean", "m", "out"),
+    ]
+    return nodes, {"shape": np.int64([1 << 17, 1 << 17])}
+
+
+@pytest.mark.parametrize(("make", "seconds"), [(endless, 2), (huge, 20)])
+def test_graphs_without_bounds_are_refused(make, seconds, tmp_path):
+    after, constants = make()
+    path = graph(tmp_path / "a.onnx", after=after, constants=constants)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BctError) as info:
+        found = probe(path, 112, seconds)
+        raise BctError(found["problem"] if "problem" in found else found["unreadable"], "-")
+    assert len(str(info.value).splitlines()) == 2
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 17  # 128 MiB
 
 
 def test_the_metadata_says_what_the_graph_is_fed(tmp_path, capsys):

@@ -40,6 +40,69 @@ def test_bytes_and_arrays_of_old_and_new_pickles(tmp_path, protocol, as_arrays):
     assert (found.images[3] == decode(images[3])).all()
 
 
+def rows(images):
+    return [np.frombuffer(data, np.uint8) for data in images]
+
+
+PACKERS = {  # what packers leave, as (images, flags)
+    "byte arrays": lambda images, flags: ([bytearray(data) for data in images], flags),
+    "writable rows": lambda images, flags: ([row.copy() for row in rows(images)], flags),
+    "read-only rows": lambda images, flags: (rows(images), flags),
+    "columns": lambda images, flags: ([row.copy()[:, None] for row in rows(images)], flags),
+    "turned columns": lambda images, flags: ([row[None].T for row in rows(images)], flags),
+    "signed rows": lambda images, flags: ([row.view(np.int8) for row in rows(images)], flags),
+    "views of bytes": lambda images, flags: (list(map(pickle.PickleBuffer, images)), flags),
+    "views of byte arrays": lambda images, flags: (
+        [pickle.PickleBuffer(bytearray(data)) for data in images],
+        flags,
+    ),
+    "an array of objects": lambda images, flags: (np.array([*images, None], object)[:-1], flags),
+    "objects that are rows": lambda images, flags: (
+        np.array([*rows(images), None], object)[:-1],
+        np.array(flags, object),
+    ),
+    "an array of flags": lambda images, flags: (images, np.array(flags)),
+    "floats": lambda images, flags: (images, [float(flag) for flag in flags]),
+    "integers": lambda images, flags: (images, [int(flag) for flag in flags]),
+    "numpy's floats": lambda images, flags: (images, list(np.array(flags, np.float32))),
+    "an array of floats": lambda images, flags: (images, np.array(flags, np.float64)),
+    "arrays of one flag": lambda images, flags: (images, [np.array([flag]) for flag in flags]),
+    "arrays of no dimension": lambda images, flags: (images, [np.array(flag) for flag in flags]),
+    "big-endian flags": lambda images, flags: (images, np.array(flags, ">f8")),
+    "tuples": lambda images, flags: (tuple(images), tuple(flags)),
+    "a list of the two": lambda images, flags: [images, flags],
+}
+
+
+@pytest.mark.parametrize(
+    ("packer", "protocol"),
+    [(name, n) for name in PACKERS for n in range(6) if n == 5 or "views" not in name],
+)
+def test_whatever_a_packer_writes(tmp_path, packer, protocol):
+    images = [simplejpeg.encode_jpeg(picture(k // 2, k), 90) for k in range(4)]
+    flags = [True, False]
+    values = PACKERS[packer](images, flags)
+    (tmp_path / "a.bin").write_bytes(pickle.dumps(values, protocol))
+    found = load_bin(tmp_path / "a.bin")
+    assert found.issame.dtype == bool and found.issame.tolist() == flags
+    assert (found.images == np.stack([decode(data) for data in images])).all()
+
+
+def test_images_of_another_size_are_said(tmp_path, capsys):
+    images = [simplejpeg.encode_jpeg(picture(0, k, size), 95) for k, size in ((0, 112), (1, 96))]
+    load_bin(write_bin(tmp_path / "a.bin", images, [True]))
+    assert "1 of 2 images are not 112x112 (image 1 is 96x96)" in capsys.readouterr().out
+    load_bin(write_bin(tmp_path / "a.bin", images[:1] * 2, [True]))
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize("flag", [2, 0.5, float("nan"), "1", b"1", None, np.array([1, 0]), [True]])
+def test_flags_that_say_nothing(tmp_path, flag):
+    image = simplejpeg.encode_jpeg(picture(0, 0), 90)
+    with pytest.raises(BctError, match="flag 1 says neither same nor different"):
+        load_bin(write_bin(tmp_path / "a.bin", [image] * 4, [True, flag]))
+
+
 def test_numpy_flags_and_other_sizes(tmp_path):
     images = [simplejpeg.encode_jpeg(picture(0, k, 128), 95) for k in range(2)]
     found = load_bin(write_bin(tmp_path / "a.bin", images, list(np.array([True]))))

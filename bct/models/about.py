@@ -10,6 +10,9 @@ from bct.data.images import SIZE
 from bct.data.views import AUGMENT, CROPS, PIXELS, View
 from bct.errors import BctError
 from bct.files import read_json
+from bct.safe.tensor_files import shown
+
+LARGEST = 4096  # pixels of an image's side that a network takes
 
 
 def view_of_config(cfg: EasyDict) -> View:
@@ -39,10 +42,15 @@ def view_of_model(weights: str | Path) -> View:
         return View()
     try:
         view = View(**said["view"])
-        fits = view.crop in CROPS and view.pixels in PIXELS and view.size > 0
+        fits = view.crop in CROPS and view.pixels in PIXELS and type(view.mirror) is bool
+        fits = fits and type(view.size) is int and 0 < view.size <= LARGEST
     except TypeError:
         fits = False
     if not fits:
         about = Path(weights).with_suffix(".json")
-        raise BctError(f"{about} holds no view of ours: {said['view']}", "train the model again")
+        raise BctError(
+            f"{about} holds no view of ours: {shown(said['view'], 100)}",
+            f'write it like {{"size": {SIZE}, "crop": "none", "pixels": "face"}}; '
+            f"size is at most {LARGEST}",
+        )
     return view

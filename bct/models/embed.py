@@ -33,6 +33,7 @@ class Embedder(Protocol):
     sha256: str
     view: View | None  # None: stored embeddings
     dtype: torch.dtype | None
+    pixels: str | None  # asked of ONNX alone
     backbone: nn.Module
     width: int
 
@@ -167,7 +168,9 @@ def refuse_batch(file: str, rows: np.ndarray, index: np.ndarray, images: ImageSe
 
 def _made_from(model: Embedder, images: ImageSet, mirror: bool) -> dict:
     seen = images.view or model.view
+    onnx = model.file.lower().endswith(".onnx")  # its nodes say what it is fed, or somebody does
     return {
+        **({"fed": model.pixels or "as its first nodes say"} if onnx else {}),
         "model": model.sha256,
         "network": model.network,
         "data": images.fingerprint,

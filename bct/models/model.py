@@ -32,6 +32,7 @@ class Model:
         sha256: of the file's bytes.
         view: how the network sees an image; None for stored embeddings.
         dtype: of its body, None for fp32.
+        pixels: the view's, if a file or a caller says so; None: an ONNX graph says what it wants.
     """
 
     file: str
@@ -39,6 +40,7 @@ class Model:
     sha256: str
     view: View | None
     dtype: torch.dtype | None = None
+    pixels: str | None = None
 
     @cached_property
     def backbone(self) -> nn.Module:
@@ -48,7 +50,7 @@ class Model:
                 f"{self.file} holds embeddings, not a network",
                 "give the model itself: its model.pt or .onnx",
             )
-        return load_backbone(self.file, self.network, self.dtype, fold=True)
+        return load_backbone(self.file, self.network, self.dtype, True, self.view.size, self.pixels)
 
     @cached_property
     def width(self) -> int:
@@ -113,9 +115,10 @@ def open_model(
     if is_stored(file):
         return Model(file, None, digest, None)
     if "view" in said_beside(file):
-        return Model(file, network, digest, view_of_model(file), dtype)
+        said = view_of_model(file)
+        return Model(file, network, digest, said, dtype, said.pixels)
     given = {key: value for key, value in view.items() if value is not None}
-    return Model(file, network, digest, View(**given), dtype)
+    return Model(file, network, digest, View(**given), dtype, given.get("pixels"))
 
 
 def open_models(

@@ -3,8 +3,8 @@
 What a graph wants done to the image is read from its metadata, under the key `bct.preprocessing`:
 JSON such as {"size": 112, "colours": "RGB", "mean": 127.5, "std": 127.5}, for pixels of 0..255 from
 which mean is subtracted before the division by std. tools/export_onnx.py writes it, and it can be
-added to any file. Without it insightface's rule holds: a graph with Sub and Mul or Div among its
-first 8 nodes normalises by itself and is fed 0..255, any other (x - 127.5) / 127.5.
+added to any file. Without it the caller may say how pixels are normalised, or the graph does, see
+bct.models.onnx_pixels.
 """
 
 import importlib
@@ -20,9 +20,12 @@ from torch import nn
 from torch.nn import functional as F
 
 from bct.data.images import SIZE
+from bct.data.views import PIXELS
 from bct.distributed import say
 from bct.errors import BctError
 from bct.files import sha256_file
+from bct.models.onnx_pixels import wants_bytes
+from bct.models.onnx_probe import probe, reason
 
 PREPROCESSING = "bct.preprocessing"  # keys of the metadata
 NETWORK = "bct.network"
@@ -39,13 +42,14 @@ _FLOATS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 class OnnxBackbone(nn.Module):
     """An onnxruntime session in the place of a network: no parameters, no gradient.
 
-    Input (B, 3, H, W) float in [-1, 1]; output (B, D) float32 on the input's device.
+    Input (B, 3, H, W) float, normalised as `pixels` says; output (B, D) float32 on its device.
 
     Args:
         session: an onnxruntime.InferenceSession with one input and one output.
         embedding_size: D.
         batch: how many images the graph takes at once, None for any number.
-        mean, std, bgr: what the graph wants, see above; bgr swaps the colours.
+        mean, std, bgr: what the graph wants, see above; bgr swaps the colours. None: as they come.
+        pixels: how the images it gets are normalised, a key of bct.data.views.PIXELS.
         network: a name of backbones.NETWORKS, None if the file doesn't say.
     """
 
@@ -54,14 +58,17 @@ class OnnxBackbone(nn.Module):
         session: Any,
         embedding_size: int,
         batch: int | None,
-        mean: float,
-        std: float,
+        mean: float | None,
+        std: float | None,
         bgr: bool = False,
         network: str | None = None,
+        pixels: str = "face",
     ):
         super().__init__()
         self.session, self.embedding_size, self.batch = session, embedding_size, batch
-        self.scale, self.shift, self.bgr = 127.5 / std, (127.5 - mean) / std, bgr
+        mean_in, std_in = (torch.tensor(v).view(3, 1, 1) for v in PIXELS[pixels])
+        mean, std = (mean_in if mean is None else mean), (std_in if std is None else std)
+        self.scale, self.shift, self.bgr = std_in / std, (mean_in - mean) / std, bgr
         self.network = network
         data = session.get_inputs()[0]
         self.input, self.dtype = data.name, _FLOATS[data.type]
@@ -79,34 +86,43 @@ class OnnxBackbone(nn.Module):
         return out.float().to(images.device)
 
 
-def load_onnx(path: str | Path, size: int = SIZE) -> OnnxBackbone:
+def load_onnx(path: str | Path, size: int = SIZE, pixels: str | None = None) -> OnnxBackbone:
     """Opens an ONNX file as a network for images of 3 x size x size.
 
     onnxruntime gets as many threads as torch has. A graph that takes one image at a time, by
     declaration or because of a constant inside, is run image by image.
 
+    Args:
+        pixels: how the images it will get are normalised, a key of bct.data.views.PIXELS; a graph
+            whose metadata says nothing is fed them so. None: as those of faces, and the graph's
+            first nodes say what it is fed.
+
     Raises:
         BctError: onnxruntime is missing, the file is not ONNX or has its weights elsewhere, or
-            its graph has not one image input of this size and one output (B, D).
+            its graph has not one image input of this size and one output (B, D), does not say
+            which pixels it wants, or takes more time or memory than a network can.
     """
     graph = _graph(path)
-    session = _session(path)
-    inputs, outputs = session.get_inputs(), session.get_outputs()
-    for kind, found in (("input", inputs), ("output", outputs)):
-        if len(found) != 1:
-            names = ", ".join(one.name for one in found)
+    require("onnxruntime")
+    found = probe(path, size)
+    if "unreadable" in found:
+        raise _unreadable(path, found["unreadable"])
+    inputs, outputs, metadata = found["inputs"], found["outputs"], found["metadata"]
+    for kind, ends in (("input", inputs), ("output", outputs)):
+        if len(ends) != 1:
+            names = ", ".join(name for name, _, _ in ends)
             raise BctError(
-                f"{path} has {len(found)} {kind}s ({names}), not one",
+                f"{path} has {len(ends)} {kind}s ({names}), not one",
                 "export it with the image as its only input, the embedding as its only output",
             )
-        if found[0].type not in _FLOATS:
+        name, of, _ = ends[0]
+        if of not in _FLOATS:
             raise BctError(
-                f"{path}: its {kind} {found[0].name} is a {found[0].type}, not of floats",
+                f"{path}: its {kind} {name} is a {of}, not of floats",
                 "export it with float input and output",
             )
-    metadata = session.get_modelmeta().custom_metadata_map
-    wanted = _preprocessing(path, graph, metadata, size)
-    expected = shape = inputs[0].shape  # (B, 3, H, W)
+    wanted = _preprocessing(path, graph, metadata, size, pixels)
+    expected = shape = inputs[0][2]  # (B, 3, H, W)
     if len(shape) == 4:
         own = (3, wanted["size"], wanted["size"])  # where the graph has a name or None: any size
         expected = [n if isinstance(n, int) else m for n, m in zip(shape[1:], own, strict=True)]
@@ -115,11 +131,20 @@ def load_onnx(path: str | Path, size: int = SIZE) -> OnnxBackbone:
             f"{path} expects {'x'.join(map(str, expected))}, the images are 3x{size}x{size}",
             "give a model for aligned faces of that size",
         )
-    batch, embedding_size = _try(path, session, size)
-    bgr = wanted["colours"] == "BGR"
-    network = metadata.get(NETWORK)
+    if "problem" in found:
+        raise BctError(
+            f"{path} does not give one embedding per image ({found['problem']})",
+            "export it with one output, images x embedding size",
+        )
     model = OnnxBackbone(
-        session, embedding_size, batch, wanted["mean"], wanted["std"], bgr, network
+        _session(path),
+        found["width"],
+        found["batch"],
+        wanted["mean"],
+        wanted["std"],
+        wanted["colours"] == "BGR",
+        metadata.get(NETWORK),
+        pixels or "face",
     )
     return model.eval()
 
@@ -140,7 +165,7 @@ def _graph(path: str | Path) -> Any:
     try:
         model = onnx.load(path, load_external_data=False)
     except Exception as error:  # protobuf's, onnx's and the system's, without a common base
-        raise _unreadable(path, error) from None
+        raise _unreadable(path, reason(error)) from None
     elsewhere = {
         entry.value
         for tensor in _tensors(model)
@@ -185,26 +210,35 @@ def _session(path: str | Path) -> Any:
     try:
         return ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:  # onnxruntime has a dozen kinds, without a common base
-        raise _unreadable(path, error) from None
+        raise _unreadable(path, reason(error)) from None
 
 
-def _unreadable(path: str | Path, error: Exception) -> BctError:
+def _unreadable(path: str | Path, why: str) -> BctError:
     return BctError(
-        f"{path} can't be read as an ONNX file ({_reason(error)})",
+        f"{path} can't be read as an ONNX file ({why})",
         "check the path; tools/export_onnx.py turns a model.pt into an ONNX file",
     )
 
 
 def _preprocessing(
-    path: str | Path, graph: Any, metadata: dict[str, str], size: int
+    path: str | Path, graph: Any, metadata: dict[str, str], size: int, pixels: str | None
 ) -> dict[str, Any]:
     """What the graph wants, with the keys of OURS."""
     if PREPROCESSING not in metadata:
-        kinds = {node.op_type for node in graph.node[:8]}
-        raw = "Sub" in kinds and bool(kinds & {"Mul", "Div"})
+        if pixels:
+            return {"size": size, "colours": "RGB", "mean": None, "std": None}
+        try:
+            raw = wants_bytes(graph, graph.input[0].name)
+        except ValueError as error:
+            raise BctError(
+                f"{path} does not say which pixels it wants: {error}",
+                f"say how they are normalised, --pixels {', '.join(PIXELS)}; "
+                f"or write {PREPROCESSING} into its metadata, such as {json.dumps(OURS)}",
+            ) from None
         mean, std = (0.0, 1.0) if raw else (127.5, 127.5)
         fed = "pixels of 0..255" if raw else "(x - 127.5) / 127.5"
-        say(f"{path} has no {PREPROCESSING}: by insightface's rule it is fed RGB, {fed}")
+        why = "its first nodes normalise" if raw else "by insightface's rule"
+        say(f"{path} has no {PREPROCESSING}: {why}, it is fed RGB, {fed}")
         return {"size": size, "colours": "RGB", "mean": mean, "std": std}
     try:
         said = json.loads(metadata[PREPROCESSING])
@@ -217,31 +251,3 @@ def _preprocessing(
             f"write it like {json.dumps(OURS)}; colours may be BGR",
         ) from None
     return wanted
-
-
-def _try(path: str | Path, session: Any, size: int) -> tuple[int | None, int]:
-    """Runs grey images. Returns how many the graph takes at once, None for any, and D.
-
-    Exporters leave graphs that declare any batch and work for one image only, or declare the
-    output of one image and work for many: so what counts is what the graph does.
-    """
-    data = session.get_inputs()[0]
-    fixed = data.shape[0] if isinstance(data.shape[0], int) else None
-    dtype = "float32" if data.type == "tensor(float)" else "float16"
-    for batch in (fixed,) if fixed else (2, 1):
-        try:
-            out = session.run(None, {data.name: np.zeros((batch, 3, size, size), dtype)})[0]
-        except Exception as error:  # as above
-            problem = _reason(error)
-        else:
-            if out.ndim == 2 and len(out) == batch:
-                return (batch if batch in (fixed, 1) else None), out.shape[1]
-            problem = f"{batch} images give {'x'.join(map(str, out.shape)) or 'a number'}"
-    raise BctError(
-        f"{path} does not give one embedding per image ({problem})",
-        "export it with one output, images x embedding size",
-    )
-
-
-def _reason(error: Exception) -> str:
-    return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"

@@ -8,6 +8,7 @@ from torch import nn
 
 from backbones import get_model, own_state
 from backbones.inference import fold_batch_norm
+from bct.data.images import SIZE
 from bct.errors import BctError
 from bct.files import read_json
 from bct.models.about import view_of_model
@@ -21,6 +22,7 @@ from bct.models.reference_checkpoints import (
     load_torchscript,
     untrusted,
 )
+from bct.safe.tensor_files import shown
 from bct.safe.tensors import read_state
 
 _HEADS = ("cls_fc.", "BCT_FC.", "NormFace.", "discriminator.", "eboundary.")  # not the network's
@@ -32,6 +34,8 @@ def load_backbone(
     network: str | None = None,
     amp_dtype: torch.dtype | None = None,
     fold: bool = False,
+    size: int | None = None,
+    pixels: str | None = None,
 ) -> nn.Module:
     """Builds a network and loads its weights.
 
@@ -48,6 +52,7 @@ def load_backbone(
         fold: make it ready to infer and nothing else, see backbones.inference. Without effect on
             an .onnx, which onnxruntime folds, on TorchScript, and in mixed precision, where folded
             weights would round in another way than those the network was trained with.
+        size, pixels: of the images an .onnx will get, see load_onnx; without effect on others.
 
     Returns:
         The network in eval mode, on the CPU.
@@ -62,7 +67,7 @@ def load_backbone(
             f"weights {weights} do not exist", "check the path, or train the model first"
         )
     if weights.suffix.lower() == ".onnx":
-        model = load_onnx(weights)
+        model = load_onnx(weights, size or SIZE, pixels)
         if network and model.network not in (None, network):
             raise BctError(
                 f"{weights} is network {model.network}, not {network}",
@@ -92,19 +97,20 @@ def _plain(
     state, size = own_state(network, state)
     if size is None:
         raise BctError(f"{weights} is no backbone of ours (no batch norm)", "check the path")
-    model = get_model(network, size, amp_dtype)
-    own = model.state_dict()
-    counters = {k: v for k, v in own.items() if k.endswith("num_batches_tracked")}
-    state = {**{k: v for k, v in counters.items() if k not in state}, **state}
+    with torch.device("meta"):  # a few bytes can name any network: no memory before they fit
+        own = get_model(network, size).state_dict()
+    counters = [k for k in own if k.endswith("num_batches_tracked")]
+    state = {**{k: torch.tensor(0) for k in counters if k not in state}, **state}
     differing = [k for k in own.keys() & state.keys() if own[k].shape != state[k].shape]
     missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
     if missing or extra or differing:
         kinds = (("missing", missing), ("unexpected", extra), ("of another shape", differing))
-        found = "; ".join(f"{len(k)} {name}, e.g. {k[0]}" for name, k in kinds if k)
+        found = "; ".join(f"{len(k)} {name}, e.g. {shown(k[0], 60)}" for name, k in kinds if k)
         raise BctError(
             f"{weights} does not fit network {network} ({found})",
             "name the network it was trained with" + _guess(weights, network),
         )
+    model = get_model(network, size, amp_dtype)
     model.load_state_dict(state)
     return model
 

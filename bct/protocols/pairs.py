@@ -13,6 +13,7 @@ import torch
 from bct.data.image_set import ImageSet
 from bct.data.images import SIZE, decode
 from bct.data.views import View
+from bct.distributed import say
 from bct.errors import BctError
 from bct.files import sha256
 from bct.metrics.folds import Accuracy, accuracy
@@ -21,6 +22,7 @@ from bct.protocols.protocol import Pairs, Protocol
 from bct.safe.lists import load_lists
 
 _GROWTH, _FREE = 1024, 1 << 28  # how many times its file's size a set may take, beyond 256 MiB
+_FORM = "use a .bin made by insightface's tools, a pickle of (images, flags)"
 _LONGEST = 16  # an image's longer side, in shorter sides
 
 
@@ -76,23 +78,29 @@ def open_bin(path: str | Path) -> Protocol:
 
 
 def load_bin(path: str | Path, size: int = SIZE) -> VerificationSet:
-    """Reads a verification set; images of another size have their shorter side resized.
+    """Reads a verification set, of pickle's protocols 0 to 5.
+
+    Images are bytes, byte arrays or rows of uint8. Those of another size have their shorter side
+    resized and their middle cut out, which is said. Flags are booleans or 0 and 1, floats too.
 
     Raises BctError: missing file, a pickle that asks for anything but arrays and bytes, a broken
     image, counts that do not match.
     """
     path = Path(path)
     if not path.is_file():
+        found = "is no file" if path.exists() else "does not exist"
         raise BctError(
-            f"verification set {path} does not exist", "check val_targets and rec_val, or remove it"
+            f"verification set {path} {found}",
+            "check the path; in a config rec_val names the folder, val_targets the files in it",
         )
     data = path.read_bytes()
     try:
-        encoded, issame = load_lists(data)
+        lists = load_lists(data)
+        if len(lists) != 2:
+            raise ValueError(f"{len(lists)} lists, not one of images and one of flags")
     except ValueError as error:
-        raise BctError(
-            f"{path} is not a verification set ({error})", "use a .bin made by insightface's tools"
-        ) from None
+        raise BctError(f"{path} is not a verification set ({error})", _FORM) from None
+    encoded, issame = lists
     if len(encoded) != 2 * len(issame) or len(issame) == 0:
         raise BctError(
             f"{path} has {len(encoded)} images for {len(issame)} pairs", "write the file again"
@@ -100,28 +108,48 @@ def load_bin(path: str | Path, size: int = SIZE) -> VerificationSet:
     if len(encoded) * size * size * 3 > max(_FREE, _GROWTH * len(data)):
         raise BctError(
             f"{path} is too small for {len(encoded)} images: it repeats them",
-            "use a .bin made by insightface's tools",
+            _FORM,
         )
-    for i, flag in enumerate(issame):
-        if not isinstance(flag, bool | int | np.generic) or flag not in (0, 1):
-            raise BctError(
-                f"{path}: flag {i} says neither same nor different",
-                "write the file again",
-            )
+    flags = np.array([_flag(flag, i, path) for i, flag in enumerate(issame)])
     images = np.empty((len(encoded), size, size, 3), np.uint8)
+    others, other = 0, None  # of another size
     for i, one in enumerate(encoded):
         try:
-            images[i] = _fit(decode(_image_bytes(one)), size)
+            image = decode(_image_bytes(one))
+            images[i] = _fit(image, size)
         except ValueError as error:
             raise BctError(
                 f"{path}: image {i} is broken ({error})", "write the file again"
             ) from None
-    return VerificationSet(path, images, np.array(issame, bool), sha256(data, str(size)))
+        if image.shape[:2] != (size, size):
+            others, other = others + 1, other or f"image {i} is {image.shape[1]}x{image.shape[0]}"
+    if others:
+        say(
+            f"{path}: {others} of {len(images)} images are not {size}x{size} ({other}); "
+            "they are resized, and cut where they are no square"
+        )
+    return VerificationSet(path, images, flags, sha256(data, str(size)))
+
+
+def _flag(flag: Any, i: int, path: Path) -> bool:
+    """Also a float, as files of scores have them, and an array of one value."""
+    if isinstance(flag, np.ndarray) and flag.size == 1:
+        flag = flag.item()
+    if not isinstance(flag, bool | int | float | np.generic) or flag not in (0, 1):
+        raise BctError(
+            f"{path}: flag {i} says neither same nor different",
+            "write the file again, its flags as True and False",
+        )
+    return bool(flag)
 
 
 def _image_bytes(data: Any) -> bytes:
     if isinstance(data, np.ndarray) and data.dtype.kind in "ui" and data.itemsize == 1:
+        if data.ndim == 3:
+            raise ValueError("pixels instead of a file's bytes")
         return data.tobytes()
+    if isinstance(data, bytearray):
+        return bytes(data)
     if not isinstance(data, bytes):
         raise ValueError(f"a {type(data).__name__} instead of a file's bytes")
     return data

@@ -9,9 +9,7 @@ is never taken from the memo: all that is built is a tree, no larger than the fi
 import pickletools
 from typing import Any
 
-import numpy as np
-
-from bct.safe.lists import _STAND_INS, _Array, _Type
+from bct.safe.lists import _STAND_INS, _Array
 
 
 def load_dict(data: bytes) -> dict[int | str, Any]:
@@ -112,6 +110,7 @@ _VALUES = {  # operations that only put a value on the stack, by their argument
         ),
         lambda value: value,
     ),
+    "BYTEARRAY8": bytes,
     # Python 2's: bytes
     **dict.fromkeys(("STRING", "BINSTRING", "SHORT_BINSTRING"), lambda text: text.encode("latin1")),
     "NONE": lambda _: None,
@@ -163,16 +162,6 @@ def _plain(value: Any) -> Any:
     return value.array if isinstance(value, _Array) else value
 
 
-class _AnyType(_Type):
-    """numpy.dtype, of objects too."""
-
-    def __init__(self, name: Any, *more: Any):
-        if name in ("O8", b"O8", "O4", b"O4", "O", b"O"):
-            self.type = np.dtype(object)
-        else:
-            super().__init__(name, *more)
-
-
 class _Any(_Array):
     """numpy.ndarray; in place of an array of objects, whose data are a list, its only object."""
 
@@ -184,7 +173,4 @@ class _Any(_Array):
             super().__setstate__(state)
 
 
-_KNOWN = {
-    where: {_Array: _Any, _Type: _AnyType}.get(stand_in, stand_in)
-    for where, stand_in in _STAND_INS.items()
-}
+_KNOWN = {where: _Any if stand_in is _Array else stand_in for where, stand_in in _STAND_INS.items()}

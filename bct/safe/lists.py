@@ -3,7 +3,8 @@
 A pickle is a program: it can call what it names, ask for memory by a number, or build in a few
 bytes what is exponentially large. Here its operations are looked at before any is carried out, only
 those that such lists need are admitted, and numpy's classes are replaced by stand-ins that hold
-no more than what the file itself contains.
+no more than what the file itself contains. Protocols 0 to 5 are read; buffers outside the file,
+which protocol 5 can name, are not.
 """
 
 import io
@@ -18,7 +19,16 @@ _OPERATIONS = {
     *("PROTO", "FRAME", "STOP", "MARK", "NONE", "NEWTRUE", "NEWFALSE", "FLOAT", "BINFLOAT"),
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "STRING", "BINSTRING"),
     *("SHORT_BINSTRING", "BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "UNICODE", "BINUNICODE"),
-    *("SHORT_BINUNICODE", "BINUNICODE8", "EMPTY_LIST", "APPEND", "APPENDS", "LIST", "EMPTY_TUPLE"),
+    *(
+        "SHORT_BINUNICODE",
+        "BINUNICODE8",
+        "BYTEARRAY8",
+        "EMPTY_LIST",
+        "APPEND",
+        "APPENDS",
+        "LIST",
+        "EMPTY_TUPLE",
+    ),
     *("TUPLE", "TUPLE1", "TUPLE2", "TUPLE3", "GET", "BINGET", "LONG_BINGET", "PUT", "BINPUT"),
     *("LONG_BINPUT", "MEMOIZE", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
 }
@@ -29,15 +39,15 @@ _KINDS = "biuf"  # of arrays and scalars: booleans and numbers
 def load_lists(data: bytes) -> list[list]:
     """The lists in a pickled tuple or list of lists; their arrays come back as arrays.
 
-    numpy scalars come back as Python's, Python 2's byte strings as bytes, and an array in the place
-    of a list as a list. Raises ValueError for every other pickle.
+    numpy scalars come back as Python's, Python 2's byte strings as bytes, byte arrays as they are,
+    and an array in the place of a list as a list. Raises ValueError for every other pickle.
     """
     try:
         with warnings.catch_warnings():  # of odd escapes in damaged text
             warnings.simplefilter("ignore", DeprecationWarning)
             _check_operations(data)
         outer = _Unpickler(io.BytesIO(data), encoding="bytes").load()
-        return [[_plain(item) for item in _plain(inner)] for inner in outer]
+        return [[_plain(item) for item in _plain(inner)] for inner in _plain(outer)]
     except Exception as error:  # pickle raises many kinds for damaged files
         reason = " ".join(str(error).split())[:120]
         raise ValueError(reason or type(error).__name__) from None
@@ -61,6 +71,9 @@ class _Type:
 
     def __init__(self, name: Any, *_: Any):
         name = name.decode("ascii") if isinstance(name, bytes) else name
+        if name in ("O8", "O4", "O"):  # an array of it has its values in a list
+            self.type = np.dtype(object)
+            return
         if not isinstance(name, str) or name[:1] not in _KINDS or not name[1:].isdigit():
             # not the value's repr: of nested tuples it may take forever
             said = repr(name) if isinstance(name, str) else f"a {type(name).__name__}"
@@ -73,18 +86,51 @@ class _Type:
 
 
 class _Array:
-    """Stands for numpy.ndarray, whose state is (version, shape, type, Fortran order, bytes)."""
+    """Stands for numpy.ndarray, whose state is (version, shape, type, Fortran order, bytes); in
+    place of a row of objects, whose data are a list, this list."""
 
     def __init__(self, *_: Any):
-        self.array = np.empty(0, np.uint8)
+        self.array: np.ndarray | list = np.empty(0, np.uint8)
 
     def __setstate__(self, state: Any) -> None:
         _, shape, kind, fortran, data = state
-        self.array = np.frombuffer(data, kind.type).reshape(shape, order="F" if fortran else "C")
+        if kind.type.hasobject:
+            if not isinstance(data, list) or shape != (len(data),):
+                raise ValueError("an array of objects that is no row")
+            self.array = data
+        else:
+            self.array = _numbers(data, kind.type).reshape(shape, order="F" if fortran else "C")
+
+
+def _numbers(data: Any, kind: np.dtype) -> np.ndarray:
+    """(n,), in the bytes of `data`. numpy would ask any object for its buffer: also an array."""
+    if not isinstance(data, bytes | bytearray):
+        raise ValueError(f"an array of a {type(data).__name__}")
+    return np.frombuffer(data, kind)
+
+
+def _buffer(data: bytes | bytearray, kind: _Type, shape: Any, order: str, *axes: Any) -> _Array:
+    """Stands for numpy's _frombuffer, by which protocol 5 writes an array."""
+    array = _Array()
+    if order == "K" and axes:
+        array.array = _numbers(data, kind.type).reshape(shape).transpose(*axes)
+    else:
+        array.array = _numbers(data, kind.type).reshape(shape, order=order)
+    return array
+
+
+def _bytes(*data: Any) -> bytes:
+    """Stands for bytearray, as protocols below 5 write one: of bytes, or of latin1 in Python 2."""
+    if len(data) == 2:
+        return _encode(data[0], data[1].replace("latin-1", "latin1"))
+    (content,) = data or (b"",)
+    if not isinstance(content, bytes):  # of a number it would make as many zeros
+        raise ValueError(f"a bytearray of a {type(content).__name__}")
+    return content
 
 
 def _scalar(kind: _Type, data: bytes) -> bool | int | float:
-    (value,) = np.frombuffer(data, kind.type).tolist()
+    (value,) = _numbers(data, kind.type).tolist()
     return value
 
 
@@ -99,10 +145,16 @@ _STAND_INS = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Type,
     ("_codecs", "encode"): _encode,
+    ("builtins", "bytearray"): _bytes,
+    ("__builtin__", "bytearray"): _bytes,
     **{
-        (module, name): stand_in
-        for module in ("numpy.core.multiarray", "numpy._core.multiarray")
-        for name, stand_in in (("_reconstruct", _Array), ("scalar", _scalar))
+        (f"numpy.{core}.{module}", name): stand_in
+        for core in ("core", "_core")
+        for module, name, stand_in in (
+            ("multiarray", "_reconstruct", _Array),
+            ("multiarray", "scalar", _scalar),
+            ("numeric", "_frombuffer", _buffer),
+        )
     },
 }
 

@@ -1,41 +1,92 @@
 """Reading what torch.save wrote: nothing in the file is executed, and its bytes are checked."""
 
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from torch.serialization import safe_globals
 
 from bct.errors import BctError
+from bct.safe.lists import _STAND_INS, _Array
+from bct.safe.tensor_files import NoTensorsError, check_file, most, shown
 
-_WRAPPERS = ("state_dict_backbone", "state_dict", "model_state_dict", "model", "backbone")
-_PREFIXES = ("module.", "backbone.")
+_WRAPPERS = ("state_dict_backbone", "state_dict", "model_state_dict", "net_state_dict", "model")
+_WRAPPERS += ("net", "backbone")
+_PREFIXES = ("module.", "backbone.", "_orig_mod.")  # DistributedDataParallel's, torch.compile's
+_COUNTERS = ("num_batches_tracked", "position_ids", "relative_position_index")  # integers
+_PLAIN = (bool, int, float, complex, str, bytes, type(None))
+_OURS = [  # in the place of numpy's, which ask for memory by a number
+    (stand_in, f"{module}.{name}")
+    for (module, name), stand_in in _STAND_INS.items()
+    if module.startswith("numpy")
+]
 
 
 def read_tensors(path: str | Path, verify: bool = True) -> Any:
-    """torch.load on the CPU, of tensors and plain values only.
+    """torch.load on the CPU, of tensors, numpy's arrays and numbers, and plain values only.
+
+    Nothing is built before the file is known to be torch's, and its tensors take no more memory
+    than it can honestly hold: four times its size, or 64 MiB.
 
     Args:
         verify: compare the bytes with the CRC-32s in the file, which torch writes since 1.6 (files
             of older versions have none). False: just done.
 
-    Raises BctError when the file is damaged or holds anything else.
+    Raises BctError when the file is damaged or holds anything else, and says what it is.
     """
     path = Path(path)
     if not path.is_file():
-        raise BctError(f"{path} does not exist", "check the path")
+        found = "is no file" if path.exists() else "does not exist"
+        raise BctError(f"{path} {found}", "check the path")
     do = "give a file saved by torch.save that holds only tensors; copy or make it again"
     try:
+        check_file(path)
         if verify and zipfile.is_zipfile(path):
             refuse_damaged(path, do)
-        return torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(), safe_globals(_OURS):
+            warnings.simplefilter("ignore")  # of pickles that it then refuses, or reads
+            saved = torch.load(path, map_location="cpu", weights_only=True)
+        return _checked(path, saved)
     except BctError:
         raise
+    except NoTensorsError as error:
+        raise BctError(f"{path} can't be read as weights: it is {error.what}", error.do) from None
     except Exception as error:  # torch, pickle and zipfile raise a dozen kinds on damaged files
-        reason = (str(error).splitlines() or [""])[0][:120]
+        reason = shown((str(error).splitlines() or [""])[0], 120)
         raise BctError(
             f"{path} can't be read as weights ({type(error).__name__}: {reason})", do
         ) from None
+
+
+def _checked(path: Path, saved: Any) -> Any:
+    """The same with numpy's arrays in the place of their stand-ins, if it is not too large.
+
+    A tensor may be larger than its storage, of which each row may be the same one.
+    """
+    outer = [saved]
+    held, seen, waiting = 0, set(), [outer]
+    while waiting:
+        container = waiting.pop()
+        items = list(container.items() if isinstance(container, dict) else enumerate(container))
+        for key, value in items:
+            if isinstance(value, _Array):
+                if not isinstance(container, tuple):  # there it stays, and is of no use
+                    container[key] = value.array
+            elif id(value) not in seen and isinstance(value, torch.Tensor | dict | list | tuple):
+                seen.add(id(value))
+                if isinstance(value, torch.Tensor):
+                    held += value.numel() * value.element_size()
+                else:
+                    waiting.append(value)
+    if held > most(path):
+        raise NoTensorsError(
+            f"of tensors of {held:,} bytes, which a file of {path.stat().st_size:,} can't hold",
+            "save contiguous copies of them: {key: value.clone() for ...}",
+        )
+    return outer[0]
 
 
 def refuse_damaged(path: str | Path, do: str) -> None:
@@ -43,7 +94,7 @@ def refuse_damaged(path: str | Path, do: str) -> None:
     with zipfile.ZipFile(path) as archive:
         broken = archive.testzip()
     if broken:
-        raise BctError(f"{path} is damaged: {broken} in it has another checksum", do)
+        raise BctError(f"{path} is damaged: {shown(broken, 60)} in it has another checksum", do)
 
 
 def read_state(path: str | Path) -> dict[str, torch.Tensor]:
@@ -55,16 +106,73 @@ def read_state(path: str | Path) -> dict[str, torch.Tensor]:
 
 
 def unwrapped(path: str | Path, saved: Any) -> dict[str, torch.Tensor]:
-    """The same of what read_tensors gave; path: for the message."""
-    for key in _WRAPPERS:
-        if isinstance(saved, dict) and isinstance(saved.get(key), dict):
-            saved = saved[key]
-    tensors = isinstance(saved, dict) and saved and all(map(torch.is_tensor, saved.values()))
-    if not tensors or not all(isinstance(key, str) for key in saved):
-        raise BctError(f"{path} holds no state_dict", "give the network's own weights, model.pt")
-    state = {}
-    for key, value in saved.items():
-        for prefix in _PREFIXES:
-            key = key.removeprefix(prefix)
-        state[key] = value
+    """The same of what read_tensors gave; path: for the message.
+
+    Arrays of numpy are weights too. Plain values beside the weights, such as an epoch, are left
+    out: whether a network's weights are all there is checked by whoever loads them into it.
+    """
+    for _ in range(8):  # wrappers in wrappers; a dict may hold itself
+        inner = [saved[key] for key in _WRAPPERS if isinstance(saved, dict) and key in saved]
+        inner = [value for value in inner if isinstance(value, dict)]
+        if not inner:
+            break
+        saved = inner[0]
+    weights = {}
+    if isinstance(saved, dict) and all(isinstance(key, str) for key in saved):
+        weights = {k: _tensor(v) for k, v in saved.items() if not isinstance(v, _PLAIN)}
+    others = [key for key, value in weights.items() if value is None]
+    if not weights or others:
+        what = f"; its {shown(others[0], 40)} is no tensor" if others else ""
+        raise BctError(
+            f"{path} holds no state_dict{what}", "give the network's own weights, model.pt"
+        )
+    state: dict[str, torch.Tensor] = {}
+    for key, value in weights.items():
+        name = _own_name(key)
+        if name in state:
+            raise BctError(
+                f"{path} holds two tensors that are {shown(name, 60)} without their prefixes",
+                "save the weights of one network alone",
+            )
+        _check_tensor(path, key, value)
+        state[name] = value
     return state
+
+
+def _own_name(key: str) -> str:
+    key = key.replace("._orig_mod.", ".")  # of a part that was compiled
+    while key.startswith(_PREFIXES):
+        key = key.partition(".")[2]
+    return key
+
+
+def _tensor(value: Any) -> torch.Tensor | None:
+    """None for what is no tensor of weights."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        try:
+            return torch.from_numpy(value.astype(value.dtype.newbyteorder("=")))
+        except TypeError:  # a type that torch has not
+            return None
+    return value if torch.is_tensor(value) else None
+
+
+def _check_tensor(path: str | Path, key: str, value: torch.Tensor) -> None:
+    """Raises BctError for one that no network of ours can have."""
+    wrong = None
+    if value.layout is not torch.strided:
+        wrong = "sparse"
+    elif value.is_quantized:
+        wrong = "quantised"
+    elif value.is_complex():
+        wrong = "of complex numbers"
+    elif value.device.type == "meta":
+        wrong = "without data (device meta)"
+    elif not value.is_floating_point() and value.dim() > 0 and not key.endswith(_COUNTERS):
+        wrong = f"of {str(value.dtype).removeprefix('torch.')}, not floats"
+    elif value.is_floating_point() and not torch.isfinite(value.float()).all():
+        wrong = "not finite (NaN or infinity)"
+    if wrong:
+        raise BctError(
+            f"{path}: its tensor {shown(key, 60)} is {wrong}",
+            "give weights that are dense, finite floats; if training made them so, train again",
+        )
