@@ -1,4 +1,5 @@
-"""Reading what torch.save wrote: nothing in the file is executed, and its bytes are checked."""
+"""Files of tensors, as torch.save writes them: reading one executes nothing and checks its bytes;
+equal values make equal files."""
 
 import zipfile
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 import torch
 
 from bct.errors import BctError
+from bct.files import atomic
 
 _WRAPPERS = ("state_dict_backbone", "state_dict", "model_state_dict", "model", "backbone")
 _PREFIXES = ("module.", "backbone.")
@@ -35,6 +37,24 @@ def read_tensors(path: str | Path, verify: bool = True) -> Any:
         reason = (str(error).splitlines() or [""])[0][:120]
         raise BctError(
             f"{path} can't be read as weights ({type(error).__name__}: {reason})", do
+        ) from None
+
+
+def save_tensors(path: str | Path, value: Any) -> None:
+    """torch.save of tensors and plain values: the file is whole or as before.
+
+    Equal values give equal bytes: an open file has no name that torch could put into the archive.
+
+    Raises BctError, naming file and cause, when it can't be written.
+    """
+    try:
+        with atomic(path) as temporary, open(temporary, "wb") as file:
+            torch.save(value, file)
+    except (OSError, RuntimeError) as error:  # torch's writer hides an OSError behind its own error
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = (getattr(cause, "strerror", None) or str(cause)).splitlines()[0]
+        raise BctError(
+            f"{path} can't be written ({reason})", "free some space, or mend the folder"
         ) from None
 
 
