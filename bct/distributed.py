@@ -7,13 +7,19 @@ Every random draw of a run is a pure function of (seed, what for, rank, epoch or
 import ctypes
 import datetime
 import os
+import signal
 import sys
+import threading
+import time
 from typing import NoReturn
 
 import torch
 import torch.distributed as dist
 
 from bct.errors import BctError
+
+_GRACE = 30.0  # seconds in which a rank without a parent may write a checkpoint
+_WATCH = 0.5  # seconds between two looks
 
 
 def setup(timeout: float = 10) -> torch.device:
@@ -34,6 +40,8 @@ def setup(timeout: float = 10) -> torch.device:
         torch.backends.cudnn.benchmark = True  # all batches have one shape
     else:
         _keep_freed_memory()
+    if "TORCHELASTIC_RUN_ID" in os.environ:
+        _end_with_parent()
     if "RANK" in os.environ and not dist.is_initialized():
         store, rank, world_size = _store(timeout)
         dist.init_process_group(
@@ -45,6 +53,23 @@ def setup(timeout: float = 10) -> torch.device:
             timeout=datetime.timedelta(minutes=timeout),
         )
     return device
+
+
+def _end_with_parent() -> None:
+    """Ends this process when its parent has: with SIGTERM, and _GRACE seconds later for good.
+
+    torchrun kills its ranks, but one that is killed itself can't.
+    """
+    threading.Thread(target=_watch, args=(os.getppid(),), daemon=True).start()
+
+
+def _watch(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(_WATCH)
+    print(f"error: process {parent}, which has started this rank, is gone", file=sys.stderr)
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(_GRACE)
+    os._exit(128 + signal.SIGTERM)
 
 
 def _store(timeout: float) -> tuple[dist.Store, int, int]:

@@ -29,10 +29,12 @@ def atomic(path: str | Path) -> Iterator[Path]:
     When the block ends well, the file is on the disk and gets its name; on any failure it is
     removed. Until then only its owner can read it. What killed processes left of the same path is
     removed first; several processes may write one path, and the last one's file stays.
+
+    An OSError that names no file, as that of a full disk, gets the path's name.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
+    remove_leftovers(path)
     temporary, descriptor = _temporary(path)
     try:
         mode = stat.S_IMODE(os.fstat(descriptor).st_mode)
@@ -42,6 +44,9 @@ def atomic(path: str | Path) -> Iterator[Path]:
         os.fsync(descriptor)  # or a power cut could leave the name with half of the data
         os.replace(temporary, path)
         _sync_folder(path.parent)
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
     finally:
         os.close(descriptor)
         temporary.unlink(missing_ok=True)
@@ -59,10 +64,17 @@ def _temporary(path: Path) -> tuple[Path, int]:
         os.close(descriptor)  # another process removed it between its creation and its lock
 
 
-def _remove_leftovers(path: Path) -> None:
+def written_as(temporary: str) -> str | None:
+    """The name that a temporary file of `atomic` is to get; None: it is no such file."""
+    found = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.tmp", temporary)
+    return found[1] if found else None
+
+
+def remove_leftovers(path: Path) -> None:
     """Removes the temporary files of `path` that no living process has locked."""
-    ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp")
-    for name in filter(ours.fullmatch, os.listdir(path.parent)):
+    for name in os.listdir(path.parent):
+        if written_as(name) != path.name:
+            continue
         with suppress(OSError):  # at work, finished meanwhile, or another user's
             descriptor = os.open(path.with_name(name), os.O_RDWR)
             try:
@@ -94,17 +106,18 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
-    """Reads a JSON file of ours. Raises BctError if it is missing or damaged."""
+def read_json(path: str | Path, do: str = "restore it from a copy, or make it anew") -> Any:
+    """Reads a JSON file of ours.
+
+    Raises BctError if it is missing or damaged; do: what its reader advises in the second case.
+    """
     path = Path(path)
     if not path.is_file():
         raise BctError(f"{path} does not exist", "check the path, or make the file again")
     try:
         return json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_distinct)
     except (ValueError, RecursionError) as error:
-        raise BctError(
-            f"{path} is not valid JSON ({error})", "delete it and make it again"
-        ) from None
+        raise BctError(f"{path} is not valid JSON ({error})", do) from None
 
 
 def without_mark(path: Path, text: bytes) -> bytes:

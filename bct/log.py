@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ class RunLog:
     next batch. Lines of a former attempt beyond the step it resumes from are dropped.
 
     Args:
+        events_suffix: how the names of TensorBoard's event files end.
         scaler: its scale and the steps it has skipped are logged, if it is at work.
         bad: counts the images that were skipped, if they are.
     """
@@ -49,6 +51,7 @@ class RunLog:
         total_steps: int,
         start_step: int,
         scaler: torch.amp.GradScaler,
+        events_suffix: str = "",
         bad: "BadRecords | None" = None,
     ):
         self.cfg, self.total, self.first = cfg, total_steps, start_step
@@ -72,7 +75,9 @@ class RunLog:
                 handler.setFormatter(logging.Formatter("Training: %(asctime)s-%(message)s"))
                 logging.getLogger().addHandler(handler)
             _forget_after(output / "metrics.jsonl", start_step)
-            self.writer = SummaryWriter(output / "tensorboard", purge_step=start_step + 1)
+            self.writer = SummaryWriter(
+                output / "tensorboard", purge_step=start_step + 1, filename_suffix=events_suffix
+            )
             self.jsonl = open(output / "metrics.jsonl", "a", encoding="utf-8")  # noqa: SIM115
         self.started = self.last = time.perf_counter()
 
@@ -198,13 +203,27 @@ _ENOUGH = 1000  # images after which a rate means something
 
 
 def _forget_after(path: Path, step: int) -> None:
-    """Drops the lines of later steps, which will be run again, and one that was cut by a crash."""
+    """Drops the lines of later steps, which will be run again, and those that are damaged: a log
+    decides nothing. The last one may have been cut by a crash."""
     if not path.is_file():
         return
-    whole = [line for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}")]
-    kept = [line for line in whole if json.loads(line)["step"] <= step]
+    lines = path.read_bytes().splitlines()
+    steps = [_step_of(line) for line in lines]
+    if damaged := sum(found is None for found in steps[:-1]):
+        logging.warning("%s: %d damaged lines are left out", path, damaged)
     with atomic(path) as temporary:
-        temporary.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        kept = (n is not None and n <= step for n in steps)
+        temporary.write_bytes(b"".join(line + b"\n" for line in compress(lines, kept)))
+
+
+def _step_of(line: bytes) -> int | None:
+    """The step that a line of metrics.jsonl is about; None if it is no such line."""
+    try:
+        said = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    found = said.get("step") if isinstance(said, dict) else None
+    return found if isinstance(found, int) else None
 
 
 def _prefixed(terms: dict[str, float]) -> dict[str, float]:

@@ -1,4 +1,5 @@
-"""Stopping on request: SIGTERM or SIGUSR1 ends a run after its next step, with a checkpoint."""
+"""Stopping on request: SIGTERM, SIGUSR1, SIGINT or SIGHUP ends a run after its next step, with a
+checkpoint; a second SIGINT ends it at once."""
 
 import os
 import signal
@@ -9,7 +10,7 @@ import torch.distributed as dist
 
 from bct import distributed
 
-SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT, signal.SIGHUP)
 
 
 class StopRequest:
@@ -44,7 +45,9 @@ class StopRequest:
         return known
 
     def __enter__(self) -> "StopRequest":
-        self.before = {number: signal.signal(number, self._remember) for number in SIGNALS}
+        # what is ignored stays so: nohup ignores SIGHUP, a shell SIGINT for its background jobs
+        heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]
+        self.before = {number: signal.signal(number, self._remember) for number in heeded}
         return self
 
     def __exit__(self, error: type | None, *_: object) -> None:
@@ -54,6 +57,8 @@ class StopRequest:
             self.asked[1].wait()  # nothing may be under way when the group ends
 
     def _remember(self, number: int, _: object) -> None:
+        if number == signal.SIGINT and self.received == signal.SIGINT:
+            raise KeyboardInterrupt
         self.received = number
 
 
@@ -63,8 +68,8 @@ def leave_to_parent(_: int) -> None:
     Schedulers signal every process, and a run whose workers are gone could not finish its step. But
     SIGTERM from the main process itself is how workers are told to end.
     """
-    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     threading.Thread(target=_end_for_parent, daemon=True).start()
 

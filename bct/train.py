@@ -37,7 +37,8 @@ from bct.training.finite import FiniteCheck, Outcome
 from bct.training.heads import make_head
 from bct.training.optimizer import group_named, learning_rate, make_optimizer
 from bct.training.replicas import replicate, share_statistics
-from bct.training.run_folder import describe, finish, prepare_output, run_identity, save_model
+from bct.training.run_folder import describe, prepared_output, run_identity, save_model
+from bct.training.run_record import RunRecord
 
 
 def main(method_class: type[Method], default_config: str | None = None) -> None:
@@ -77,6 +78,7 @@ class Job(NamedTuple):
     sets: list[VerificationSet]
     bad: BadRecords | None  # images that were skipped
     about: dict[str, Any]  # for model.json
+    record: RunRecord | None = None  # of the output, once it is prepared
 
     @property
     def whole(self) -> tuple:
@@ -109,25 +111,45 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
     job = build(cfg, method_class, dataset, old, device)
 
     dtype = amp_dtype(cfg.amp, device, cfg.fp16)
-    start = prepare_output(cfg, identity)
-    if start == "finished":
-        distributed.say(f"{cfg.output} holds this run, finished: reusing it")
+    check_steps(job)
+    with prepared_output(cfg, identity) as (start, record):
+        if start == "finished":
+            distributed.say(f"{cfg.output} holds this run, finished: reusing it")
+            return 0
+        trained = [replicate(module, device) for module in (job.backbone, job.method, job.head)]
+        step, best = 0, 0.0
+        if start == "resume":
+            step, best = continue_from(load_checkpoint(record, *job.whole), job)
+        job = job._replace(record=record)
+        log = RunLog(cfg, job.total, step, job.scaler, record.events_suffix, job.bad)
+        with log, StopRequest() as stop:
+            logging.info(
+                f"{method_class.__name__}: {cfg.network} in {dtype or torch.float32} on {device}, "
+                f"{len(dataset)} images of {cfg.num_classes} classes, {job.total} steps"
+            )
+            stopped_by = take_steps(job, trained, step, best, log, stop)
+        if stopped_by:
+            return 128 + stopped_by
+        record.finished = True
+        record.write()
+        distributed.say(f"the trained network is {cfg.output}/model.pt")
         return 0
-    trained = [replicate(module, device) for module in (job.backbone, job.method, job.head)]
-    step, best = 0, 0.0
-    if start == "resume":
-        step, best = continue_from(load_checkpoint(cfg.output, *job.whole), job)
-    with RunLog(cfg, job.total, step, job.scaler, job.bad) as log, StopRequest() as stop:
-        logging.info(
-            f"{method_class.__name__}: {cfg.network} in {dtype or torch.float32} on {device}, "
-            f"{len(dataset)} images of {cfg.num_classes} classes, {job.total} steps"
+
+
+def check_steps(job: Job) -> None:
+    """Raises BctError for a training that could not take a step."""
+    cfg, batches = job.cfg, len(job.loader)
+    if not job.steps_per_epoch:
+        raise BctError(
+            f"gradient_acc = {cfg.gradient_acc} needs {cfg.gradient_acc} batches per epoch, "
+            f"there are {batches}",
+            "give a smaller gradient_acc or batch_size, or a larger data set",
         )
-        stopped_by = take_steps(job, trained, step, best, log, stop)
-    if stopped_by:
-        return 128 + stopped_by
-    finish(cfg, identity)
-    distributed.say(f"the trained network is {cfg.output}/model.pt")
-    return 0
+    modules = (*job.backbone.modules(), *job.method.modules())
+    if cfg.batch_size == 1 and any(isinstance(module, nn.BatchNorm1d) for module in modules):
+        raise BctError(
+            "batch_size = 1: batch norm needs two images per process", "give batch_size=2 or more"
+        )
 
 
 def agreed_identity(
@@ -167,7 +189,9 @@ def build(
         view=view_of_config(cfg),
         broken=bad,
     )
-    sets = [load_bin(rec_val_folder(cfg, dataset) / f"{name}.bin") for name in cfg.val_targets]
+    folder = rec_val_folder(cfg, dataset)
+    names = [name.removesuffix(".bin") for name in cfg.val_targets]  # insightface's have none
+    sets = [load_bin(folder / f"{name}.bin") for name in names]
     about = describe(cfg, dataset, method_class.output_width(cfg, old.dim))
     modules = backbone, method, head, optimizer, scaler
     return Job(cfg, device, dataset, *modules, loader, sets, bad, about)
@@ -268,7 +292,7 @@ def save(job: Job, step: int, best: float, log: RunLog) -> None:
     cfg, began = job.cfg, time.perf_counter()
     progress = {"step": step, "best": best, "steps_per_epoch": job.steps_per_epoch}
     progress |= batch_shape(cfg)
-    save_checkpoint(cfg.output, progress, *job.whole, keep=cfg.keep_checkpoints)
+    save_checkpoint(job.record, progress, *job.whole, keep=cfg.keep_checkpoints)
     log.scalars(step, checkpoint_seconds=time.perf_counter() - began)
 
 

@@ -20,6 +20,7 @@ from bct.method import Method
 from bct.train import make_head, train_step
 from bct.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from bct.training.optimizer import make_optimizer
+from bct.training.run_record import RunRecord
 from benchmarks.common import Row, interleaved, median, peak_gib, publish, spread, start
 
 SHARE = 0.05
@@ -44,7 +45,8 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
         whole, turn = (backbone, method, head, optimizer, scaler), iter(range(99))
-        save_checkpoint(folder, {"step": next(turn)}, *whole)
+        record = RunRecord(Path(folder), {}, 1)
+        save_checkpoint(record, {"step": next(turn)}, *whole)
         size = checkpoints(folder)[0].stat().st_size
         content = memoryview(bytes(1 << 20))
 
@@ -56,9 +58,9 @@ def main() -> None:
 
         times = interleaved(
             {
-                "save": lambda: save_checkpoint(folder, {"step": next(turn)}, *whole),
+                "save": lambda: save_checkpoint(record, {"step": next(turn)}, *whole),
                 "bare": bare,
-                "load": lambda: load_checkpoint(folder, *whole),
+                "load": lambda: load_checkpoint(record, *whole),
             },
             repeats=3,
         )

@@ -93,6 +93,7 @@ config.output = path(None)  # None: work_dirs/<config name>
 config.resume = flag(False)  # continue this config's run in `output`, or keep it if it is finished
 config.overwrite = flag(False)  # replace a run that does not match
 # steps between checkpoints; there is one after every epoch, too
+config.lock = flag(True)  # keep other runs out of `output`; False where a file system has no locks
 config.save_every = whole(1000, least=1)
 config.keep_checkpoints = whole(2, least=1)  # how many are left
 # minutes that a rank waits for the others before the job is taken down

@@ -21,6 +21,7 @@ from bct.errors import BctError
 from bct.training import class_similarity
 from bct.training.checkpoint import load_checkpoint, save_checkpoint
 from bct.training.optimizer import make_optimizer
+from bct.training.run_record import RunRecord, read_record
 
 
 def terms(parts, w, scale=8.0, exact=True, options=None):
@@ -177,9 +178,9 @@ def checkpoint_on_ranks(path, save):
     if save:
         for part in parts[:2]:
             step(method, head, *part)
-        save_checkpoint(path, {"step": 2}, *rest)
+        save_checkpoint(RunRecord(path, {}, 1), {"step": 2}, *rest)
     else:
-        load_checkpoint(path, *rest)
+        load_checkpoint(read_record(path), *rest)
     state = {name: buffer.clone() for name, buffer in method.state_dict().items()}
     return state, [loss.item() for loss in step(method, head, *parts[2])[0].values()]
 

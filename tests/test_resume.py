@@ -185,7 +185,7 @@ def test_a_full_disk_leaves_the_last_checkpoint(job, tmp_path):
         f"runpy.run_path({script!r}, run_name='__main__')\n"
     )
     done = run_script(tmp_path / "limited.py", *arguments)
-    assert done.returncode == 1 and "can't write the checkpoint" in done.stderr, done.stderr
+    assert done.returncode == 1 and "can't be written" in done.stderr, done.stderr
     assert f"{files[0]} is intact" in done.stderr and len(done.stderr.strip().splitlines()) == 2
     assert [f.read_bytes() for f in checkpoints(job.output)] == before
     assert not [f for f in files[0].parent.iterdir() if f not in files]

@@ -19,6 +19,7 @@ from bct.training.checkpoint import load_checkpoint, save_checkpoint
 from bct.training.heads import PartialFC
 from bct.training.optimizer import make_optimizer
 from bct.training.row_sgd import RowSGD, products
+from bct.training.run_record import RunRecord, read_record
 
 CPU = torch.device("cpu")
 ROWS, DIM = 37, 5
@@ -147,7 +148,7 @@ def trained(world_batch, steps, *, lazy=True, accumulate=1, fp16=False, path=Non
     scaler = make_scaler(torch.float16 if fp16 else None, CPU)
     whole = backbone, method, head, optimizer, scaler
     wrapped = [replicate(module, CPU) for module in (backbone, method, head)]
-    first = load_checkpoint(path, *whole)["step"] if load else 0
+    first = load_checkpoint(read_record(path), *whole)["step"] if load else 0
     rank, size = distributed.rank(), distributed.world_size()
     part, losses = world_batch // size // accumulate, []
     for step in range(first, steps):
@@ -166,7 +167,7 @@ def trained(world_batch, steps, *, lazy=True, accumulate=1, fp16=False, path=Non
         if fp16 and step == 3:
             assert torch.equal(head.current(), before)
         if path and not load and step == 5:
-            save_checkpoint(path, {"step": 6}, *whole)
+            save_checkpoint(RunRecord(path, {}, 1), {"step": 6}, *whole)
     return head.current().detach(), backbone[1].weight.detach(), torch.stack(losses)
 
 
@@ -206,6 +207,6 @@ def reading(path):
     backbone, method = nn.Sequential(nn.Flatten(), nn.Linear(12, SIZE)), Method(cfg, None)
     head = PartialFC(SIZE, CLASSES, sample_rate=0.3)
     optimizer = make_optimizer(cfg, backbone, method, head)
-    load_checkpoint(path, backbone, method, head, optimizer, make_scaler(None, CPU))
+    load_checkpoint(read_record(path), backbone, method, head, optimizer, make_scaler(None, CPU))
     assert not torch.equal(head.current(), head.weight)  # some rows do lack steps
     return head.current().detach()

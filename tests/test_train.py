@@ -25,6 +25,7 @@ from bct.train import replicate, share_statistics, train, train_step
 from bct.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from bct.training.heads import PartialFC, SoftmaxHead
 from bct.training.optimizer import lr_at, make_optimizer
+from bct.training.run_record import RunRecord, read_record
 
 CPU = torch.device("cpu")
 
@@ -174,11 +175,15 @@ def checkpoint_on_ranks(path, save, optimizer):
     if save:
         head(backbone(torch.ones(2, 4)), torch.tensor([3, 9])).backward()
         optim.step()
-        save_checkpoint(path, {"step": 7, "best": 0.5}, *parts)
+        save_checkpoint(RunRecord(path, {}, 1), {"step": 7, "best": 0.5}, *parts)
     else:
         for p in (*backbone.parameters(), *head.parameters()):
             p.data.zero_()
-        assert load_checkpoint(path, *parts) == {"step": 7, "best": 0.5, "world_size": 2}
+        assert load_checkpoint(read_record(path), *parts) == {
+            "step": 7,
+            "best": 0.5,
+            "world_size": 2,
+        }
     state = optim.state[head.weight]
     moment = state["momentum_buffer" if optimizer == "sgd" else "exp_avg"]
     return head.weight.detach(), moment, backbone.weight.detach()

@@ -24,6 +24,7 @@ from bct.stored.class_statistics import class_means
 from bct.training.checkpoint import load_checkpoint, save_checkpoint
 from bct.training.heads import PartialFC
 from bct.training.optimizer import make_optimizer
+from bct.training.run_record import RunRecord, read_record
 from methods.UniBCT import loss
 
 UniBCT = load_method("UniBCT")
@@ -213,12 +214,12 @@ def on_ranks(folder, new, old, labels, f, y):
         parts = backbone, method, head, optimizer, make_scaler(None, torch.device("cpu"))
         asked, path = [], folder / parity
         if path.is_dir():
-            load_checkpoint(path, *parts)
+            load_checkpoint(read_record(path), *parts)
         else:
             method.begin_epoch(
                 10, lambda indices, asked=asked: asked.extend(indices) or new[indices]
             )
-            save_checkpoint(path, {"step": 0}, *parts)
+            save_checkpoint(RunRecord(path, {}, 1), {"step": 0}, *parts)
         loss, grad = influence_of(method, f[mine], y[mine])
         out.append(
             (asked, method.prototypes, torch.tensor([loss / size]), torch.from_numpy(grad) / size)

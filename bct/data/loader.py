@@ -133,7 +133,7 @@ class Loader:
             self.sampler.all.set_epoch(epoch)
         self.sampler.start, self.sampler.epoch = start * self.batch_size, epoch
         side = torch.cuda.Stream(self.device) if self.device.type == "cuda" else None
-        for number, packet in enumerate(self.loader, start):
+        for number, packet in enumerate(self._packets(), start):
             if isinstance(packet, BctError):
                 try:
                     raise packet
@@ -151,6 +151,19 @@ class Loader:
             for tensor in batch.tensors():
                 tensor.record_stream(torch.cuda.current_stream(self.device))
             yield batch
+
+    def _packets(self) -> Iterator["_Packet | BctError"]:
+        try:
+            yield from self.loader
+        except RuntimeError as error:  # torch has no class of its own for it
+            if "DataLoader worker" not in str(error):
+                raise
+            raise BctError(
+                f"a process that reads {self.decoder.dataset.path} has died "
+                f"({str(error).splitlines()[0]})",
+                "look for the kernel's out-of-memory killer, and whether a file was cut while it "
+                "was read; then go on with resume=True",
+            ) from None
 
     def _to_device(self, packet: "_Packet", key: tuple[int, ...], fetch: Fetch | None) -> Batch:
         items = self.decoder.items(packet.where).to(self.device)

@@ -1,4 +1,5 @@
-"""Reading what torch.save wrote: nothing in the file is executed, and its bytes are checked."""
+"""Files of tensors, as torch.save writes them: reading one executes nothing and checks its bytes;
+equal values make equal files."""
 
 import warnings
 import zipfile
@@ -10,6 +11,7 @@ import torch
 from torch.serialization import safe_globals
 
 from bct.errors import BctError
+from bct.files import atomic
 from bct.safe.lists import _STAND_INS, _Array
 from bct.safe.tensor_files import NoTensorsError, check_file, most, shown
 
@@ -87,6 +89,26 @@ def _checked(path: Path, saved: Any) -> Any:
             "save contiguous copies of them: {key: value.clone() for ...}",
         )
     return outer[0]
+
+
+def save_tensors(path: str | Path, value: Any) -> None:
+    """torch.save of tensors and plain values: the file is whole or as before.
+
+    Equal values give equal bytes: an open file has no name that torch could put into the archive.
+
+    Raises BctError, naming file and cause, when it can't be written.
+    """
+    try:
+        with atomic(path) as temporary, open(temporary, "wb") as file:
+            torch.save(value, file)
+    except (OSError, RuntimeError) as error:  # torch's writer hides an OSError behind its own error
+        if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+            raise  # it comes whenever one dies
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = (getattr(cause, "strerror", None) or str(cause)).splitlines()[0]
+        raise BctError(
+            f"{path} can't be written ({reason})", "free some space, or mend the folder"
+        ) from None
 
 
 def refuse_damaged(path: str | Path, do: str) -> None:

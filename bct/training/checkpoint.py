@@ -4,9 +4,11 @@ checkpoints/step_00012000.pt is written under another name, flushed to the disk 
 older ones are deleted after that: the last good one outlives a crash or a full disk at any moment.
 Loading checks every byte against the CRC-32 in the file and falls back on the one before.
 
-A checkpoint has the parameters, class centres and what is cut like them in global class order, the
-optimiser, the loss scaler, the buffers of every rank (batch-norm statistics differ), and the
-progress. Random streams are not in it: each is a function of the seed, the step and the rank.
+A checkpoint holds its run's record, so that it is never taken for another run's, and a lost
+run.json comes back from it. Then there are the parameters, class centres and what is cut like them
+in global class order, the optimiser, the loss scaler, the buffers of every rank (batch-norm
+statistics differ), and the progress. Random streams are not in it: each is a function of the seed,
+the step and the rank.
 """
 
 import logging
@@ -21,21 +23,62 @@ from torch import nn
 
 from bct import distributed
 from bct.errors import BctError
-from bct.files import atomic
-from bct.safe.tensors import read_tensors
+from bct.safe.tensors import read_tensors, save_tensors
 from bct.training.class_shards import classes_to_rank0, own_classes
+from bct.training.run_record import RunRecord, record_of
 
 _NAME = re.compile(r"step_(\d+)\.pt")
 
 
 def checkpoints(output: str | Path) -> list[Path]:
-    """A run's checkpoints, the latest first."""
+    """All checkpoints in an output, whosever they are, the latest step first."""
     files = [f for f in (Path(output) / "checkpoints").glob("step_*.pt") if _NAME.fullmatch(f.name)]
     return sorted(files, key=lambda f: int(_NAME.fullmatch(f.name)[1]), reverse=True)
 
 
+def own_checkpoints(record: RunRecord) -> list[Path]:
+    """Those that a run's record names, the last written first."""
+    files = [record.output / name for name in record.files if name.startswith("checkpoints/")]
+    return [file for file in reversed(files) if file.is_file()]
+
+
+def of_another_run(path: Path, record: RunRecord) -> bool:
+    """Whether a checkpoint says that it is another run's; a damaged one says nothing."""
+    try:
+        saved = read_tensors(path, verify=False)
+    except BctError:
+        return False
+    return not _is_of(saved, record)
+
+
+def record_in_checkpoints(output: Path) -> RunRecord | None:
+    """The record of the run whose undamaged checkpoint is the latest; None if there is none.
+
+    Its files are those of the record and all checkpoints of that run.
+    """
+    found = None
+    for path in checkpoints(output):
+        try:
+            said = read_tensors(path).get("record")
+            record = record_of(said, output, f"{path} is not ours", "")
+        except (BctError, AttributeError):
+            continue
+        found = found or record
+        if record.run == found.run:
+            found.name([f"checkpoints/{path.name}"])
+    if found is not None:  # the latest step last
+        found.name(reversed([n for n in found.files if n.startswith("checkpoints/")]))
+    return found
+
+
+def _is_of(saved: Any, record: RunRecord) -> bool:
+    """Whether the run has written this checkpoint; those of former versions have no record."""
+    said = saved.get("record") if isinstance(saved, dict) else None
+    return said is None or (isinstance(said, dict) and said.get("run") == record.run)
+
+
 def save_checkpoint(
-    output: str | Path,
+    record: RunRecord,
     progress: dict[str, Any],
     backbone: nn.Module,
     method: nn.Module,
@@ -47,11 +90,13 @@ def save_checkpoint(
     """Writes the whole state of a run; every rank has to call it.
 
     Args:
+        record: of the run; it names the checkpoint before it is written.
         progress: plain numbers, among them "step".
         keep: how many checkpoints are left, this one included.
 
     Raises:
-        BctError: it can't be written; those that were there still are.
+        BctError: it can't be written; those that were there still are. Another run's checkpoint
+            has its name.
     """
     head_state = {key: head.to_global(value) for key, value in head.state_dict().items()}
     method_state = method.state_dict()
@@ -61,8 +106,17 @@ def save_checkpoint(
     state["state"] = _map_head_state(state, head.to_global)
     buffers = _buffers_of_ranks(backbone, method)
     if distributed.is_main():
-        path = Path(output) / "checkpoints" / f"step_{progress['step']:08d}.pt"
+        name = f"checkpoints/step_{progress['step']:08d}.pt"
+        path, kept = record.output / name, own_checkpoints(record)
+        if path.exists() and (name not in record.files or of_another_run(path, record)):
+            raise BctError(
+                f"{path} is not this run's checkpoint",
+                "move it away, or give this run a checkpoints/ of its own; then resume=True",
+            )
+        record.name([name])
+        record.write()
         whole = {
+            "record": record.said(),
             "progress": {**progress, "world_size": distributed.world_size()},
             "backbone": backbone.state_dict(),
             "method": method_state,
@@ -72,22 +126,35 @@ def save_checkpoint(
             "buffers": buffers,
         }
         try:
-            with atomic(path) as temporary, open(temporary, "wb") as file:
-                torch.save(whole, file)
-        except (OSError, RuntimeError) as error:
-            last = next(iter(checkpoints(output)), None)
-            kept = f"{last} is intact" if last else "there is none yet"
+            save_tensors(path, whole)
+        except BctError as error:
+            last = next(iter(kept), None)
+            intact = f"{last} is intact" if last else "there is none yet"
             raise BctError(
-                f"can't write the checkpoint {path} ({error}); {kept}",
+                f"{error.what}; {intact}",
                 "free some space or mend the folder, then go on with resume=True",
             ) from None
-        for old in checkpoints(output)[keep:]:
-            old.unlink()
+        _forget(record, path, progress["step"], keep)
     distributed.barrier()
 
 
+def _forget(record: RunRecord, written: Path, step: int, keep: int) -> None:
+    """Removes a run's checkpoints but the one just written and keep - 1 before it. Those of later
+    steps go first: they could not be read, or the run would not be here."""
+
+    def staleness(path: Path) -> tuple[bool, bool, int]:
+        of_step = int(_NAME.fullmatch(path.name)[1])
+        return path != written, of_step > step, -of_step
+
+    for path in sorted(own_checkpoints(record), key=staleness)[keep:]:
+        if not of_another_run(path, record):
+            path.unlink()
+        record.files.remove(f"checkpoints/{path.name}")
+    record.write()
+
+
 def load_checkpoint(
-    output: str | Path,
+    record: RunRecord,
     backbone: nn.Module,
     method: nn.Module,
     head: nn.Module,
@@ -105,7 +172,7 @@ def load_checkpoint(
     """
     chosen: list[Any] = [None]
     if distributed.is_main():
-        chosen[0] = _latest_whole(output)
+        chosen[0] = _latest_whole(record)
     if distributed.world_size() > 1:
         dist.broadcast_object_list(chosen, src=0)
     if isinstance(chosen[0], BctError):
@@ -126,14 +193,16 @@ def load_checkpoint(
     return saved["progress"]
 
 
-def _latest_whole(output: str | Path) -> Path | BctError:
-    """On rank 0: the latest checkpoint that is undamaged."""
-    problem = BctError(f"{output} has no checkpoint", "start over with overwrite=True")
-    for path in checkpoints(output):
+def _latest_whole(record: RunRecord) -> Path | BctError:
+    """On rank 0: the run's latest checkpoint that is undamaged."""
+    problem = BctError(f"{record.output} has no checkpoint", "start over with overwrite=True")
+    for path in own_checkpoints(record):
         try:
             saved = read_tensors(path)
             if not isinstance(saved, dict) or "buffers" not in saved:
-                raise BctError(f"{path} is not a checkpoint of ours", "remove it from that folder")
+                raise BctError(f"{path} is not a checkpoint of ours", "move it out of that folder")
+            if not _is_of(saved, record):
+                raise BctError(f"{path} is another run's checkpoint", "move it out of that folder")
             return path
         except BctError as error:
             logging.warning("%s; trying the one before", error.what)

@@ -1,7 +1,8 @@
 """A run's output directory: what it holds, whether it may be continued, and the files themselves.
 
 config.py       the resolved config
-run.json        what the run depends on, and whether it is finished
+run.json        the run's record: what it depends on, what it has written, whether it is finished
+run.lock        who trains here, as long as it does
 model.pt        the network's state_dict (insightface's keys), after every epoch
 model.json      network, embedding size and what else is needed to use model.pt
 best.pt         the same at the best verification result, when there are val_targets
@@ -11,11 +12,12 @@ bad_records.txt, nonfinite_rank*.json   images that were skipped, or that a run 
 """
 
 import datetime
-import shutil
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from easydict import EasyDict
 from torch import nn
@@ -24,15 +26,18 @@ from bct import distributed
 from bct.config import base_config, save_config
 from bct.data.image_set import ImageSet
 from bct.errors import BctError
-from bct.files import atomic, read_json, sha256_file, write_json
+from bct.files import sha256_file, write_json
 from bct.models.about import view_of_config
-from bct.training.checkpoint import checkpoints
+from bct.safe.tensors import save_tensors
+from bct.training.checkpoint import of_another_run, own_checkpoints, record_in_checkpoints
+from bct.training.run_lock import release_lock, take_lock
+from bct.training.run_record import FILES, FOLDERS, RECORD, RunRecord, read_record
 
 # keys that do not change what is learnt
 _FREE = {
     *("name", "output", "resume", "overwrite", "rec", "rec_val", "rec_backend", "num_workers"),
     *("frequent", "verbose", "val_targets", "feature_save", "num_classes", "num_image"),
-    *("save_every", "keep_checkpoints", "timeout", "on_bad_record", "max_bad_rate"),
+    *("save_every", "keep_checkpoints", "timeout", "on_bad_record", "max_bad_rate", "lock"),
 }
 
 
@@ -46,90 +51,162 @@ def run_identity(cfg: EasyDict, **inputs: str) -> dict[str, Any]:
     }
 
 
-def prepare_output(cfg: EasyDict, identity: dict[str, Any]) -> str:
-    """Decides on rank 0, for all ranks, how to start: "fresh", "resume" or "finished".
+@contextmanager
+def prepared_output(
+    cfg: EasyDict, identity: dict[str, Any]
+) -> Iterator[tuple[str, RunRecord | None]]:
+    """Locks the output for as long as the run lives, and yields how it starts and its record.
 
-    Nothing is replaced without overwrite=True. Raises BctError when the directory holds a run that
-    may neither be continued nor replaced.
+    Rank 0 decides for all: "fresh", "resume" or "finished". Nothing is replaced without
+    overwrite=True, and nothing at all that no run.json of ours names.
+
+    Raises BctError when another process trains there, or when the folder holds a run that may
+    neither be continued nor replaced, or somebody else's files.
     """
-    decision: list[Any] = [None]
-    if distributed.is_main():
-        try:
-            decision[0] = _decide(cfg, identity)
-            if decision[0] == "fresh":
-                _clear(Path(cfg.output))
-                _write_run(cfg, identity, finished=False)
-            if decision[0] != "finished":
-                save_config(cfg, Path(cfg.output) / "config.py")
-        except BctError as error:
-            decision[0] = error
-    if distributed.world_size() > 1:
-        dist.broadcast_object_list(decision, src=0)
-    if isinstance(decision[0], BctError):
-        raise decision[0]
-    return decision[0]
+    output, lock, decision = Path(cfg.output), None, [None]
+    try:
+        if distributed.is_main():
+            try:
+                output.mkdir(parents=True, exist_ok=True)
+                lock = take_lock(output) if cfg.lock else None
+                decision[0] = _prepare(cfg, identity)
+            except (BctError, OSError) as error:
+                decision[0] = error
+        if distributed.world_size() > 1:
+            dist.broadcast_object_list(decision, src=0)
+        if isinstance(decision[0], Exception):
+            raise decision[0]
+        yield decision[0]
+    finally:
+        if lock is not None:
+            release_lock(output, lock)
 
 
-def _decide(cfg: EasyDict, identity: dict[str, Any]) -> str:
+def _prepare(cfg: EasyDict, identity: dict[str, Any]) -> tuple[str, RunRecord]:
+    output, ranks = Path(cfg.output), distributed.world_size()
+    start, record = _decide(cfg, identity)
+    if start == "finished":
+        return start, record
+    if start == "fresh":
+        _refuse_foreign(output, record)
+        if record is not None:
+            _clear(record)
+        record = RunRecord(output, identity, ranks, files=list(FILES))
+    record.world_size = ranks
+    record.name(f"nonfinite_rank{rank}.json" for rank in range(ranks))
+    record.write()
+    save_config(cfg, output / "config.py")
+    return start, record
+
+
+def _decide(cfg: EasyDict, identity: dict[str, Any]) -> tuple[str, RunRecord | None]:
+    """How to start, and the record of the run that is there, if there is one."""
     output = Path(cfg.output)
-    if not (output / "run.json").is_file():
-        if (output / "model.pt").is_file() and not cfg.overwrite:
-            raise BctError(
-                f"{output} holds a model.pt that is not from this program",
-                "choose another output=..., or pass overwrite=True to replace it",
-            )
-        return "fresh"
-    run = read_json(output / "run.json")
-    before = run["identity"]
-    before = {**base_config(), **before}  # of a run from before a key existed
-    changed = {k for k in identity if identity.get(k) != before.get(k)}
-    changed |= run["identity"].keys() - identity.keys()
-    if run.get("world_size") != distributed.world_size():
-        changed -= {"batch_size", "gradient_acc"}  # to keep the global batch on other ranks
-    if changed:
-        if cfg.overwrite:
-            return "fresh"
-        detail = ", ".join(
-            f"{k} {before.get(k)!r} -> {identity.get(k)!r}"[:80] for k in sorted(changed)[:3]
-        )
+    try:
+        record = read_record(output)
+    except BctError as damage:
+        return _without_record(cfg, identity, damage)
+    if record is None:
+        return _without_record(cfg, identity)
+    changed = _changed(record, identity)
+    if changed and not cfg.overwrite:
         raise BctError(
-            f"{output} holds a run with other settings or inputs ({detail})",
+            f"{output} holds a run with other settings or inputs ({changed})",
             "choose another output=..., or pass overwrite=True to replace that run",
         )
-    if cfg.resume and run["finished"]:
-        return "finished"
-    if cfg.resume:
-        return "resume" if checkpoints(output) else "fresh"
+    if cfg.resume and not changed:
+        if record.finished and not (output / "model.pt").is_file():
+            raise BctError(
+                f"{output} holds a finished run, but its model.pt is gone",
+                "bring the file back, or pass overwrite=True alone to train again",
+            )
+        if record.finished:
+            return "finished", record
+        return ("resume" if own_checkpoints(record) else "fresh"), record
     if cfg.overwrite:
-        return "fresh"
-    what = "this finished run" if run["finished"] else "this run, unfinished"
+        return "fresh", record
+    what = "this finished run" if record.finished else "this run, unfinished"
     raise BctError(
         f"{output} already holds {what}",
         "pass resume=True to keep and continue it, or overwrite=True to start over",
     )
 
 
-def _clear(output: Path) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    for folder in ("checkpoints", "tensorboard"):
-        shutil.rmtree(output / folder, ignore_errors=True)
-    networks = ("model.pt", "model.json", "best.pt", "best.json")
-    reports = ("training.log", "metrics.jsonl", "bad_records.txt")
-    # run.json last: without it a model.pt would not be known as ours after a crash in here
-    found = [file.name for file in output.glob("nonfinite_rank*.json")]
-    for name in (*found, *reports, *networks, "run.json"):
-        (output / name).unlink(missing_ok=True)
+def _changed(record: RunRecord, identity: dict[str, Any]) -> str:
+    """What of the identity differs, for a message; "" if it is the same run."""
+    before = {**base_config(), **record.identity}  # of a run from before a key existed
+    changed = {key for key in identity if identity.get(key) != before.get(key)}
+    changed |= record.identity.keys() - identity.keys()
+    if record.world_size != distributed.world_size():
+        changed -= {"batch_size", "gradient_acc"}  # to keep the global batch on other ranks
+    return ", ".join(
+        f"{key} {before.get(key)!r} -> {identity.get(key)!r}"[:80] for key in sorted(changed)[:3]
+    )
 
 
-def finish(cfg: EasyDict, identity: dict[str, Any]) -> None:
-    """Marks a run as complete."""
-    if distributed.is_main():
-        _write_run(cfg, identity, finished=True)
+def _without_record(
+    cfg: EasyDict, identity: dict[str, Any], damage: BctError | None = None
+) -> tuple[str, RunRecord | None]:
+    """The same where run.json is missing or damaged: checkpoints know their run."""
+    output, path = Path(cfg.output), Path(cfg.output) / RECORD
+    record = record_in_checkpoints(output)
+    what = damage.what if damage else f"{path} is gone"
+    if record is None:
+        if damage is not None:
+            raise damage
+        return "fresh", None
+    changed = _changed(record, identity)
+    if not cfg.resume or changed:
+        kept = "the checkpoints beside it are intact"
+        raise BctError(
+            f"{what}; {kept}" + f", of a run with other settings ({changed})" * bool(changed),
+            "pass resume=True with that run's settings: run.json is then made again from them; "
+            "or choose another output=...",
+        )
+    if path.exists():
+        os.replace(path, path.with_name(f"{RECORD}.damaged"))
+    record.write()
+    distributed.say(f"warning: {what}: made again from the run's checkpoints")
+    return "resume", record
 
 
-def _write_run(cfg: EasyDict, identity: dict[str, Any], finished: bool) -> None:
-    about = {"finished": finished, "world_size": distributed.world_size(), "identity": identity}
-    write_json(Path(cfg.output) / "run.json", about)
+def _refuse_foreign(output: Path, record: RunRecord | None) -> None:
+    """Raises BctError for the first file that a run would write and that no record names."""
+    there = [RECORD, *FILES, *(path.name for path in output.glob("nonfinite_rank*.json"))]
+    there = [name for name in there if os.path.lexists(output / name)]
+    for folder in FOLDERS:
+        if os.path.lexists(output / folder) and not (output / folder).is_dir():
+            there.append(folder)
+        there += [f"{folder}/{path.name}" for path in (output / folder).glob("*")]
+    for name in there:
+        if record is None or not (name == RECORD or record.owns(name)):
+            raise BctError(
+                f"{output} holds {name}, which is not from this program: no run.json names it",
+                "choose another output=..., or move that file away",
+            )
+        if name.startswith("checkpoints/") and of_another_run(output / name, record):
+            raise BctError(
+                f"{output / name} is another run's checkpoint",
+                "choose another output=..., or give this one a checkpoints/ of its own",
+            )
+
+
+def _clear(record: RunRecord) -> None:
+    """Removes what a run has written. OSError if something can't be removed."""
+    output = record.output
+    mine = [name for name in record.files if os.path.lexists(output / name)]
+    mine += [
+        f"{folder}/{path.name}"
+        for folder in FOLDERS
+        for path in (output / folder).glob("*")
+        if record.owns(f"{folder}/{path.name}") and f"{folder}/{path.name}" not in mine
+    ]
+    for name in mine:
+        (output / name).unlink()
+    for folder in FOLDERS:
+        if (output / folder).is_dir() and not (output / folder).is_symlink():
+            (output / folder).rmdir()
+    (output / RECORD).unlink()  # last: after a crash in here it still names the rest
 
 
 def describe(cfg: EasyDict, dataset: ImageSet, embedding_size: int) -> dict[str, Any]:
@@ -163,8 +240,7 @@ def save_model(
     if cfg.head == "softmax":  # the reference keeps the old classifier with the network
         state |= {f"cls_fc.{key}": value.cpu() for key, value in head.state_dict().items()}
     path = Path(cfg.output) / name
-    with atomic(path) as temporary:
-        torch.save(state, temporary)
+    save_tensors(path, state)
     write_json(
         path.with_suffix(".json"),
         {

@@ -26,7 +26,8 @@ ABSURD = [
     *("a\n\x1b[31m|b", "\udcff", "\u202e", "\xe9" * 200, "a" * 5000, "..", ".", "%s%n", "'", '"a'),
     *("no/such/file", "empty", "junk.bin", "folder", "loop", "text.txt", "vectors.npy"),
     *("model.pt", "train.rec", "cosine", "leading", "class70", "IJBC", "a=b", "=", "(" * 300),
-    *("1e999", "1e-300", "[1,2]", "README.md", "['x','x']", "1,2", "\t", "~", "$HOME", "*", "null", "r2060", "resnet18"),
+    *("1e999", "1e-300", "[1,2]", "README.md", "['x','x']", "1,2", "\t", "~", "$HOME", "*"),
+    *("null", "r2060", "resnet18"),
 ]  # fmt: skip
 EVERY = ("-m", "new.pt", "-net", "demo_w16", "-m_old", "old.pt", "-old_net", "demo_w16", "-j", "0")
 EVERY += ("--cache", "cache", "-o", "out", "--overwrite")
