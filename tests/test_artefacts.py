@@ -235,7 +235,7 @@ def test_a_name_that_does_not_belong(own):
     done = run("extract_features.py", own / "old_class30.py", "--SD", "other_class70")
     assert done.returncode == 1 and "call it old_class70" in done.stderr
     done = run("denoise.py", "--SD", SD, "--T", "1.5", "--feature-save", own / "features")
-    assert done.returncode == 1 and "not a share" in done.stderr
+    assert done.returncode == 2 and "above 0, up to" in done.stderr
     done = run("denoise.py", "--SD", "old_class99", "--feature-save", own / "features")
     assert done.returncode == 1 and "extract_features.py" in done.stderr
 

@@ -409,7 +409,7 @@ def test_a_front_that_does_not_say_is_refused(front, tmp_path):
 
 def test_cached_embeddings_know_how_a_graph_was_fed(tmp_path):
     path = graph(tmp_path / "a.onnx", **own_normalisation("Mul"))
-    images = SyntheticSet(4, 3)
+    images = SyntheticSet(1, 1)
     rows = {
         pixels: open_model(path, pixels=pixels).embed(images, tmp_path / "cache")
         for pixels in (None, "face", None)

@@ -116,7 +116,7 @@ def test_arrays(tmp_path, evil):
     path = tmp_path / "a.npy"
     save_npy(path, array)
     refused(open_vectors, path, 1, word="can't be read as embeddings")
-    refused(read_scores, path, word="holds no scores")
+    refused(read_scores, path, word="can't be read as embeddings")
     np.savez(tmp_path / "a.npz", embeddings=array, scores=array)
     refused(open_vectors, tmp_path / "a.npz", 1, word="can't be read as embeddings")
     refused(read_scores, tmp_path / "a.npz", word="holds no scores")

@@ -25,7 +25,7 @@ from bct import distributed
 from bct.errors import BctError
 from bct.safe.tensors import read_tensors, save_tensors
 from bct.training.class_shards import classes_to_rank0, own_classes
-from bct.training.run_record import RunRecord, record_of
+from bct.training.run_record import RunRecord, lives_elsewhere, record_of
 
 _NAME = re.compile(r"step_(\d+)\.pt")
 
@@ -61,6 +61,8 @@ def record_in_checkpoints(output: Path) -> RunRecord | None:
         try:
             said = read_tensors(path).get("record")
             record = record_of(said, output, f"{path} is not ours", "")
+            if lives_elsewhere(said, output):
+                continue
         except (BctError, AttributeError):
             continue
         found = found or record

@@ -92,7 +92,7 @@ def _prepare(cfg: EasyDict, identity: dict[str, Any]) -> tuple[str, RunRecord]:
         if record is not None:
             _clear(record)
         record = RunRecord(output, identity, ranks, files=list(FILES))
-    record.world_size = ranks
+    record.identity, record.world_size = identity, ranks  # a resumed run may be cut in another way
     record.name(f"nonfinite_rank{rank}.json" for rank in range(ranks))
     record.write()
     save_config(cfg, output / "config.py")

@@ -50,7 +50,8 @@ class RunRecord:
     def said(self) -> dict[str, Any]:
         """What run.json says."""
         keys = ("run", "finished", "world_size", "identity", "files")
-        return {"by": "bct", **{key: getattr(self, key) for key in keys}}
+        about = {key: getattr(self, key) for key in keys}
+        return {"by": "bct", "output": str(self.output.resolve()), **about}
 
     def write(self) -> None:
         """Writes run.json, on rank 0."""
@@ -102,6 +103,19 @@ def record_of(said: Any, output: Path, what: str, do: str) -> RunRecord:
     if not all(isinstance(name, str) and _OURS.fullmatch(name) for name in files):
         raise BctError(what, do)
     return RunRecord(output, identity, ranks, finished, run, list(files))
+
+
+def lives_elsewhere(said: dict[str, Any], output: Path) -> bool:
+    """Whether the run of this record, found in a checkpoint, has a folder of its own: two runs'
+    checkpoints/ may be links to one folder."""
+    other = Path(str(said.get("output")))
+    if other == output.resolve():
+        return False
+    try:
+        record = read_record(other)
+    except (BctError, OSError, ValueError):
+        return False
+    return record is not None and record.run == said.get("run")
 
 
 def _written_before(output: Path) -> list[str]:
