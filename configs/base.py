@@ -22,9 +22,8 @@ config.fp16 = flag(None)  # insightface's switch: True is amp="fp16" (on a GPU),
 # classification head: PartialFC with margin_list, a linear layer, or none
 config.head = choice("margin", "softmax", "none")
 config.head_bias = flag(True)  # of the linear layer
-config.head_unit = flag(
-    False
-)  # the linear layer sees embeddings of length 1, as BT-2's networks do
+# the linear layer sees embeddings of length 1, as BT-2's networks do
+config.head_unit = flag(False)
 config.label_smoothing = number(0.0, 0, 1)  # of the linear layer's cross-entropy
 # target logit cos(m1 * theta + m2) - m3
 config.margin_list = several(number(None), (1.0, 0.5, 0.0), length=3)
@@ -37,9 +36,8 @@ config.interclass_filtering_threshold = number(0.0, 0, 1)
 # data
 # folder with train.rec, a .rec file, an image folder, an image list, "synthetic"
 config.rec = path(None)
-config.shard = text(
-    None
-)  # part of the set made by tools/split_dataset.py: "class30", "data70", ...
+# part of the set made by tools/split_dataset.py: "class30", "data70", ...
+config.shard = text(None)
 config.num_classes = whole(None, least=1)  # read from the data; checked when given
 config.num_image = whole(None, least=1)  # likewise
 # height and width of the network's input
@@ -92,8 +90,8 @@ config.seed = whole(666, most=2**63 - 1)
 config.output = path(None)  # None: work_dirs/<config name>
 config.resume = flag(False)  # continue this config's run in `output`, or keep it if it is finished
 config.overwrite = flag(False)  # replace a run that does not match
-# steps between checkpoints; there is one after every epoch, too
 config.lock = flag(True)  # keep other runs out of `output`; False where a file system has no locks
+# steps between checkpoints; there is one after every epoch, too
 config.save_every = whole(1000, least=1)
 config.keep_checkpoints = whole(2, least=1)  # how many are left
 # minutes that a rank waits for the others before the job is taken down
