@@ -130,6 +130,8 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
             stopped_by = take_steps(job, trained, step, best, log, stop)
         if stopped_by:
             return 128 + stopped_by
+        if not (Path(cfg.output) / "model.pt").is_file():  # lost after the last checkpoint
+            save_model(cfg, job.backbone, job.head, job.total, "model.pt", job.about)
         record.finished = True
         record.write()
         distributed.say(f"the trained network is {cfg.output}/model.pt")

@@ -11,6 +11,7 @@ import time
 
 import numpy as np
 
+from bct.data.sets import SyntheticSet
 from bct.metrics.scores import rate_name, tar_at_far
 from bct.protocols.protocol import Pairs, Protocol, Side
 from bct.protocols.scoring import FPIRS, open_set, verification
@@ -42,7 +43,7 @@ def real_size(images: int, enrolled: int, probes: int, pairs: int, dim: int):
     half = enrolled // 2
     protocol = Protocol(
         name="IJBC",
-        images=None,
+        images=SyntheticSet(images, 1),
         templates=layout,
         pairs=Pairs(both[:, 0], both[:, 1], subject[both[:, 0]] == subject[both[:, 1]]),
         probes=Side("probe", np.arange(enrolled, templates), subject[enrolled:]),

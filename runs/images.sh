@@ -61,10 +61,10 @@ evaluate() {  # seed
     for config in $METHODS; do
         maps_gallery "$config" || continue
         local name; name=$(name_of "$config")
-        $PYTHON tools/transform_gallery.py "$here/retrieval/methods_old.npy" "$here/retrieval/$name.npy" \
+        $PYTHON tools/transform_gallery.py "$here/retrieval/methods_old.npy" "$here/retrieval/${name}_mapped.npy" \
             -m "$here/$name/model.pt" --uncertainty "$here/retrieval/${name}_uncertainty.npy" --overwrite
         $RUN eval/retrieval.py -m "$here/alone/model.pt" "${alone[@]}" --name "$name" \
-            --old-gallery "$here/retrieval/$name.npy" --backfill random "$here/retrieval/${name}_uncertainty.npy"
+            --old-gallery "$here/retrieval/${name}_mapped.npy" --backfill random "$here/retrieval/${name}_uncertainty.npy"
     done
 }
 

@@ -93,6 +93,7 @@ def _prepare(cfg: EasyDict, identity: dict[str, Any]) -> tuple[str, RunRecord]:
             _clear(record)
         record = RunRecord(output, identity, ranks, files=list(FILES))
     record.identity, record.world_size = identity, ranks  # a resumed run may be cut in another way
+    record.finished = False
     record.name(f"nonfinite_rank{rank}.json" for rank in range(ranks))
     record.write()
     save_config(cfg, output / "config.py")
@@ -115,14 +116,16 @@ def _decide(cfg: EasyDict, identity: dict[str, Any]) -> tuple[str, RunRecord | N
             "choose another output=..., or pass overwrite=True to replace that run",
         )
     if cfg.resume and not changed:
-        if record.finished and not (output / "model.pt").is_file():
-            raise BctError(
-                f"{output} holds a finished run, but its model.pt is gone",
-                "bring the file back, or pass overwrite=True alone to train again",
-            )
-        if record.finished:
+        if record.finished and (output / "model.pt").is_file():
             return "finished", record
-        return ("resume" if own_checkpoints(record) else "fresh"), record
+        if own_checkpoints(record):
+            return "resume", record
+        if record.finished:
+            raise BctError(
+                f"{output} holds a finished run, but its model.pt and checkpoints are gone",
+                "bring them back, or pass overwrite=True alone to train again",
+            )
+        return "fresh", record
     if cfg.overwrite:
         return "fresh", record
     what = "this finished run" if record.finished else "this run, unfinished"

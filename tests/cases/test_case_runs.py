@@ -241,10 +241,21 @@ def test_a_record_from_before_files_were_named(job, tmp_path):
     assert [file.name for file in checkpoints(job.output)] == ["step_00000002.pt"]
 
 
-def test_a_finished_run_without_its_model_is_not_reused(job):
+@pytest.mark.parametrize("gone", [["model.pt"], ["model.pt", "run.json"]], ids=str)
+def test_a_finished_run_without_its_model_gets_it_again(job, gone):
     train(job("num_epoch=1"), Method, CPU)
-    (job.output / "model.pt").unlink()
-    with pytest.raises(BctError, match=r"its model.pt is gone"):
+    before = (job.output / "model.pt").read_bytes()
+    for name in gone:
+        (job.output / name).unlink()
+    assert train(job("num_epoch=1", "resume=True"), Method, CPU) == 0
+    assert (job.output / "model.pt").read_bytes() == before
+
+
+def test_a_finished_run_without_model_and_checkpoints_is_not_reused(job):
+    train(job("num_epoch=1"), Method, CPU)
+    for file in (job.output / "model.pt", *checkpoints(job.output)):
+        file.unlink()
+    with pytest.raises(BctError, match=r"its model.pt and checkpoints are gone"):
         train(job("num_epoch=1", "resume=True"), Method, CPU)
     write_faces(job.output / "train.rec", [2])  # a file of others is no hindrance
     assert train(job("num_epoch=1", "overwrite=True"), Method, CPU) == 0
