@@ -105,7 +105,9 @@ def test_an_overwrite_is_killed(job, tmp_path, capfd):
     print(f"{killed} kills")
 
 
-@pytest.mark.parametrize("record", ["whole", "damaged", "gone"])
+@pytest.mark.parametrize(
+    "record", ["whole", "damaged", pytest.param("gone", marks=pytest.mark.slow)]
+)
 def test_a_resume_is_killed(job, tmp_path, capfd, record):
     train(job(f"output={tmp_path / 'whole'}"), Method, CPU)
     train(job("save_every=1"), stopping_at(Method, 3), CPU)
@@ -130,6 +132,38 @@ def test_a_resume_is_killed(job, tmp_path, capfd, record):
     assert train(job("resume=True"), Method, CPU) == 0
     assert_foreign(job.output)
     assert_same_run(job.output, tmp_path / "whole")
+
+
+def test_checkpoints_that_are_gone_are_not_trained_again(job, tmp_path):
+    """As on a disk that is not mounted: resume=True would have removed model.pt and begun anew."""
+    train(job("num_epoch=3"), stopping_at(Method, 5), CPU)
+    (job.output / "checkpoints").rename(tmp_path / "elsewhere")
+    before = contents(job.output)
+    for empty in (False, True):
+        if empty:
+            (job.output / "checkpoints").mkdir()
+        with pytest.raises(BctError, match="a run of 5 steps, but its checkpoints are gone"):
+            train(job("num_epoch=3", "resume=True"), Method, CPU)
+        assert contents(job.output) == before
+    (job.output / "checkpoints").rmdir()
+    (tmp_path / "elsewhere").rename(job.output / "checkpoints")
+    assert train(job("num_epoch=3", "resume=True"), Method, CPU) == 0
+
+
+def test_a_half_written_checkpoint_is_cleared_by_resume(job):
+    train(job(), stopping_at(Method, 3), CPU)  # the run goes on without another step 3
+    half = job.output / "checkpoints" / ".step_00000003.pt.0123abcd.tmp"
+    half.write_bytes(b"x" * 100)
+    identity = json.loads((job.output / "run.json").read_text())["identity"]
+    assert start(job("resume=True"), identity) == "resume"
+    assert not half.exists()
+
+
+def test_a_lock_that_is_no_file(job):
+    job.output.mkdir()
+    os.mkfifo(job.output / "run.lock")
+    with pytest.raises(BctError, match="not a lock of this program's"):
+        start(job(), {"a": 1})
 
 
 # ---- two starts at once
@@ -175,7 +209,7 @@ def take_turns(job, lane, me, meet, results):
                 ended = time.monotonic()
         except BctError as error:
             how, faults, ended, what = None, [], began, error.what
-        except Exception as error:
+        except Exception as error:  # to be told, or the other would wait
             how, faults, ended, what = None, [], began, repr(error)
         meet.wait()
         results.put((lane, number, me, how, began, ended, faults, what))
