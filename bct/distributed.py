@@ -18,7 +18,6 @@ import torch.distributed as dist
 
 from bct.errors import BctError
 
-_ANSWER = 10.0  # seconds in which torchrun's store, which is older than its ranks, has to answer
 _GRACE = 30.0  # seconds in which a rank without a parent may write a checkpoint
 _WATCH = 0.5  # seconds between two looks
 
@@ -80,10 +79,7 @@ def _store(timeout: float) -> tuple[dist.Store, int, int]:
     the dead in it (torch 2.15 lets them), so every attempt has keys of its own.
     """
     wait = datetime.timedelta(minutes=timeout)
-    started = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    answer = min(wait, datetime.timedelta(seconds=_ANSWER)) if started else wait
-    store, rank, world_size = next(dist.rendezvous("env://", timeout=answer))
-    store.set_timeout(wait)
+    store, rank, world_size = next(dist.rendezvous("env://", timeout=wait))
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     store = dist.PrefixStore(f"attempt_{attempt}", store)
     if rank == 0:

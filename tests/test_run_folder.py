@@ -78,7 +78,7 @@ def test_a_start_on_an_empty_folder_is_killed(job, capfd):
 
 
 def test_an_overwrite_is_killed(job, tmp_path, capfd):
-    """What is left of the old run is replaced by the next start, or is none that resume believes."""
+    """What is left of the old run is replaced by the next start, or resume refuses it."""
     train(job("save_every=1"), Method, CPU)
     add_foreign(job.output)
     old, killed = tmp_path / "old", 0
@@ -190,7 +190,7 @@ def slow_disk(rng):
 
 def take_turns(job, lane, me, meet, results):
     """One of two processes that start a run in the same outputs at the same moments."""
-    slow_disk(random.Random(2 * lane + me))
+    slow_disk(random.Random(2 * lane + me))  # noqa: S311
     for number in range(ROUNDS):
         output, leave = job.output / f"{lane}-{number}", ["overwrite=True"] * (number % 2)
         cfg = job(f"output={output}", f"lr={0.1 + me}", *leave)
