@@ -98,6 +98,12 @@ def run_cli(main: Callable[[], None]) -> None:
                 f"there is not enough memory: {_first_line(error)}",
                 "take smaller batches, images or sets, or a larger machine",
             )
+        elif _worker_died(error):
+            report = _lines(
+                f"a process that reads data has died ({_first_line(error)})",
+                "look for the kernel's out-of-memory killer, and whether a file was cut while it "
+                "was read; then run again, a training with resume=True",
+            )
         elif isinstance(error, OSError):
             report = _lines(
                 str(error), "check that path, its permissions and the free space, then run again"
@@ -162,6 +168,11 @@ def _out_of_memory(error: Exception) -> bool:
     if isinstance(error, RuntimeError):  # torch's
         return any(words in str(error) for words in ("allocate memory", "out of memory"))
     return isinstance(error, MemoryError)
+
+
+def _worker_died(error: BaseException | None) -> bool:
+    """Torch says so from a signal handler: in the middle of whatever is being done."""
+    return isinstance(error, RuntimeError) and "DataLoader worker" in str(error)
 
 
 def _of_a_rank(error: Exception) -> str:

@@ -21,7 +21,7 @@ class StopRequest:
     """
 
     def __init__(self) -> None:
-        self.received = 0
+        self.received, self.interrupts = 0, 0
         self.group = dist.new_group(backend="gloo") if distributed.world_size() > 1 else None
         self.asked: tuple[torch.Tensor, dist.Work] | None = None
 
@@ -57,7 +57,8 @@ class StopRequest:
             self.asked[1].wait()  # nothing may be under way when the group ends
 
     def _remember(self, number: int, _: object) -> None:
-        if number == signal.SIGINT and self.received == signal.SIGINT:
+        self.interrupts += number == signal.SIGINT
+        if number == signal.SIGINT and self.interrupts > 1:  # whatever has come between the two
             raise KeyboardInterrupt
         self.received = number
 

@@ -152,6 +152,7 @@ def _forget(record: RunRecord, written: Path, step: int, keep: int) -> None:
         if not of_another_run(path, record):
             path.unlink()
         record.files.remove(f"checkpoints/{path.name}")
+    record.step = step
     record.write()
 
 

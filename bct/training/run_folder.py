@@ -26,7 +26,7 @@ from bct import distributed
 from bct.config import base_config, save_config
 from bct.data.image_set import ImageSet
 from bct.errors import BctError
-from bct.files import sha256_file, write_json
+from bct.files import remove_leftovers, sha256_file, write_json
 from bct.models.about import view_of_config
 from bct.safe.tensors import save_tensors
 from bct.training.checkpoint import of_another_run, own_checkpoints, record_in_checkpoints
@@ -92,6 +92,9 @@ def _prepare(cfg: EasyDict, identity: dict[str, Any]) -> tuple[str, RunRecord]:
         if record is not None:
             _clear(record)
         record = RunRecord(output, identity, ranks, files=list(FILES))
+    for name in record.files:  # a checkpoint that was being written may never be written again
+        if (output / name).parent.is_dir():
+            remove_leftovers(output / name)
     record.identity, record.world_size = identity, ranks  # a resumed run may be cut in another way
     record.finished = False
     record.name(f"nonfinite_rank{rank}.json" for rank in range(ranks))
@@ -120,10 +123,10 @@ def _decide(cfg: EasyDict, identity: dict[str, Any]) -> tuple[str, RunRecord | N
             return "finished", record
         if own_checkpoints(record):
             return "resume", record
-        if record.finished:
+        if record.finished or record.step:
             raise BctError(
-                f"{output} holds a finished run, but its model.pt and checkpoints are gone",
-                "bring them back, or pass overwrite=True alone to train again",
+                f"{output} holds a run of {record.step} steps, but its checkpoints are gone",
+                "bring checkpoints/ back, or pass overwrite=True alone to start over",
             )
         return "fresh", record
     if cfg.overwrite:

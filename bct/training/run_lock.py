@@ -9,6 +9,7 @@ import fcntl
 import os
 import re
 import socket
+import stat
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -46,6 +47,7 @@ def take_lock(output: Path) -> int:
         time.sleep(_WAIT)
     try:
         os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
         mine = f"process {os.getpid()} on host {socket.gethostname()} is training here\n"
         os.write(descriptor, mine.encode())
     except BaseException:
@@ -58,11 +60,12 @@ def take_lock(output: Path) -> int:
 def _locked(path: Path, output: Path, last: bool) -> int | None:
     """A descriptor that has the lock; None: it is taken, and this was not the last attempt."""
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(path, flags, 0o666)
         try:
-            said = os.read(descriptor, 1000).decode(errors="replace")
-            os.lseek(descriptor, 0, os.SEEK_SET)
-            if said and not _SAYS.fullmatch(said):
+            file = stat.S_ISREG(os.fstat(descriptor).st_mode)  # reading a FIFO waits for ever
+            said = os.read(descriptor, 1000).decode(errors="replace") if file else ""
+            if not file or (said and not _SAYS.fullmatch(said)):
                 raise BctError(
                     f"{path} is not a lock of this program's",
                     "choose another output=..., or move that file away",

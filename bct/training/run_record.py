@@ -38,6 +38,7 @@ class RunRecord:
         world_size: ranks of its latest start; None: not known.
         run: a random name, by which its checkpoints and event files know it.
         files: what it has written or is about to write, relative to output; the newest last.
+        step: that of its latest checkpoint; 0 as long as there has been none.
     """
 
     output: Path
@@ -46,10 +47,11 @@ class RunRecord:
     finished: bool = False
     run: str = field(default_factory=lambda: secrets.token_hex(8))
     files: list[str] = field(default_factory=list)
+    step: int = 0
 
     def said(self) -> dict[str, Any]:
         """What run.json says."""
-        keys = ("run", "finished", "world_size", "identity", "files")
+        keys = ("run", "finished", "step", "world_size", "identity", "files")
         about = {key: getattr(self, key) for key in keys}
         return {"by": "bct", "output": str(self.output.resolve()), **about}
 
@@ -96,13 +98,13 @@ def record_of(said: Any, output: Path, what: str, do: str) -> RunRecord:
         raise BctError(what, do)
     if "by" not in said:  # from before files were named
         return RunRecord(output, identity, ranks, finished, files=_written_before(output))
-    run, files = said.get("run"), said.get("files")
+    run, files, step = said.get("run"), said.get("files"), said.get("step", 0)
     named = isinstance(run, str) and re.fullmatch("[0-9a-f]{16}", run) and isinstance(files, list)
-    if said["by"] != "bct" or not named:
+    if said["by"] != "bct" or not named or type(step) is not int:
         raise BctError(what, do)
     if not all(isinstance(name, str) and _OURS.fullmatch(name) for name in files):
         raise BctError(what, do)
-    return RunRecord(output, identity, ranks, finished, run, list(files))
+    return RunRecord(output, identity, ranks, finished, run, list(files), step)
 
 
 def lives_elsewhere(said: dict[str, Any], output: Path) -> bool:

@@ -255,7 +255,7 @@ def test_a_finished_run_without_model_and_checkpoints_is_not_reused(job):
     train(job("num_epoch=1"), Method, CPU)
     for file in (job.output / "model.pt", *checkpoints(job.output)):
         file.unlink()
-    with pytest.raises(BctError, match=r"its model.pt and checkpoints are gone"):
+    with pytest.raises(BctError, match=r"a run of 2 steps, but its checkpoints are gone"):
         train(job("num_epoch=1", "resume=True"), Method, CPU)
     write_faces(job.output / "train.rec", [2])  # a file of others is no hindrance
     assert train(job("num_epoch=1", "overwrite=True"), Method, CPU) == 0
