@@ -9,6 +9,7 @@ import torch
 from bct.amp import amp_dtype
 from bct.data.image_set import ImageSet
 from bct.data.sets import open_images
+from bct.data.views import PIXELS
 from bct.errors import BctError
 from bct.method import load_method
 from bct.models.embed import embed_models
@@ -30,7 +31,12 @@ __all__ = [
 ]
 
 
-def load(file: str | Path, network: str | None = None, amp: str | None = None) -> Model:
+def load(
+    file: str | Path,
+    network: str | None = None,
+    amp: str | None = None,
+    pixels: str | None = None,
+) -> Model:
     """A trained network, or stored embeddings.
 
     Args:
@@ -39,16 +45,21 @@ def load(file: str | Path, network: str | None = None, amp: str | None = None) -
         network: its name, e.g. "r50", where neither the file nor a model.json says it.
         amp: precision of its body: "bf16", "fp16" or "off"; None: bf16 where there is hardware, as
             in the evaluations.
+        pixels: how they are normalised where neither a model.json nor an .onnx says it: "face",
+            "imagenet", or "raw" for 0..255.
 
     Returns:
         A Model with `embed(images)`, `width`, `view` and `fingerprint`. Its weights are read when
         they are first needed.
 
     Raises:
-        BctError: no such file. Weights that do not fit are refused when they are read.
+        BctError: no such file, unknown pixels. Weights that do not fit are refused when they are
+            read.
     """
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return open_model(file, network, amp_dtype(amp, device))
+    if pixels not in (None, *PIXELS):
+        raise BctError(f"there are no pixels {pixels!r}", f"give one of {', '.join(PIXELS)}")
+    return open_model(file, network, amp_dtype(amp, device), pixels=pixels)
 
 
 def embed(

@@ -229,6 +229,12 @@ def model_parser(about: str, *, several: bool = True, alone: bool = False) -> Pa
     return parser
 
 
+def pixels_option(parser: Parser) -> None:
+    """Adds how the pixels of networks are normalised, for bct.models.model.open_models."""
+    seen = "how pixels are normalised where neither a model.json nor an .onnx says it; raw: 0..255"
+    parser.add_argument("--pixels", choices=("face", "imagenet", "raw"), help=seen)
+
+
 def evaluation_options(parser: Parser, output: str, batch_size: int = 128) -> None:
     """Adds what every evaluation has: batch, workers, precision, cache, output, overwrite.
 

@@ -25,6 +25,7 @@ from bct.command import (
     evaluation_options,
     file_path,
     model_parser,
+    pixels_option,
     rate,
     refuse_to_replace,
     results_name,
@@ -61,6 +62,7 @@ def arguments() -> argparse.Namespace:
     rules = "strict: highest TAR whose FAR is within the target; nearest: as published"
     add("--roc", default="strict", choices=("strict", "nearest"), help=rules)
     add("--far", type=rate, default=1e-4, help="FAR of the verdict and the bar chart")
+    pixels_option(parser)
     evaluation_options(parser, output="work_dirs/ijbc")
     args = parser.parse_args()
     if bool(args.model_file) == bool(args.plot_only):
@@ -90,7 +92,7 @@ def main() -> None:
 
 def evaluate(args: argparse.Namespace, device: torch.device) -> None:
     roles, files = roles_and_files(args)
-    models = open_models(files, amp_dtype(args.amp, device))
+    models = open_models(files, amp_dtype(args.amp, device), pixels=args.pixels)
     protocol = read_protocol(args.data_path, args.subset, identification=args.is_one_2_N)
     modes = MODES if args.is_bunch else (PUBLISHED,)
     rest = ["1N" if args.is_one_2_N else "11", *["8modes"] * args.is_bunch]

@@ -27,6 +27,7 @@ from bct.amp import amp_dtype
 from bct.command import (
     evaluation_options,
     model_parser,
+    pixels_option,
     positive,
     rate,
     run_cli,
@@ -76,6 +77,7 @@ def arguments() -> argparse.Namespace:
         help="images in your gallery, for the time of a backfill",
     )
     add("--price-per-hour", type=above_0, help="of the machine that re-extracts")
+    pixels_option(parser)
     evaluation_options(parser, output="report")
     args = parser.parse_args()
     if not args.model_file_old:
@@ -98,7 +100,8 @@ def main() -> None:
 
 
 def report(args: argparse.Namespace, device: torch.device) -> None:
-    models = open_models(roles_and_files(args)[1], amp_dtype(args.amp, device))
+    files = roles_and_files(args)[1]
+    models = open_models(files, amp_dtype(args.amp, device), pixels=args.pixels)
     protocol = open_protocol(args)
     made = write_report(
         args.output, protocol, models, far=args.far, resamples=args.resamples,

@@ -19,6 +19,7 @@ from bct.command import (
     evaluation_options,
     file_path,
     model_parser,
+    pixels_option,
     rate,
     refuse_to_replace,
     results_name,
@@ -39,6 +40,7 @@ def arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--set", nargs="+", type=file_path, required=True, metavar="LFW.bin", help="sets")
     add("--far", type=rate, default=1e-3, help="FAR of the TAR, the threshold and the verdict")
+    pixels_option(parser)
     evaluation_options(parser, output="work_dirs/verification", batch_size=256)
     args = parser.parse_args()
     if len({path.stem for path in args.set}) < len(args.set):
@@ -55,7 +57,7 @@ def main() -> None:
 
 def evaluate(args: argparse.Namespace, device: torch.device) -> None:
     roles, files = roles_and_files(args)
-    models = open_models(files, amp_dtype(args.amp, device))
+    models = open_models(files, amp_dtype(args.amp, device), pixels=args.pixels)
     protocols = [open_bin(path) for path in args.set]
     target = args.output / results_name(args, "+".join(p.name for p in protocols))
     about = {"models": described(models), "data": [p.fingerprint for p in protocols]}

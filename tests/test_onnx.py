@@ -9,14 +9,16 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from support.script import run_script
 from torch import nn
 
+import bct
 from backbones import NETWORKS, get_model
 from bct.data.sets import SyntheticSet
 from bct.data.views import PIXELS
 from bct.errors import BctError
 from bct.files import sha256_file, write_json
-from bct.models.model import open_model
+from bct.models.model import described, open_model
 from bct.models.onnx_model import OURS, PREPROCESSING, WEIGHTS_FILE, load_onnx
 from bct.models.onnx_probe import probe
 from bct.models.weights import load_backbone
@@ -399,12 +401,29 @@ def test_a_front_that_does_not_say_is_refused(front, tmp_path):
     path = convolved(tmp_path / "a.onnx", nodes, constants)
     with pytest.raises(BctError) as info:
         load_onnx(path)
-    assert words in info.value.what and "--pixels face, imagenet" in info.value.do
+    assert words in info.value.what and "--pixels face, imagenet, raw" in info.value.do
     images = normalised(pixels(2))
     session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for said in ("face", "imagenet"):  # it is fed what it gets
+    for said in ("face", "imagenet", "raw"):  # it is fed what it gets
         want = session.run(None, {"data": images.numpy()})[0]
         np.testing.assert_allclose(load_onnx(path, pixels=said)(images), want, rtol=1e-5)
+
+
+def test_a_graph_that_does_not_say_can_get_bytes(tmp_path):
+    path = graph(tmp_path / "a.onnx")
+    images = SyntheticSet(1, 1)
+    got = bct.load(path, pixels="raw").embed(images)
+    np.testing.assert_allclose(got[0], images.image(0).mean((0, 1)), rtol=1e-5)  # 0..255
+    said = [described({"new": bct.load(path, pixels=p)})["new"] for p in (None, "face", "raw")]
+    assert [s.get("pixels") for s in said] == [None, "face", "raw"]  # results do not replace others
+    with pytest.raises(BctError, match="no pixels 'bytes'"):
+        bct.load(path, pixels="bytes")
+
+
+@pytest.mark.parametrize("script", ["ijbc", "verification", "report", "retrieval"])
+def test_every_evaluation_takes_the_flag_that_the_refusal_advises(script):
+    said = run_script(f"eval/{script}.py", "--help").stdout
+    assert "--pixels {" + ",".join(PIXELS) + "}" in said
 
 
 def test_cached_embeddings_know_how_a_graph_was_fed(tmp_path):

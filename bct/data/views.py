@@ -17,6 +17,7 @@ from bct.data.images import SIZE
 PIXELS = {  # mean and deviation of the network's input, in units of 0..255, per channel
     "face": ((127.5,) * 3, (127.5,) * 3),
     "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+    "raw": ((0.0,) * 3, (1.0,) * 3),  # of ONNX graphs that normalise
 }
 CROPS = ("none", "resized", "shift")
 AUGMENT = {  # config's word: (crop, mirror)
@@ -46,7 +47,7 @@ class View(NamedTuple):
     @property
     def aligned(self) -> bool:
         """Whether images must have the size: a face of another one is not aligned."""
-        return self.pixels == "face" and self.crop == "none"
+        return self.pixels != "imagenet" and self.crop == "none"
 
 
 def transform(view: View, train: bool) -> Callable[[np.ndarray], np.ndarray]:

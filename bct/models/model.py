@@ -137,5 +137,9 @@ def open_models(
 
 
 def described(models: Mapping[str, Model]) -> dict[str, dict[str, str]]:
-    """What results say of their models: label -> file and sha256."""
-    return {label: {"file": m.file, "sha256": m.sha256} for label, m in models.items()}
+    """What results say of their models: label -> file, sha256 and, if not as usual, pixels."""
+    said = {label: {"file": m.file, "sha256": m.sha256} for label, m in models.items()}
+    for label, model in models.items():
+        if model.pixels and (model.pixels != "face" or Path(model.file).suffix == ".onnx"):
+            said[label]["pixels"] = model.pixels
+    return said

@@ -1,5 +1,8 @@
 """Tries an ONNX graph in a process of its own: one that never ends, takes all memory or brings
-onnxruntime down is a file of somebody else, and must not take this process with it."""
+onnxruntime down is a file of somebody else, and must not take this process with it.
+
+What it can't show: a graph that loops for certain images only has no time limit afterwards.
+"""
 
 import json
 import os

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bct.command import Parser, positive, some_text, takes
+from bct.command import Parser, pixels_option, positive, some_text, takes
 from bct.data import views
 from bct.keys import LARGEST_IMAGE, whole
 from bct.metrics.retrieval import METRICS, Retrieval
@@ -65,7 +65,7 @@ def search_options(parser: Parser) -> None:
     add("--resamples", type=positive, default=1000, help="of the bootstrap over classes")
     add("--size", type=pixels, help="pixels of the input, where no model.json says; default: 112")
     add("--crop", choices=views.CROPS, help="likewise; resized: the centre of 256/224 of it")
-    add("--pixels", choices=tuple(views.PIXELS), help="their normalisation, likewise")
+    pixels_option(parser)
 
 
 def made_from(protocol: Protocol, models: Mapping[str, Model], how: How) -> dict:
