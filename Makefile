@@ -22,7 +22,7 @@ demo-short: install      ## the same, far too little training: to see that it ru
 lfw: install             ## the same on real faces: make lfw LFW=... IJBC=...
 	@PYTHON=$(BIN)/python LFW="$(LFW)" IJBC="$(IJBC)" bash runs/lfw_opclass.sh
 
-test: install            ## the test suite: at most 6 minutes on 2 cores
+test: install            ## the test suite: at most 10 minutes on 2 cores
 	@$(PYTEST) $(TWO_WORKERS)
 
 test-slow: install       ## the long tests and repetitions
