@@ -94,6 +94,17 @@ def test_values_of_numpy_beside_weights(tmp_path, legacy):
         "big": np.arange(3, dtype=">i2"),
         "kind": np.dtype("float32"),
         "nested": [{"x": np.float32(2)}, (np.ones((2, 2)),)],
+        "set": np.str_("lfw"),
+        "none": np.str_(""),
+        "bytes": np.bytes_(b"lfw"),
+        "sets": np.array(["lfw", "cfp_fp"]),
+        "empty": b"",
+        "no history": np.empty(0),
+        "wave": np.complex64(1j),
+        "day": np.datetime64("2020-01-01"),
+        "fields": np.zeros(2, [("a", "f4"), ("b", "U2")]),
+        "objects": np.array(["lfw", 1], object),
+        "random": np.random.RandomState(0).get_state(),
     }
     value = {"state_dict": OrderedDict(STATE), **beside}
     path = saved(tmp_path / "a.pt", value, _use_new_zipfile_serialization=not legacy)
@@ -101,6 +112,8 @@ def test_values_of_numpy_beside_weights(tmp_path, legacy):
     assert (found["best"], found["epoch"], found["flag"]) == (0.5, 3, True)
     np.testing.assert_array_equal(found["history"], np.arange(3.0))
     np.testing.assert_array_equal(found["big"], np.arange(3))
+    assert (found["set"], found["none"], found["bytes"]) == ("lfw", "", b"lfw")
+    assert found["sets"].tolist() == ["lfw", "cfp_fp"] and found["objects"] == ["lfw", 1]
     same(read_state(path))
 
 
@@ -212,7 +225,9 @@ TENSORS = {
     "int8": (lambda: torch.ones(3, dtype=torch.int8), "of int8, not floats"),
     "bool": (lambda: torch.ones(3, dtype=torch.bool), "of bool, not floats"),
     "list": (lambda: [1.0, 2.0], "is no tensor"),
-    "text array": (lambda: np.array(["x"]), "can't be read"),
+    "text array": (lambda: np.array(["x"]), "is no tensor"),
+    "float8": (lambda: ONES.to(torch.float8_e4m3fn), "a tensor of a new type"),
+    "uint16": (lambda: torch.ones(3, dtype=torch.uint16), "a tensor of a new type"),
 }
 
 
@@ -224,6 +239,19 @@ def test_tensors_that_no_network_has(tmp_path, kind, legacy):
     path = tmp_path / "a.pt"
     torch.save({**STATE, "odd": make()}, path, _use_new_zipfile_serialization=not legacy)
     refused(path, words)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+@pytest.mark.parametrize("protocol", [3, 4, 5])
+def test_later_protocols_of_pickle(tmp_path, protocol, legacy):
+    options = {"pickle_protocol": protocol, "_use_new_zipfile_serialization": not legacy}
+    beside = {"state_dict": STATE, "best": np.arange(3)}  # of bytes, which 2 can't write as such
+    path = saved(tmp_path / "a.pt", beside, **options)
+    refused(path, "pickled with a protocol above 2")
+    if protocol == 3:
+        same(read_state(saved(path, STATE, **options)))
+    module = saved(tmp_path / "b.pt", nn.Sequential(nn.Linear(2, 2)), **options)
+    refused(module, "whole pickled module")
 
 
 # ---- more than a file can hold
@@ -249,6 +277,11 @@ BOMBS = {
         path, {"w": torch.ones(1 << 15).as_strided((1 << 15, 1 << 15), (1, 0))}),
     "many views": lambda path: saved(path, {str(i): torch.ones(1 << 20)[:] for i in range(2)} | {
         f"v{i}": BASE[:] for i in range(200)}),
+    "one array under many names": lambda path: saved(
+        path, dict.fromkeys(map(str, range(500)), BASE[: 1 << 18].numpy())),
+    "arrays of the same bytes": lambda path: saved(path, {str(i): Again() for i in range(500)}),
+    "a list of objects in it": lambda path: saved(
+        path, {"w": objects(torch.ones(1).expand(650_000_000))}),
     "deflated": lambda path: repacked(saved(path, {"w": torch.zeros(20 << 20)})),
     "a member of 256 MiB": lambda path: repacked(saved(path, STATE), version=bytes(1 << 28)),
     "bytearray(1 TiB)": lambda path: with_pickle(
@@ -259,11 +292,30 @@ BOMBS = {
     "array of 1 TiB": lambda path: with_pickle(
         path, b"\x80\x02cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n"
         b"\x8a\x06" + bytes([0] * 5 + [1]) + b"\x85X\x01\x00\x00\x00btR."),
+    "bytes(1 TiB)": lambda path: with_pickle(
+        path, b"\x80\x02c__builtin__\nbytes\n\x8a\x06" + bytes([0] * 5 + [1]) + b"\x85R."),
     "string type of 2 GiB": lambda path: with_pickle(
         path, b"\x80\x02cnumpy.core.multiarray\nscalar\n(cnumpy\ndtype\n"
         b"(X\x0b\x00\x00\x00S2147483647K\x00K\x01tRtR."),
 }  # fmt: skip
 BASE = torch.ones(1 << 20)
+
+
+def objects(*values):
+    row = np.empty(len(values), object)
+    for i, value in enumerate(values):
+        row[i] = value
+    return row
+
+
+class Again:
+    """Pickled anew each time as an array, whose bytes are written once."""
+
+    content = bytes(1 << 20)
+
+    def __reduce__(self):
+        state = (1, (1 << 18,), np.dtype("<f4"), False, self.content)
+        return np.ones(1).__reduce__()[0], (np.ndarray, (0,), b"b"), state
 
 
 @pytest.mark.parametrize("name", BOMBS)

@@ -33,7 +33,6 @@ _OPERATIONS = {
     *("LONG_BINPUT", "MEMOIZE", "GLOBAL", "STACK_GLOBAL", "REDUCE", "BUILD"),
 }
 _PUTS = ("PUT", "BINPUT", "LONG_BINPUT")
-_KINDS = "biuf"  # of arrays and scalars: booleans and numbers
 
 
 def load_lists(data: bytes) -> list[list]:
@@ -69,12 +68,14 @@ def _check_operations(data: bytes) -> None:
 class _Type:
     """Stands for numpy.dtype. Only its name is used: byte order, the state's, can't be undone."""
 
+    kinds = "biuf"  # booleans and numbers
+
     def __init__(self, name: Any, *_: Any):
         name = name.decode("ascii") if isinstance(name, bytes) else name
         if name in ("O8", "O4", "O"):  # an array of it has its values in a list
             self.type = np.dtype(object)
             return
-        if not isinstance(name, str) or name[:1] not in _KINDS or not name[1:].isdigit():
+        if not isinstance(name, str) or name[:1] not in self.kinds or not name[1:].isdigit():
             # not the value's repr: of nested tuples it may take forever
             said = repr(name) if isinstance(name, str) else f"a {type(name).__name__}"
             raise ValueError(f"an array of {said}")
@@ -120,16 +121,19 @@ def _buffer(data: bytes | bytearray, kind: _Type, shape: Any, order: str, *axes:
 
 
 def _bytes(*data: Any) -> bytes:
-    """Stands for bytearray, as protocols below 5 write one: of bytes, or of latin1 in Python 2."""
+    """Stands for bytearray, as protocols below 5 write one: of bytes, or of latin1 in Python 2; and
+    for bytes, as those below 3 write b""."""
     if len(data) == 2:
         return _encode(data[0], data[1].replace("latin-1", "latin1"))
     (content,) = data or (b"",)
     if not isinstance(content, bytes):  # of a number it would make as many zeros
-        raise ValueError(f"a bytearray of a {type(content).__name__}")
+        raise ValueError(f"bytes of a {type(content).__name__}")
     return content
 
 
-def _scalar(kind: _Type, data: bytes) -> bool | int | float:
+def _scalar(kind: _Type, data: bytes) -> Any:
+    if not kind.type.itemsize:  # an empty text
+        return kind.type.type().item()
     (value,) = _numbers(data, kind.type).tolist()
     return value
 
@@ -145,8 +149,11 @@ _STAND_INS = {
     ("numpy", "ndarray"): _Array,
     ("numpy", "dtype"): _Type,
     ("_codecs", "encode"): _encode,
-    ("builtins", "bytearray"): _bytes,
-    ("__builtin__", "bytearray"): _bytes,
+    **{
+        (module, name): _bytes
+        for module in ("builtins", "__builtin__")
+        for name in ("bytearray", "bytes")
+    },
     **{
         (f"numpy.{core}.{module}", name): stand_in
         for core in ("core", "_core")

@@ -15,7 +15,9 @@ GROWTH, FREE = 4, 64 << 20  # how many times its size a file's tensors may take,
 _DEEPEST = 500  # containers in each other; a hash of many more overflows the stack
 _LARGEST = 1000  # how often on average a pickle may use each of its values
 _FILLING = ("APPEND", "APPENDS", "SETITEM", "SETITEMS", "BUILD")  # operations
-_MAGIC = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."  # the first pickle before torch 1.6
+# the first pickle before torch 1.6, of protocol 2; later ones can be asked for
+_MAGIC = re.compile(rb"\x80[\x02-\x05](\x95.{8})?\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19\.", re.S)
+_PROTOCOL = 2  # of pickle: torch's reader knows no operation of later ones
 
 _STARTS = (  # of files that are taken for weights
     (b"version https://git-lfs", "a git-lfs pointer: the weights themselves are not there"),
@@ -38,17 +40,20 @@ _TENSORS = {
     "torch._utils._rebuild_qtensor": "a quantised tensor",
     "torch._utils._rebuild_meta_tensor_no_storage": "a tensor without data (device meta)",
     "torch._utils._rebuild_nested_tensor": "a nested tensor",
+    "torch._utils._rebuild_tensor_v3": "a tensor of a new type, such as float8 or uint16",
     "torch._utils._rebuild_wrapper_subclass": "a tensor of a class of its own",
 }
 _KNOWN = {
     *("collections.OrderedDict", "collections.Counter", "_codecs.encode"),
     *("builtins.set", "__builtin__.set", "builtins.complex", "__builtin__.complex"),
+    *("builtins.bytes", "__builtin__.bytes"),  # of none, as protocol 2 writes b""
     *("torch.Size", "torch.device", "torch.Tensor", "torch.nn.parameter.Parameter"),
     *("torch._utils._rebuild_tensor", "torch._utils._rebuild_tensor_v2"),
-    *("torch._utils._rebuild_tensor_v3", "torch._utils._rebuild_parameter"),
-    *("torch._utils._rebuild_parameter_with_state", "torch._tensor._rebuild_from_type_v2"),
+    *("torch._utils._rebuild_parameter", "torch._utils._rebuild_parameter_with_state"),
+    "torch._tensor._rebuild_from_type_v2",
     *(f"numpy.{core}.multiarray.{name}" for core in ("core", "_core")
       for name in ("scalar", "_reconstruct")),
+    *("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"),
     *("numpy.ndarray", "numpy.dtype"),
 }  # fmt: skip
 _OF_TORCH = re.compile(r"torch\.(\w+Storage|(float|int|uint|bool|complex|bfloat)\w*)")
@@ -73,10 +78,11 @@ def check_file(path: Path) -> None:
             _check_archive(path)
             return
         file.seek(0)
-        for _ in range(5 if start.startswith(_MAGIC) else 1):
-            _check_pickle(file)
-        if not start.startswith(_MAGIC):
+        by_torch = _MAGIC.match(start)
+        newest = max(_check_pickle(file) for _ in range(5 if by_torch else 1))
+        if not by_torch:
             raise NoTensorsError("a pickle that torch.save has not written")
+        _check_protocol(newest)
 
 
 def most(path: Path) -> int:
@@ -144,17 +150,26 @@ def _check_archive(path: Path) -> None:
                     f"{path.stat().st_size:,}: more than weights can",
                 )
             with archive.open(names[inner.index("data.pkl")]) as file:
-                _check_pickle(file)
+                _check_protocol(_check_pickle(file))
     except NoTensorsError:
         raise
     except Exception as error:  # zipfile raises many kinds on damaged files
         raise NoTensorsError(f"damaged ({type(error).__name__}: {shown(error, 80)})") from None
 
 
-def _check_pickle(file: IO[bytes]) -> None:
-    """Of the pickle that begins here; the file is left behind it."""
+def _check_protocol(newest: int) -> None:
+    if newest > _PROTOCOL:
+        raise NoTensorsError(
+            f"pickled with a protocol above {_PROTOCOL}, which torch does not read safely",
+            "save it again as torch does by itself, without pickle_protocol",
+        )
+
+
+def _check_pickle(file: IO[bytes]) -> int:
+    """The protocol of the newest operation in the pickle that begins here; the file is left behind
+    it."""
     try:
-        names = _names(file)
+        names, protocol = _names(file)
     except NoTensorsError:
         raise
     except Exception as error:  # pickletools raises many kinds
@@ -166,24 +181,25 @@ def _check_pickle(file: IO[bytes]) -> None:
             )
     foreign = [n for n in names if n not in _KNOWN and not _OF_TORCH.fullmatch(n)]
     if not foreign:
-        return
+        return protocol
     first = shown(foreign[0], 60)
     if any(re.match(r"torch\.nn\.modules\.|torchvision\.models\.", name) for name in foreign):
         raise NoTensorsError(f"a whole pickled module ({first}), which runs code", _TO_SAVE)
     raise NoTensorsError(f"a pickle that asks for {first}, which runs code", _TO_SAVE)
 
 
-def _names(file: IO[bytes]) -> list[str]:
-    """The classes and functions that a pickle names, in its order.
+def _names(file: IO[bytes]) -> tuple[list[str], int]:
+    """The classes and functions that a pickle names, in its order; the protocol of its newest
+    operation.
 
     Every value on its stack is known here by how large it would be written out, and how deep.
     """
     stack: list[Any] = []
     memo: dict[int, Any] = {}
     names: dict[str, None] = {}
-    count = 0
+    protocol = 0
     for count, (operation, argument, _) in enumerate(pickletools.genops(file), 1):
-        name = operation.name
+        name, protocol = operation.name, max(protocol, operation.proto)
         if name in ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE"):
             memo[len(memo) if argument is None else argument] = stack[-1]
         elif name in ("GET", "BINGET", "LONG_BINGET"):
@@ -209,7 +225,7 @@ def _names(file: IO[bytes]) -> list[str]:
             if depth > _DEEPEST or size > _LARGEST * (count + 1000):
                 raise NoTensorsError("a pickle whose values are too deep in each other")
             stack += [(size, depth, argument)] * len(after)
-    return list(names)
+    return list(names), protocol
 
 
 def shown(text: Any, most: int) -> str:

@@ -12,7 +12,7 @@ from torch.serialization import safe_globals
 
 from bct.errors import BctError
 from bct.files import atomic
-from bct.safe.lists import _STAND_INS, _Array
+from bct.safe.lists import _STAND_INS, _Array, _Type
 from bct.safe.tensor_files import NoTensorsError, check_file, most, shown
 
 _WRAPPERS = ("state_dict_backbone", "state_dict", "model_state_dict", "net_state_dict", "model")
@@ -20,10 +20,18 @@ _WRAPPERS += ("net", "backbone")
 _PREFIXES = ("module.", "backbone.", "_orig_mod.")  # DistributedDataParallel's, torch.compile's
 _COUNTERS = ("num_batches_tracked", "position_ids", "relative_position_index")  # integers
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
-_OURS = [  # in the place of numpy's, which ask for memory by a number
-    (stand_in, f"{module}.{name}")
+
+
+class _AnyType(_Type):
+    """numpy.dtype, also of what only lies beside weights: text, dates, complex numbers, fields."""
+
+    kinds = _Type.kinds + "cSUMmV"
+
+
+_OURS = [  # in the place of numpy's and of bytes, which ask for memory by a number
+    (_AnyType if stand_in is _Type else stand_in, f"{module}.{name}")
     for (module, name), stand_in in _STAND_INS.items()
-    if module.startswith("numpy")
+    if module.startswith("numpy") or name == "bytes"
 ]
 
 
@@ -57,7 +65,9 @@ def read_tensors(path: str | Path, verify: bool = True) -> Any:
     except NoTensorsError as error:
         raise BctError(f"{path} can't be read as weights: it is {error.what}", error.do) from None
     except Exception as error:  # torch, pickle and zipfile raise a dozen kinds on damaged files
-        reason = shown((str(error).splitlines() or [""])[0], 120)
+        # torch's first line advises to run what is in the file; its reason comes after it
+        said = str(error).rpartition("WeightsUnpickler error: ")[2].strip()
+        reason = shown((said.splitlines() or [""])[0], 120)
         raise BctError(
             f"{path} can't be read as weights ({type(error).__name__}: {reason})", do
         ) from None
@@ -66,7 +76,8 @@ def read_tensors(path: str | Path, verify: bool = True) -> Any:
 def _checked(path: Path, saved: Any) -> Any:
     """The same with numpy's arrays in the place of their stand-ins, if it is not too large.
 
-    A tensor may be larger than its storage, of which each row may be the same one.
+    A tensor may be larger than its storage, of which each row may be the same one; many arrays
+    may have the same bytes.
     """
     outer = [saved]
     held, seen, waiting = 0, set(), [outer]
@@ -75,9 +86,12 @@ def _checked(path: Path, saved: Any) -> Any:
         items = list(container.items() if isinstance(container, dict) else enumerate(container))
         for key, value in items:
             if isinstance(value, _Array):
+                value = value.array
                 if not isinstance(container, tuple):  # there it stays, and is of no use
-                    container[key] = value.array
-            elif id(value) not in seen and isinstance(value, torch.Tensor | dict | list | tuple):
+                    container[key] = value
+                if isinstance(value, np.ndarray):  # each is copied where it becomes a tensor
+                    held += value.nbytes
+            if id(value) not in seen and isinstance(value, torch.Tensor | dict | list | tuple):
                 seen.add(id(value))
                 if isinstance(value, torch.Tensor):
                     held += value.numel() * value.element_size()
