@@ -309,6 +309,21 @@ FRONTS = {  # nodes, constants, (a, b) of what they make of 0..255; None: insigh
         {"m": MEANS.reshape(1, 3, 1, 1), "d": F([58, 57, 57]).reshape(3, 1, 1)},
         (1 / F([58, 57, 57]), -MEANS / F([58, 57, 57])),
     ),
+    "a mean image": (
+        [node("Sub", "data", "m", "s"), node("Mul", "s", "a", "x")],
+        {"m": np.tile(MEANS.reshape(3, 1, 1), (1, 112, 112)), "a": F(1 / 128)},
+        (1 / 128, -MEANS / 128),
+    ),
+    "channels last": (
+        [
+            node("Transpose", "data", "t", perm=[0, 2, 3, 1]),
+            node("Sub", "t", "m", "s"),
+            node("Mul", "s", "a", "u"),
+            node("Transpose", "u", "x", perm=[0, 3, 1, 2]),
+        ],
+        {"m": np.tile(MEANS, (112, 112, 1)), "a": F(1 / 128)},
+        (1 / 128, -MEANS / 128),
+    ),
     "a mean alone": ([node("Sub", "data", "m", "x")], {"m": F(127.5)}, (1, -127.5)),
     "Div by 255": ([node("Div", "data", "d", "x")], {"d": F(255)}, (1 / 255, 0)),
     "of Constants": (
@@ -372,6 +387,16 @@ REFUSED = {  # fronts that do not say which pixels they want, and words of the e
         [node("BatchNormalization", "data", *BN, "x")],
         dict(zip(BN, (F([v] * 3) for v in (1, 0, 0.1, 0.3)), strict=True)),
         "of a pixel x",
+    ),
+    "1 on average": (
+        [node("Mul", "data", "k", "x")],
+        {"k": F([0.5, 1, 1.5]).reshape(3, 1, 1)},
+        "0.5 x +0, 1 x +0, 1.5 x +0 of a pixel x",
+    ),
+    "nothing on average": (
+        [node("Sub", "data", "k", "x")],
+        {"k": F([-9, 0, 9]).reshape(3, 1, 1)},
+        "1 x +9, 1 x +0, 1 x -9 of a pixel x",
     ),
     "Sqrt": ([node("Sqrt", "data", "x")], {}, "goes into a Sqrt"),
     "by itself": ([node("Mul", "data", "data", "x")], {}, "goes into a Mul"),

@@ -25,6 +25,7 @@ _RANGE = 32.0  # how wide a normalised image's range may be; it is 2 or 5 as a r
 _MEANS = (60.0, 200.0)  # of pixels, where only a mean is taken away
 
 
+@np.errstate(all="ignore")  # what is not finite is refused
 def wants_bytes(graph: Any, image: str) -> bool:
     """Whether an onnx.GraphProto is fed 0..255; otherwise (x - 127.5) / 127.5.
 
@@ -33,21 +34,24 @@ def wants_bytes(graph: Any, image: str) -> bool:
 
     Raises ValueError, with what is found there, when its first nodes do not say.
     """
-    slope, offset = _first_nodes(graph, image)
-    if abs(slope - 1) < 1e-6 and abs(offset) < 1e-6:
+    slope, offset = np.broadcast_arrays(*_first_nodes(graph, image))
+    kept = np.abs(slope - 1) < 1e-6
+    if (kept & (np.abs(offset) < 1e-6)).all():
         return False
-    if 0 < 255 * abs(slope) <= _RANGE and abs(127.5 * slope + offset) <= _RANGE:
+    width = 255 * np.abs(slope)
+    if ((width > 0) & (width <= _RANGE) & (np.abs(127.5 * slope + offset) <= _RANGE)).all():
         return True
-    if abs(slope - 1) < 1e-6 and _MEANS[0] <= -offset <= _MEANS[1]:
+    if (kept & (_MEANS[0] <= -offset) & (-offset <= _MEANS[1])).all():
         return True
-    raise ValueError(f"its first nodes make {slope:.4g} x {offset:+.4g} of a pixel x")
+    made = dict.fromkeys(f"{a:.4g} x {b:+.4g}" for a, b in zip(slope, offset, strict=True))
+    raise ValueError(f"its first nodes make {', '.join(made)} of a pixel x")
 
 
-def _first_nodes(graph: Any, image: str) -> tuple[float, float]:
-    """(a, b) of a x + b, means over what is given per channel or pixel."""
+def _first_nodes(graph: Any, image: str) -> tuple[np.ndarray, np.ndarray]:
+    """(a, b) of a x + b, (1,) or (3,) each, of all channels or of each."""
     made_by = {name: node for node in graph.node for name in node.output}
     weights = {tensor.name: tensor for tensor in graph.initializer}
-    slope, offset = 1.0, 0.0
+    slope, offset = np.ones(1), np.zeros(1)
     for _ in range(len(graph.node) + 1):
         users = [n for n in graph.node if image in n.input and n.op_type not in _SHAPES]
         kinds = sorted({node.op_type for node in users})
@@ -59,39 +63,41 @@ def _first_nodes(graph: Any, image: str) -> tuple[float, float]:
         if node.domain not in ("", "ai.onnx"):
             raise ValueError(f"its image goes into a {node.domain}.{node.op_type}")
         if node.op_type in _TRANSPARENT and node.input[0] == image:
-            a, b = 1.0, 0.0
+            a, b = np.ones(1), np.zeros(1)
         else:
             a, b = _affine(node, image, lambda name: _constant(name, weights, made_by))
         slope, offset, image = slope * a, offset * a + b, node.output[0]
     raise ValueError("its image goes in a circle")
 
 
-def _affine(node: Any, image: str, value: Callable[[str], np.ndarray]) -> tuple[float, float]:
+def _affine(
+    node: Any, image: str, value: Callable[[str], np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
     """(a, b) of a node."""
     kind, names = node.op_type, list(node.input)
     if kind == "BatchNormalization" and names[0] == image:
         epsilon = next((a.f for a in node.attribute if a.name == "epsilon"), 1e-5)
         weight, bias, mean, variance = map(value, names[1:5])
         a = weight / np.sqrt(variance + epsilon)
-        return float(a.mean()), float((bias - a * mean).mean())
+        return a, bias - a * mean
     if kind not in ("Sub", "Add", "Mul", "Div") or names.count(image) != 1:
         raise ValueError(f"its image goes into a {kind}")
     first = names[0] == image
-    with np.errstate(all="ignore"):
-        c = value(names[1] if first else names[0])
-        if kind == "Mul":
-            return float(c.mean()), 0.0
-        if kind == "Div" and first:
-            return float((1 / c).mean()), 0.0
+    c = value(names[1] if first else names[0])
+    if kind == "Mul":
+        return c, np.zeros(1)
+    if kind == "Div" and first:
+        return 1 / c, np.zeros(1)
     if kind == "Add":
-        return 1.0, float(c.mean())
+        return np.ones(1), c
     if kind == "Sub":
-        return (1.0, -float(c.mean())) if first else (-1.0, float(c.mean()))
+        return (np.ones(1), -c) if first else (-np.ones(1), c)
     raise ValueError("its image is what something is divided by")
 
 
 def _constant(name: str, weights: dict[str, Any], made_by: dict[str, Any]) -> np.ndarray:
-    """float64, the value of a constant. ValueError for what is none."""
+    """float64 (1,) or (3,), a constant's value for all channels or for each; means over pixels.
+    ValueError for what is none."""
     from onnx import numpy_helper
 
     for _ in range(16):  # through nodes that do not change it
@@ -107,7 +113,7 @@ def _constant(name: str, weights: dict[str, Any], made_by: dict[str, Any]) -> np
                 if attribute.name in ("value_float", "value_int"):
                     return np.float64([attribute.f or attribute.i])
                 if attribute.name in ("value_floats", "value_ints"):
-                    return np.float64(list(attribute.floats) or list(attribute.ints))
+                    return _per_channel(np.float64(list(attribute.floats) or list(attribute.ints)))
         if node.op_type not in ("Identity", "Cast", "Unsqueeze", "Squeeze", "Reshape"):
             break
         name = node.input[0]
@@ -117,7 +123,17 @@ def _constant(name: str, weights: dict[str, Any], made_by: dict[str, Any]) -> np
 def _array(tensor: Any, numpy_helper: Any) -> np.ndarray:
     if tensor.data_location == tensor.EXTERNAL:
         raise ValueError("its image meets a constant in another file")
-    array = np.float64(numpy_helper.to_array(tensor)).ravel()
+    return _per_channel(np.float64(numpy_helper.to_array(tensor)))
+
+
+def _per_channel(array: np.ndarray) -> np.ndarray:
     if not array.size:
         raise ValueError("its image meets an empty constant")
-    return array
+    if array.size not in (1, 3):
+        if array.ndim >= 3 and array.shape[-3] == 3:
+            array = array.reshape(-1, 3, array.shape[-2] * array.shape[-1]).mean(axis=(0, 2))
+        elif array.shape[-1] == 3:  # channels last
+            array = array.reshape(-1, 3).mean(axis=0)
+        else:
+            array = array.mean()
+    return array.reshape(-1)
