@@ -268,7 +268,13 @@ def test_two_starts_at_once_never_mix(job):
 
 def ended(function):
     """The exit code of a command that calls it, in a process of its own; and its seconds."""
-    process, began = fork.Process(target=run_cli, args=(lambda: sys.exit(function()),)), time.time()
+
+    def run():
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup and `&` ignore these
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        sys.exit(function())
+
+    process, began = fork.Process(target=run_cli, args=(run,)), time.time()
     process.start()
     process.join(60)
     return process.exitcode, time.time() - began
