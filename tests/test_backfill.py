@@ -29,7 +29,13 @@ from bct.metrics.mixed import retrieve_mixed
 from bct.metrics.relevance import ByClass, ByItem, Rows, positives, unopposed
 from bct.metrics.retrieval import METRICS, retrieve
 from bct.metrics.scores import identification, tar_at_far
-from bct.search.orders import disagreement, distance_to_centre, order_by_distance, order_random
+from bct.search.orders import (
+    disagreement,
+    distance_to_centre,
+    order_by_distance,
+    order_random,
+    orders_by_distance,
+)
 
 FRACTIONS = np.linspace(0, 1, 11)
 
@@ -344,3 +350,20 @@ def test_mixed_searches_that_do_not_fit():
     ):
         with pytest.raises(BctError, match=wrong):
             retrieve_mixed(x, galleries, [curve_], classes)
+
+
+def test_rounding_orders_no_classes_of_one_row():
+    """Most templates of a gallery may be one image: each is its own centre, in any unit."""
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((300, 64)).astype(np.float32)
+    labels = np.r_[np.arange(250), 250 + np.arange(50) // 5]
+    for scale in (1, 3, 7, 1e-3):
+        distance = distance_to_centre(rows * np.float32(scale), labels)
+        assert (distance[:250] == 0).all() and (distance[250:] > 0.1).all()
+    ways = orders_by_distance(distance)
+    assert len(ways) == 3 and all(sorted(way) == list(range(300)) for way in ways)
+    for way in ways:  # the ties come in another order each time, the others do not
+        assert way[:50].tolist() == order_by_distance(distance)[:50].tolist()
+    assert len({tuple(way) for way in ways}) == 3
+    (only,) = orders_by_distance(distance[250:])
+    assert only.tolist() == order_by_distance(distance[250:]).tolist()

@@ -270,6 +270,7 @@ def ended(function):
     """The exit code of a command that calls it, in a process of its own; and its seconds."""
 
     def run():
+        torch.set_num_threads(1)  # those that torch had started are not in a forked process
         signal.signal(signal.SIGINT, signal.default_int_handler)  # nohup and `&` ignore these
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
         sys.exit(function())

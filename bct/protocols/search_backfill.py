@@ -14,7 +14,7 @@ from bct.models.widths import same_width
 from bct.protocols.roles import Roles, Test
 from bct.protocols.search_tests import How, Sides, mean_of
 from bct.protocols.verdict import ROUNDING
-from bct.search.orders import distance_to_centre, order_by_distance, order_random
+from bct.search.orders import distance_to_centre, order_random, orders_by_distance
 from bct.stored.vector_files import open_vectors
 
 ORDERS = ("random", "distance")
@@ -66,7 +66,7 @@ def _permutations(
     if given is None and name == "random":
         return [order_random(len(gallery), seed) for seed in range(_SEEDS)]
     first = distance_to_centre(gallery, relevance.gallery) if given is None else given
-    return [order_by_distance(first)]
+    return orders_by_distance(first)
 
 
 def backfilling(

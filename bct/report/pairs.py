@@ -36,6 +36,7 @@ from bct.search.orders import (
     distance_to_centre,
     order_by_distance,
     order_random,
+    orders_by_distance,
 )
 
 
@@ -195,7 +196,7 @@ def backfill_orders(study: Study, gallery: np.ndarray) -> dict[str, Order]:
     n = len(gallery)
     return {
         "random": Order([order_random(n, seed) for seed in range(RANDOM_ORDERS)]),
-        "furthest from its old centre first": Order([order_by_distance(spread(study, gallery))]),
+        "furthest from its old centre first": Order(orders_by_distance(spread(study, gallery))),
         DISAGREEMENT: Order([order_by_distance(disagreement(old, new))], available=False),
     }
 

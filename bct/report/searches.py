@@ -36,6 +36,7 @@ from bct.search.orders import (
     distance_to_centre,
     order_by_distance,
     order_random,
+    orders_by_distance,
 )
 
 MAP = Measure("map", "mAP")
@@ -146,7 +147,7 @@ def backfill_orders(old: np.ndarray, new: np.ndarray, relevance: Relevance) -> d
     orders = {"random": Order([order_random(len(old), seed) for seed in range(RANDOM_ORDERS)])}
     if isinstance(relevance, ByClass):
         spread = distance_to_centre(old, relevance.gallery)
-        orders[BY_CENTRE] = Order([order_by_distance(spread)])
+        orders[BY_CENTRE] = Order(orders_by_distance(spread))
     by_gap = order_by_distance(disagreement(old, new))
     return orders | {DISAGREEMENT: Order([by_gap], available=False)}
 

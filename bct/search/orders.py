@@ -14,12 +14,17 @@ def order_random(n: int, seed: int) -> np.ndarray:
     return torch.randperm(n, generator=generator("cpu", seed, "backfill order")).numpy()
 
 
-def order_by_distance(distance: np.ndarray) -> np.ndarray:
-    """Items by descending distance, int64 (N,); equal ones by index.
+_TIES = 3  # orders that stand for all that a distance with ties leaves open
+_ROUNDING = 1e-6  # a distance of unit rows in float32 below it is one of the same row
+
+
+def order_by_distance(distance: np.ndarray, seed: int | None = None) -> np.ndarray:
+    """Items by descending distance, int64 (N,); equal ones by index, or at random.
 
     Args:
         distance: float (N,), e.g. distance_to_centre, disagreement, or the log-variance that
             FastFill predicts (tools/transform_gallery.py --uncertainty).
+        seed: of the random order of equal ones; None: by index.
 
     Raises:
         BctError: a distance that is not a number.
@@ -29,13 +34,25 @@ def order_by_distance(distance: np.ndarray) -> np.ndarray:
             f"{np.count_nonzero(np.isnan(distance))} distances are NaN",
             "check the embeddings they come from",
         )
-    return np.argsort(-np.asarray(distance, np.float64), kind="stable")
+    descending = -np.asarray(distance, np.float64)
+    if seed is None:
+        return np.argsort(descending, kind="stable")
+    return np.lexsort((order_random(len(descending), seed), descending))
+
+
+def orders_by_distance(distance: np.ndarray) -> list[np.ndarray]:
+    """The order of these distances; where there are ties, which leave it open, several with equal
+    items at random. What index an item has must not decide how good an order looks."""
+    if len(np.unique(distance)) == len(distance):
+        return [order_by_distance(distance)]
+    return [order_by_distance(distance, seed) for seed in range(_TIES)]
 
 
 def distance_to_centre(embeddings: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """|n(x_i) - n(sum over class y_i of n(x))| with n(x) = x / |x|, float32 (N,), in 0..2.
 
-    A row of zeros has the distance of cosine 0, the square root of 2, and is in no sum.
+    A row of zeros has the distance of cosine 0, the square root of 2, and is in no sum. A row that
+    is its own centre has exactly 0: rounding must not order the classes of one row.
 
     How badly an embedding stands for its class. Given the old embeddings mapped into the new space,
     it is the order of Ricci et al. (lambda-orthogonality, arXiv 2509.16664).
@@ -50,6 +67,7 @@ def distance_to_centre(embeddings: np.ndarray, labels: np.ndarray) -> np.ndarray
     for rows, x in unit_blocks(embeddings):
         gap = x - centres[torch.from_numpy(labels[rows])]  # (B, D)
         apart = torch.linalg.vector_norm(gap, dim=1)
+        apart = apart.where(apart > _ROUNDING, 0)
         distance[rows] = apart.where(any_number(x), 2**0.5).numpy()
     return distance
 

@@ -7,6 +7,8 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 
+import torch
+
 _CHANGES = ("open", "mkdir", "rename", "replace", "unlink", "rmdir", "fchmod", "fsync", "remove")
 _fork = multiprocessing.get_context("fork").Process
 
@@ -25,6 +27,7 @@ def kills(function: Callable[[], None]) -> Iterator[int]:
 
 
 def _killed_before(step: int, function: Callable[[], None]) -> None:
+    torch.set_num_threads(1)  # those that torch had started are not in a forked process
     count = itertools.count()
 
     def counting(real):
