@@ -1,7 +1,6 @@
 """Stopping on request: SIGTERM, SIGUSR1, SIGINT or SIGHUP ends a run after its next step, with a
 checkpoint; a second SIGINT ends it at once."""
 
-import gc
 import os
 import signal
 import threading
@@ -69,11 +68,7 @@ def leave_to_parent(_: int) -> None:
 
     Schedulers signal every process, and a run whose workers are gone could not finish its step. But
     SIGTERM from the main process itself is how workers are told to end.
-
-    What the main process has left to the collector stays as it is: an onnxruntime session waits for
-    ever when it is freed here, where none of its threads are.
     """
-    gc.freeze()
     for number in (signal.SIGUSR1, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})

@@ -7,6 +7,7 @@ an index is cropped follows from seed and epoch, whatever the number of ranks an
 vectors take the same path as float32 rows.
 """
 
+import gc
 import mmap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -153,6 +154,10 @@ class Loader:
             yield batch
 
     def _packets(self) -> Iterator["_Packet | BctError"]:
+        if self.loader.num_workers:
+            # a worker's collector would free what the main process has left to its own; an
+            # onnxruntime session then waits for ever, for threads that no forked process has
+            gc.collect()
         try:
             yield from self.loader
         except RuntimeError as error:  # torch has no class of its own for it
