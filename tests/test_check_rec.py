@@ -205,6 +205,8 @@ def test_of_two_records_with_one_id_each_keeps_its_key(rec, monkeypatch, capsys)
 def test_bad_arguments(rec, tmp_path, monkeypatch, capsys):
     for options in (["-j", "0"], ["--max-problems", "-1"]):
         assert check(rec, monkeypatch, capsys, *options) == (2, "")
+    with pytest.raises(BctError, match=r"is a folder, not a record file\n.*train\.rec"):
+        check(tmp_path, monkeypatch, capsys)
     (tmp_path / "junk.rec").write_bytes(b"junk" * 100)
     with pytest.raises(BctError, match="holds no whole record"):
         check(tmp_path / "junk.rec", monkeypatch, capsys)

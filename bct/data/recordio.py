@@ -76,6 +76,11 @@ class RecordFile:
 
     def __init__(self, path: str | Path):
         self.path = Path(path)
+        if self.path.is_dir():
+            raise BctError(
+                f"{self.path} is a folder, not a record file",
+                f"name the file in it, e.g. {self.path / 'train.rec'}",
+            )
         if not self.path.is_file():
             raise BctError(f"record file {self.path} does not exist", "check the path (key `rec`)")
         if self.path.stat().st_size == 0:
