@@ -1,11 +1,13 @@
 """What a run says: insightface's log lines, TensorBoard, metrics.jsonl, progress bars."""
 
+import errno
 import json
 import logging
+import os
 import sys
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,54 @@ def progress(items: Iterable, what: str, total: int | None = None, unit: str = "
 
 
 class _BesideBars(logging.Handler):
-    """Prints log lines to stdout without tearing a progress bar apart."""
+    """Prints log lines to stdout without tearing a progress bar apart.
+
+    unread: whether stdout is a pipe whose reader has gone.
+    """
+
+    unread = False
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.write(self.format(record), file=sys.stdout)
+        self.unread |= _on_screen(lambda: self._print(self.format(record))) == errno.EPIPE
+
+    def _print(self, line: str) -> None:
+        tqdm.write(line, file=sys.stdout)
+        sys.stdout.flush()  # a failure has to show here, not in whatever prints next
+
+
+class _LogFile(logging.FileHandler):
+    """A log file without which a run goes on when it can't be written, as on a full disk."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        logging.getLogger().removeHandler(self)
+        _warn_of_lost(self.baseFilename, sys.exc_info()[1])
+
+    def close(self) -> None:
+        with suppress(OSError):  # of the line that handleError has told of
+            super().close()
+
+
+def _on_screen(write: Callable[[], object]) -> int:
+    """Prints; a screen that is gone, as when a terminal is closed, does not end a run.
+
+    Returns:
+        0, or the error's number. What is printed after it is dropped.
+    """
+    try:
+        write()
+        return 0
+    except OSError as error:
+        with open(os.devnull, "w", encoding="utf-8") as nowhere:
+            for stream in (sys.stdout, sys.stderr):
+                try:
+                    stream.flush()
+                except OSError:
+                    os.dup2(nowhere.fileno(), stream.fileno())
+        return error.errno or errno.EIO
+
+
+def _warn_of_lost(what: str | Path, error: BaseException | None) -> None:
+    logging.warning("%s can't be written any more (%s): the run goes on without it", what, error)
 
 
 class RunLog:
@@ -59,17 +105,19 @@ class RunLog:
         self.sums: dict[str, torch.Tensor] = {}
         self.count, self.waited, self.pauses = 0, 0.0, 0.0
         self.scale, self.overflows = scaler.get_scale(), 0
-        self.writer = self.jsonl = None
+        self.writer = self.jsonl = self.screen = None
         self.bar = progress((), cfg.name, total_steps, unit="step")
-        self.bar.update(start_step)
+        self._advance(start_step)
         logging.getLogger().setLevel(logging.INFO if distributed.is_main() else logging.ERROR)
         if distributed.is_main():
             from torch.utils.tensorboard import SummaryWriter  # slow to import
 
             output = Path(cfg.output)
+            self.screen = _BesideBars()
             self.handlers = [
-                _BesideBars(),
-                logging.FileHandler(output / "training.log", encoding="utf-8"),
+                self.screen,
+                # names of files may be no text
+                _LogFile(output / "training.log", encoding="utf-8", errors="surrogateescape"),
             ]
             for handler in self.handlers:
                 handler.setFormatter(logging.Formatter("Training: %(asctime)s-%(message)s"))
@@ -104,7 +152,7 @@ class RunLog:
         Args:
             losses: the step's loss terms; they stay on the device until a line is written.
         """
-        self.bar.update()
+        self._advance(1)
         self.count += 1
         if self.scaler.is_enabled():
             scale = self.scaler.get_scale()
@@ -142,12 +190,27 @@ class RunLog:
 
     def scalars(self, step: int, **values: Any) -> None:
         """Writes values to metrics.jsonl and TensorBoard under their names."""
-        if self.writer is None:
-            return
-        self.jsonl.write(json.dumps({"step": step, **values}) + "\n")
-        self.jsonl.flush()
-        for name, value in values.items():
-            self.writer.add_scalar(name, value, step)
+        if self.jsonl is not None:
+            try:
+                self.jsonl.write(json.dumps({"step": step, **values}) + "\n")
+                self.jsonl.flush()
+            except OSError as error:
+                self.jsonl = _lost(self.jsonl.name, self.jsonl.close, error)
+        if self.writer is not None:
+            try:
+                for name, value in values.items():
+                    self.writer.add_scalar(name, value, step)
+            except OSError as error:
+                self.writer = _lost("tensorboard/", self.writer.close, error)
+
+    @property
+    def unread(self) -> bool:
+        """Whether what it prints goes into a pipe that nobody reads any more."""
+        return self.screen is not None and self.screen.unread
+
+    def _advance(self, steps: int) -> None:
+        if _on_screen(lambda: self.bar.update(steps)):
+            self.bar.disable = True
 
     @contextmanager
     def paused(self) -> Iterator[None]:
@@ -160,10 +223,14 @@ class RunLog:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bar.close()
-        if self.writer is not None:
-            self.writer.close()
-            self.jsonl.close()
+        _on_screen(self.bar.close)
+        for sink in (self.jsonl, self.writer):
+            if sink is not None:
+                try:
+                    sink.close()
+                except OSError as error:
+                    _warn_of_lost(self.cfg.output, error)
+        if self.screen is not None:
             for handler in self.handlers:
                 logging.getLogger().removeHandler(handler)
                 handler.close()
@@ -187,7 +254,8 @@ class BadRecords:
         self.count += len(problems)
         if not problems:
             return
-        with open(self.file, "a", encoding="utf-8") as file:  # short appends don't mix
+        how = {"encoding": "utf-8", "errors": "surrogateescape"}  # names of files may be no text
+        with open(self.file, "a", **how) as file:  # short appends don't mix
             file.writelines(f"rank {distributed.rank()}: {problem}\n" for problem in problems)
         for problem in problems:
             logging.warning("skipped: %s", problem)
@@ -200,6 +268,13 @@ class BadRecords:
 
 
 _ENOUGH = 1000  # images after which a rate means something
+
+
+def _lost(what: str, close: Callable[[], object], error: OSError) -> None:
+    """Says that a log has come to its end, and closes it."""
+    _warn_of_lost(what, error)
+    with suppress(OSError):  # the same failure again
+        close()
 
 
 def _forget_after(path: Path, step: int) -> None:

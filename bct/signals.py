@@ -44,6 +44,10 @@ class StopRequest:
         )
         return known
 
+    def ask(self, number: int) -> None:
+        """As if that signal had come; one that has come before stands."""
+        self.received = self.received or number
+
     def __enter__(self) -> "StopRequest":
         # what is ignored stays so: nohup ignores SIGHUP, a shell SIGINT for its background jobs
         heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]

@@ -29,14 +29,14 @@ from bct.method import Method
 from bct.models.about import view_of_config
 from bct.models.embed import embedded
 from bct.old_model import OldModel
-from bct.protocols.pairs import VerificationSet, load_bin, verify
+from bct.protocols.pairs import VerificationSet, load_bins, verify
 from bct.signals import StopRequest
 from bct.streams import generator, seed_of
 from bct.training.checkpoint import load_checkpoint, save_checkpoint
 from bct.training.finite import FiniteCheck, Outcome
 from bct.training.heads import make_head
 from bct.training.optimizer import group_named, learning_rate, make_optimizer
-from bct.training.replicas import replicate, share_statistics
+from bct.training.replicas import replicate, share_statistics, takes_one_image
 from bct.training.run_folder import describe, prepared_output, run_identity, save_model
 from bct.training.run_record import RunRecord
 
@@ -147,11 +147,11 @@ def check_steps(job: Job) -> None:
             f"there are {batches}",
             "give a smaller gradient_acc or batch_size, or a larger data set",
         )
-    modules = (*job.backbone.modules(), *job.method.modules())
-    if cfg.batch_size == 1 and any(isinstance(module, nn.BatchNorm1d) for module in modules):
-        raise BctError(
-            "batch_size = 1: batch norm needs two images per process", "give batch_size=2 or more"
-        )
+    size = view_of_config(cfg).size
+    shape = (job.dataset.width,) if job.dataset.vectors else (3, size, size)
+    one, learning = torch.zeros(1, *shape, device=job.device), cfg.freeze_statistics_at != 0
+    if cfg.batch_size == 1 and not takes_one_image(job.backbone, job.method, one, learning):
+        raise BctError("batch_size = 1: batch norm needs two images per process", "give 2 or more")
 
 
 def agreed_identity(
@@ -191,9 +191,7 @@ def build(
         view=view_of_config(cfg),
         broken=bad,
     )
-    folder = rec_val_folder(cfg, dataset)
-    names = [name.removesuffix(".bin") for name in cfg.val_targets]  # insightface's have none
-    sets = [load_bin(folder / f"{name}.bin") for name in names]
+    sets = load_bins(rec_val_folder(cfg, dataset), cfg.val_targets)
     about = describe(cfg, dataset, method_class.output_width(cfg, old.dim))
     modules = backbone, method, head, optimizer, scaler
     return Job(cfg, device, dataset, *modules, loader, sets, bad, about)
@@ -226,6 +224,8 @@ def take_steps(
             if due.any or step % cfg.frequent == 0:
                 check.verify()
             log.step(step, epoch, lr, outcome.losses)
+            if log.unread:  # `| head`, or a tee that was killed
+                stop.ask(signal.SIGPIPE)
             with log.paused():
                 best = keep(job, due, step, best, log)
             if due.stop:

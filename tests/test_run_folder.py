@@ -6,6 +6,7 @@ import io
 import json
 import multiprocessing
 import os
+import pty
 import random
 import shutil
 import signal
@@ -316,6 +317,87 @@ def test_a_second_sigint_ends_at_once(job, between, capfd):
     assert code == 128 + signal.SIGINT and seconds < 20
     assert not checkpoints(job.output) and not (job.output / "run.lock").exists()
     assert train(job("resume=True"), Method, CPU) == 0
+
+
+def closing(step, what):
+    """The method; `what` is called within a step."""
+
+    class Closing(Method):
+        calls = 0
+
+        def forward(self, *arguments):
+            Closing.calls += 1
+            if Closing.calls == step:
+                what()
+            return super().forward(*arguments)
+
+    Closing.__name__ = Method.__name__
+    return Closing
+
+
+def test_a_terminal_that_closes_leaves_a_checkpoint(job):
+    """SIGHUP comes, and whatever is printed from then on fails."""
+    ready = os.pipe()
+
+    def hang_up():
+        os.write(ready[1], b".")
+        time.sleep(1)  # until the signal
+
+    pid, terminal = pty.fork()
+    if pid == 0:
+        torch.set_num_threads(1)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)
+        sys.stdout, sys.stderr = (open(k, "w", closefd=False) for k in (1, 2))  # noqa: SIM115
+        code = 1
+        try:
+            run_cli(lambda: sys.exit(train(job(), closing(3, hang_up), CPU)))
+        except SystemExit as end:
+            code = end.code
+        finally:
+            os._exit(code)
+    os.read(ready[0], 1)
+    os.close(terminal)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 128 + signal.SIGHUP
+    assert read_tensors(checkpoints(job.output)[0])["progress"]["step"] == 3
+    assert "stopped by SIGHUP after step 3" in (job.output / "training.log").read_text()
+    assert train(job("resume=True"), Method, CPU) == 0
+
+
+def test_a_reader_that_goes_leaves_a_checkpoint(job):
+    """`| head`, or a tee that is killed."""
+
+    def run():
+        read, write = os.pipe()
+        os.close(read)
+        os.dup2(write, 1)
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
+        return train(job("batch_size=4"), Method, CPU)
+
+    assert ended(run)[0] == 128 + signal.SIGPIPE
+    assert read_tensors(checkpoints(job.output)[0])["progress"]["step"] < 5
+    assert train(job("batch_size=4", "resume=True"), Method, CPU) == 0
+
+
+def test_logs_that_can_not_be_written_do_not_end_a_run(job, caplog):
+    """/dev/full stands for the full disk."""
+
+    def fill():
+        full = os.open("/dev/full", os.O_WRONLY)
+        for name in os.listdir("/proc/self/fd"):
+            try:
+                file = os.readlink(f"/proc/self/fd/{name}")
+            except OSError:  # of the listing itself
+                continue
+            if file.startswith(f"{job.output}/") and not file.endswith("run.lock"):
+                os.dup2(full, int(name))
+        os.close(full)
+
+    assert train(job(), closing(2, fill), CPU) == 0
+    for name in ("training.log", "metrics.jsonl"):
+        said = [line for line in caplog.messages if f"{name} can't be written any more" in line]
+        assert len(said) == 1, caplog.messages
+    assert json.loads((job.output / "run.json").read_text())["finished"]
+    assert len(checkpoints(job.output)) == 2
 
 
 # ---- torchrun

@@ -4,6 +4,7 @@ A `.bin` is a pickle of (list of 2P encoded images, list of P same-or-not flags)
 2i + 1 are pair i.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +76,19 @@ def open_bin(path: str | Path) -> Protocol:
         thumbnail=images.load,
         remarks=remarks,
     )
+
+
+def load_bins(folder: Path, names: Sequence[str]) -> list[VerificationSet]:
+    """The sets of a folder, named with or without .bin. BctError like load_bin, or for two sets of
+    one name: their results would be one."""
+    sets = [load_bin(folder / f"{name.removesuffix('.bin')}.bin") for name in names]
+    called = [images.name for images in sets]
+    if twice := [name for name in called if called.count(name) > 1]:
+        raise BctError(
+            f"val_targets = {list(names)!r}: two sets are called {twice[0]}",
+            "name each set once, and give sets of one name names of their own",
+        )
+    return sets
 
 
 def load_bin(path: str | Path, size: int = SIZE) -> VerificationSet:

@@ -12,6 +12,8 @@ bad_records.txt, nonfinite_rank*.json   images that were skipped, or that a run 
 """
 
 import datetime
+import errno
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -68,8 +70,11 @@ def prepared_output(
         if distributed.is_main():
             try:
                 output.mkdir(parents=True, exist_ok=True)
-                lock = take_lock(output) if cfg.lock else None
-                decision[0] = _prepare(cfg, identity)
+                try:
+                    lock = take_lock(output) if cfg.lock else None
+                    decision[0] = _prepare(cfg, identity)
+                except OSError as error:
+                    decision[0] = _reused(cfg, identity, error)
             except (BctError, OSError) as error:
                 decision[0] = error
         if distributed.world_size() > 1:
@@ -80,6 +85,16 @@ def prepared_output(
     finally:
         if lock is not None:
             release_lock(output, lock)
+
+
+def _reused(cfg: EasyDict, identity: dict[str, Any], error: OSError) -> tuple[str, RunRecord]:
+    """A finished run may be reused where nothing can be written; raises the error otherwise."""
+    if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS) or not cfg.resume:
+        raise error
+    start, record = _decide(cfg, identity)
+    if start != "finished":
+        raise error
+    return start, record
 
 
 def _prepare(cfg: EasyDict, identity: dict[str, Any]) -> tuple[str, RunRecord]:
@@ -170,10 +185,16 @@ def _without_record(
             "or choose another output=...",
         )
     if path.exists():
-        os.replace(path, path.with_name(f"{RECORD}.damaged"))
+        os.replace(path, _free_name(path))
     record.write()
     distributed.say(f"warning: {what}: made again from the run's checkpoints")
     return "resume", record
+
+
+def _free_name(path: Path) -> Path:
+    """Where a damaged file is kept, beside others that are kept already."""
+    names = (path.with_name(f"{path.name}.damaged{k or ''}") for k in itertools.count())
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def _refuse_foreign(output: Path, record: RunRecord | None) -> None:

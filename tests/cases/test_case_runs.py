@@ -1,6 +1,8 @@
 """Runs that lost something, mixed their files or trained nothing: the cases of a user's folder."""
 
+import ctypes
 import json
+import multiprocessing
 import os
 import shutil
 import zipfile
@@ -73,6 +75,22 @@ def test_one_image_per_process_is_refused_before_the_old_run_is_touched(job):
     with pytest.raises(BctError, match="batch_size = 1: batch norm needs two images per process"):
         train(job("num_epoch=1", "batch_size=1", "overwrite=True"), Method, CPU)
     assert snapshot(job.output) == before
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_one_image_per_process_where_it_has_one_value_per_channel(job, size):
+    """5: the last maps of a ResNet are of 1 or 2 x 2 pixels."""
+    one = "batch_size=1", "network=resnet18", "pixels=imagenet", f"image_size={size}", "num_epoch=1"
+    if size == 64:
+        assert train(job(*one), Method, CPU) == 0
+        return
+    with pytest.raises(BctError, match="batch norm needs two images per process"):
+        train(job(*one), Method, CPU)
+    assert not job.output.exists()
+
+
+def test_one_image_per_process_with_statistics_that_are_kept(job):
+    assert train(job("batch_size=1", "num_epoch=1", "freeze_statistics_at=0"), Method, CPU) == 0
 
 
 DAMAGED = [
@@ -171,6 +189,36 @@ def test_a_checkpoint_that_came_from_elsewhere(job, tmp_path, caplog):
     assert_same_run(job.output, tmp_path / "whole")
 
 
+def test_a_second_damaged_record_is_kept_beside_the_first(job):
+    train(job(), stopping_at(Method, 3), CPU)
+    kept = job.output / "run.json.damaged"
+    kept.write_text("precious")
+    (job.output / "run.json").write_text("{")
+    assert train(job("resume=True"), Method, CPU) == 0
+    assert kept.read_text() == "precious"
+    assert kept.with_name("run.json.damaged1").read_text() == "{"
+
+
+def test_a_finished_run_is_reused_where_nothing_can_be_written(job):
+    train(job("num_epoch=1"), Method, CPU)
+    before = snapshot(job.output)
+    job.output.chmod(0o555)
+
+    def without_privileges():
+        libc = ctypes.CDLL(None, use_errno=True)
+        header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
+        assert libc.capset(header, none) == 0  # root heeds permissions, too
+        assert train(job("num_epoch=1", "resume=True"), Method, CPU) == 0
+        with pytest.raises(PermissionError):
+            train(job("num_epoch=1", "overwrite=True"), Method, CPU)
+
+    process = multiprocessing.get_context("fork").Process(target=without_privileges)
+    process.start()
+    process.join()
+    job.output.chmod(0o755)
+    assert process.exitcode == 0 and snapshot(job.output) == before
+
+
 def test_what_cannot_be_removed_is_an_error(job):
     train(job("num_epoch=1"), Method, CPU)
     (job.output / "best.pt").mkdir()  # of whomever, under a name of ours
@@ -219,6 +267,15 @@ def test_verification_sets_may_have_their_suffix(job):
     """7"""
     with pytest.raises(BctError, match=r"/lfw\.bin"):
         train(job("val_targets=['lfw.bin']"), Method, CPU)
+    assert not job.output.exists()
+
+
+def test_verification_sets_of_one_name_are_refused(job, shared):
+    """7"""
+    folder = job.output.parent
+    shutil.copy(shared / "cases/3/float_flags.bin", folder / "lfw.bin")
+    with pytest.raises(BctError, match="two sets are called lfw"):
+        train(job("val_targets=['lfw', 'lfw.bin']"), Method, CPU)
     assert not job.output.exists()
 
 
