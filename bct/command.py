@@ -7,6 +7,7 @@ import os
 import select
 import shlex
 import signal
+import subprocess
 import sys
 import traceback
 from collections.abc import Callable
@@ -192,6 +193,15 @@ def _first_line(error: Exception) -> str:
 
 def _lines(what: str, do: str) -> str:
     return f"error: {printable(what)}\n  -> {printable(do)}"
+
+
+def run_step(command: list[str]) -> None:
+    """Runs a command of ours in the clone. One that fails has said why: this one ends with its exit
+    code."""
+    code = subprocess.run(command, cwd=ROOT, check=False).returncode  # noqa: S603 - our own
+    if code:
+        print(f"\nstopped at: {shlex.join(command)}\nGiven again, this keeps what is made.")
+        sys.exit(code if code > 0 else 128 - code)
 
 
 def artefact_parser(about: str) -> Parser:

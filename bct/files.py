@@ -8,6 +8,7 @@ import json
 import os
 import re
 import secrets
+import shutil
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -55,7 +56,7 @@ def atomic(path: str | Path) -> Iterator[Path]:
 def _temporary(path: Path) -> tuple[Path, int]:
     """A new file that is locked as long as this process lives, and its descriptor."""
     while True:
-        temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+        temporary = temporary_name(path)
         descriptor = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         with suppress(OSError):  # without locks nothing can be taken for a leftover either
             fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -64,22 +65,29 @@ def _temporary(path: Path) -> tuple[Path, int]:
         os.close(descriptor)  # another process removed it between its creation and its lock
 
 
+def temporary_name(path: Path) -> Path:
+    """A name beside `path` that nothing has yet, for what is to get its name."""
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+
+
 def written_as(temporary: str) -> str | None:
-    """The name that a temporary file of `atomic` is to get; None: it is no such file."""
+    """The name that something with a temporary_name is to get; None: it has no such name."""
     found = re.fullmatch(r"\.(.+)\.[0-9a-f]{8}\.tmp", temporary)
     return found[1] if found else None
 
 
 def remove_leftovers(path: Path) -> None:
-    """Removes the temporary files of `path` that no living process has locked."""
+    """Removes the temporary files and folders of `path` that no living process has locked."""
     for name in os.listdir(path.parent):
         if written_as(name) != path.name:
             continue
+        left = path.with_name(name)
+        folder = left.is_dir() and not left.is_symlink()
         with suppress(OSError):  # at work, finished meanwhile, or another user's
-            descriptor = os.open(path.with_name(name), os.O_RDWR)
+            descriptor = os.open(left, os.O_RDONLY if folder else os.O_RDWR)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                os.unlink(path.with_name(name))
+                shutil.rmtree(left) if folder else os.unlink(left)
             finally:
                 os.close(descriptor)
 

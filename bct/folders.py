@@ -2,12 +2,12 @@
 
 import fcntl
 import os
-import re
-import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+
+from bct.files import remove_leftovers, temporary_name
 
 
 @contextmanager
@@ -20,27 +20,23 @@ def atomic_folder(path: str | Path, manifest: str) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path)
+    remove_leftovers(path)
     temporary, descriptor = _locked_folder(path)
     try:
         yield temporary
         if (path / manifest).is_file():
-            os.rename(path, _unused(path))  # a leftover from now on
+            os.rename(path, temporary_name(path))  # a leftover from now on
         os.rename(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         os.close(descriptor)
-    _remove_leftovers(path)
-
-
-def _unused(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    remove_leftovers(path)
 
 
 def _locked_folder(path: Path) -> tuple[Path, int]:
     """A new folder that is locked as long as this process lives, and its descriptor."""
     while True:
-        temporary = _unused(path)
+        temporary = temporary_name(path)
         os.mkdir(temporary)
         with suppress(FileNotFoundError):  # another process took it for a leftover
             descriptor = os.open(temporary, os.O_RDONLY)
@@ -49,16 +45,3 @@ def _locked_folder(path: Path) -> tuple[Path, int]:
             if os.path.exists(temporary):
                 return temporary, descriptor
             os.close(descriptor)
-
-
-def _remove_leftovers(path: Path) -> None:
-    """Removes the temporary folders of `path` that no living process has locked."""
-    ours = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{8}}\.tmp")
-    for name in filter(ours.fullmatch, os.listdir(path.parent)):
-        with suppress(OSError):  # at work, finished meanwhile, or another user's
-            descriptor = os.open(path.with_name(name), os.O_RDONLY | os.O_DIRECTORY)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                shutil.rmtree(path.with_name(name))
-            finally:
-                os.close(descriptor)

@@ -33,10 +33,11 @@ from bct.protocols.pairs import VerificationSet, load_bins, verify
 from bct.signals import StopRequest
 from bct.streams import generator, seed_of
 from bct.training.checkpoint import load_checkpoint, save_checkpoint
+from bct.training.feasible import check_batch_norm, check_steps
 from bct.training.finite import FiniteCheck, Outcome
 from bct.training.heads import make_head
 from bct.training.optimizer import group_named, learning_rate, make_optimizer
-from bct.training.replicas import replicate, share_statistics, takes_one_image
+from bct.training.replicas import replicate, share_statistics
 from bct.training.run_folder import describe, prepared_output, run_identity, save_model
 from bct.training.run_record import RunRecord
 
@@ -111,7 +112,8 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
     job = build(cfg, method_class, dataset, old, device)
 
     dtype = amp_dtype(cfg.amp, device, cfg.fp16)
-    check_steps(job)
+    check_steps(cfg, len(job.loader))
+    check_batch_norm(cfg, job.backbone, job.method, job.loader.blank(1))
     with prepared_output(cfg, identity) as (start, record):
         if start == "finished":
             distributed.say(f"{cfg.output} holds this run, finished: reusing it")
@@ -136,22 +138,6 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
         record.write()
         distributed.say(f"the trained network is {cfg.output}/model.pt")
         return 0
-
-
-def check_steps(job: Job) -> None:
-    """Raises BctError for a training that could not take a step."""
-    cfg, batches = job.cfg, len(job.loader)
-    if not job.steps_per_epoch:
-        raise BctError(
-            f"gradient_acc = {cfg.gradient_acc} needs {cfg.gradient_acc} batches per epoch, "
-            f"there are {batches}",
-            "give a smaller gradient_acc or batch_size, or a larger data set",
-        )
-    size = view_of_config(cfg).size
-    shape = (job.dataset.width,) if job.dataset.vectors else (3, size, size)
-    one, learning = torch.zeros(1, *shape, device=job.device), cfg.freeze_statistics_at != 0
-    if cfg.batch_size == 1 and not takes_one_image(job.backbone, job.method, one, learning):
-        raise BctError("batch_size = 1: batch norm needs two images per process", "give 2 or more")
 
 
 def agreed_identity(

@@ -4,12 +4,12 @@ import fcntl
 import itertools
 import multiprocessing
 import os
-import signal
 import stat
 import threading
 
 import numpy as np
 import pytest
+from support.killed import kills
 
 from bct.errors import BctError
 from bct.files import atomic
@@ -39,37 +39,15 @@ def names(folder):
     return sorted(p.name for p in folder.iterdir())
 
 
-def killed_before(step, function, *arguments):
-    """Runs a function in a process that kills itself before its `step`-th change of the disk."""
-    count = itertools.count()
-
-    def counting(real):
-        def call(*args, **kwargs):
-            if next(count) == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-            return real(*args, **kwargs)
-
-        return call
-
-    for name in ("open", "fchmod", "fsync", "replace", "unlink"):
-        setattr(os, name, counting(getattr(os, name)))
-    function(*arguments)
-
-
 def test_killed_between_any_two_steps(tmp_path):
-    path = tmp_path / "a.npy"
-    seen = []
-    for step in itertools.count():
-        write(path, "old")
-        process = fork(target=killed_before, args=(step, write, path, "new"))
-        process.start()
-        process.join()
+    path, seen = tmp_path / "a.npy", []
+    write(path, "old")
+    for _ in kills(lambda: write(path, "new")):
         seen.append(used(path))
-        if process.exitcode == 0:
-            break
-        assert process.exitcode == -signal.SIGKILL
         write(path, "new")
         assert used(path) == "new" and names(tmp_path) == ["a.json", "a.npy"]
+        write(path, "old")
+    seen.append(used(path))
     assert len(seen) > 10
     # first the old one, then neither, and the new one from the last rename on
     assert [model for model, _ in itertools.groupby(seen)] == ["old", None, "new"]

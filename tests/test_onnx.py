@@ -4,22 +4,16 @@ import json
 import resource
 import shutil
 import sys
-from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from support.script import run_script
 from torch import nn
 
-import bct
 from backbones import NETWORKS, get_model
-from bct.data.sets import SyntheticSet
-from bct.data.views import PIXELS
 from bct.errors import BctError
 from bct.files import sha256_file, write_json
-from bct.models.model import described, open_model
-from bct.models.onnx_model import OURS, PREPROCESSING, WEIGHTS_FILE, load_onnx
+from bct.models.onnx_model import PREPROCESSING, WEIGHTS_FILE, load_onnx
 from bct.models.onnx_probe import probe
 from bct.models.weights import load_backbone
 from tools import export_onnx
@@ -28,6 +22,8 @@ from tools.export_onnx import check, export
 onnx = pytest.importorskip("onnx")
 ort = pytest.importorskip("onnxruntime")
 helper, TensorProto = onnx.helper, onnx.TensorProto
+
+from support.onnx_graphs import graph, node, normalised, own_normalisation, pixels  # noqa: E402 - after the skip
 
 TWO_FILES = ("vit_h", "r2060")  # weights of more than one file holds
 QUICK = ("demo_w16",)
@@ -176,306 +172,6 @@ def test_the_tool(tmp_path, monkeypatch, capsys):
 # ---- graphs of others
 
 
-def graph(path, *, before=(), batch="N", shape=(3, 112, 112), output=None, after=(), more=(), **kw):
-    """A tiny file: `before` nodes from "data" to "x", the mean over each channel of x, `after`
-    nodes from "mean" to "out". Without `before` and `after` the output is the mean, (B, 3)."""
-    kind = kw.get("kind", TensorProto.FLOAT)
-    kind_out = kw.get("kind_out", kind)
-    last = "out" if after else "mean"
-    nodes = [
-        *(before or [helper.make_node("Identity", ["data"], ["x"])]),
-        helper.make_node("GlobalAveragePool", ["x"], ["pooled"]),
-        helper.make_node("Flatten", ["pooled"], ["mean"]),
-        *after,
-    ]
-    constants = [
-        onnx.numpy_helper.from_array(np.array(value), name)
-        for name, value in kw.get("constants", {}).items()
-    ]
-    built = helper.make_graph(
-        nodes,
-        "tiny",
-        [helper.make_tensor_value_info("data", kind, [batch, *shape])],
-        [helper.make_tensor_value_info(n, kind_out, output) for n in (last, *more)],
-        constants,
-    )
-    model = helper.make_model(built, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
-    helper.set_model_props(model, kw.get("metadata", {}))
-    onnx.save(model, path)
-    return path
-
-
-def pixels(batch: int) -> np.ndarray:
-    """uint8 (B, 112, 112, 3) whose colours have different means."""
-    noise = np.random.default_rng(batch).integers(0, 90, (batch, 112, 112, 3))
-    return (noise + np.array([0, 60, 160])).astype(np.uint8)
-
-
-def normalised(images: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy((images.transpose(0, 3, 1, 2) / 127.5 - 1).astype(np.float32))
-
-
-def own_normalisation(second: str) -> dict:
-    """Nodes that subtract 127.5 and multiply with or divide by 100."""
-    factor = np.float32(100 if second == "Div" else 0.01)
-    nodes = [
-        helper.make_node("Sub", ["data", "shift"], ["centred"]),
-        helper.make_node(second, ["centred", "factor"], ["x"]),
-    ]
-    return {"before": nodes, "constants": {"shift": np.float32(127.5), "factor": factor}}
-
-
-@pytest.mark.parametrize("second", ["Mul", "Div"])
-def test_a_graph_that_normalises_is_fed_pixels(second, tmp_path, capsys):
-    images = pixels(3)
-    want = (images.astype(np.float64).mean((1, 2)) - 127.5) / 100
-    loaded = load_onnx(graph(tmp_path / "own.onnx", **own_normalisation(second)))
-    assert "is fed RGB, pixels of 0..255" in capsys.readouterr().out
-    np.testing.assert_allclose(loaded(normalised(images)), want, atol=1e-4)
-
-
-@pytest.mark.parametrize("other", [None, "Sub", "Div"])
-def test_a_graph_that_does_not_normalise_is_fed_what_our_networks_are(other, tmp_path, capsys):
-    kw = {}
-    if other:  # which changes nothing
-        nodes = [helper.make_node(other, ["data", "none"], ["x"])]
-        kw = {"before": nodes, "constants": {"none": np.float32(other == "Div")}}
-    images = pixels(3)
-    want = images.astype(np.float64).mean((1, 2)) / 127.5 - 1
-    loaded = load_onnx(graph(tmp_path / "plain.onnx", **kw))
-    assert "is fed RGB, (x - 127.5) / 127.5" in capsys.readouterr().out
-    np.testing.assert_allclose(loaded(normalised(images)), want, atol=5e-5)
-
-
-def convolved(path, nodes, constants, behind=()):
-    """A file: `nodes` from "data" to "x", a convolution, `behind` nodes from "c" to "y", a mean."""
-    rng = np.random.default_rng(5)
-    kernel = rng.normal(size=(8, 3, 5, 5)).astype(np.float32)
-    kernel -= kernel.mean((1, 2, 3), keepdims=True) / 2
-    after = [
-        helper.make_node("Conv", ["x", "kernel"], ["c"], strides=[4, 4]),
-        *behind,
-        helper.make_node("Relu", ["y" if behind else "c"], ["r"]),
-        helper.make_node("ReduceMean", ["r"], ["out"], axes=[2, 3], keepdims=0),
-    ]
-    constants = {"kernel": kernel, **constants}
-    built = helper.make_graph(
-        [*nodes, *after],
-        "convolved",
-        [helper.make_tensor_value_info("data", TensorProto.FLOAT, ["N", 3, 112, 112])],
-        [helper.make_tensor_value_info("out", TensorProto.FLOAT, ["N", 8])],
-        [onnx.numpy_helper.from_array(np.array(v), name) for name, v in constants.items()],
-    )
-    onnx.save(
-        helper.make_model(built, opset_imports=[helper.make_opsetid("", 17)], ir_version=9), path
-    )
-    return path
-
-
-def node(kind, *names, **attributes):
-    return helper.make_node(kind, names[:-1], names[-1:], **attributes)
-
-
-F = np.float32
-BEHIND = [node("Sub", "c", "one", "s"), node("Mul", "s", "half", "y")]
-NUMBERS = {"one": F(1), "half": F(0.5)}
-BN = ("gamma", "beta", "mean", "variance")
-MEANS = F([123.7, 116.3, 103.5])
-FRONTS = {  # nodes, constants, (a, b) of what they make of 0..255; None: insightface's rule
-    "none": ([node("Identity", "data", "x")], {}, None),
-    "behind the convolution": ([node("Identity", "data", "x")], NUMBERS, None),
-    "Mul, Add": (
-        [node("Mul", "data", "a", "m"), node("Add", "m", "b", "x")],
-        {"a": F(1 / 128), "b": F(-127.5 / 128)},
-        (1 / 128, -127.5 / 128),
-    ),
-    "Add, Mul, the constant first": (
-        [node("Add", "b", "data", "m"), node("Mul", "a", "m", "x")],
-        {"a": F(1 / 128), "b": F(-127.5)},
-        (1 / 128, -127.5 / 128),
-    ),
-    "BatchNormalization": (
-        [node("BatchNormalization", "data", *BN, "x", epsilon=0.0)],
-        {
-            "gamma": F([2] * 3),
-            "beta": F([0.5] * 3),
-            "mean": F([120] * 3),
-            "variance": F([3600] * 3),
-        },
-        (1 / 30, 0.5 - 4),
-    ),
-    "per channel": (
-        [node("Sub", "data", "m", "s"), node("Div", "s", "d", "x")],
-        {"m": MEANS.reshape(1, 3, 1, 1), "d": F([58, 57, 57]).reshape(3, 1, 1)},
-        (1 / F([58, 57, 57]), -MEANS / F([58, 57, 57])),
-    ),
-    "a mean image": (
-        [node("Sub", "data", "m", "s"), node("Mul", "s", "a", "x")],
-        {"m": np.tile(MEANS.reshape(3, 1, 1), (1, 112, 112)), "a": F(1 / 128)},
-        (1 / 128, -MEANS / 128),
-    ),
-    "channels last": (
-        [
-            node("Transpose", "data", "t", perm=[0, 2, 3, 1]),
-            node("Sub", "t", "m", "s"),
-            node("Mul", "s", "a", "u"),
-            node("Transpose", "u", "x", perm=[0, 3, 1, 2]),
-        ],
-        {"m": np.tile(MEANS, (112, 112, 1)), "a": F(1 / 128)},
-        (1 / 128, -MEANS / 128),
-    ),
-    "a mean alone": ([node("Sub", "data", "m", "x")], {"m": F(127.5)}, (1, -127.5)),
-    "Div by 255": ([node("Div", "data", "d", "x")], {"d": F(255)}, (1 / 255, 0)),
-    "of Constants": (
-        [
-            helper.make_node("Constant", [], ["k"], value_float=127.5),
-            node("Identity", "k", "m"),
-            node("Sub", "data", "m", "s"),
-            node("Mul", "s", "a", "x"),
-        ],
-        {"a": F(1 / 128)},
-        (1 / 128, -127.5 / 128),
-    ),
-    "late": (
-        [
-            *(node("Identity", a, b) for a, b in pairwise(["data", *(f"i{k}" for k in range(9))])),
-            node("Sub", "i8", "m", "s"),
-            node("Transpose", "s", "t", perm=[0, 2, 3, 1]),
-            node("Div", "t", "d", "u"),
-            node("Transpose", "u", "x", perm=[0, 3, 1, 2]),
-        ],
-        {"m": F(127.5), "d": F(128)},
-        (1 / 128, -127.5 / 128),
-    ),
-    "inverted": (
-        [node("Sub", "m", "data", "s"), node("Div", "s", "d", "x")],
-        {"m": F(127.5), "d": F(128)},
-        (-1 / 128, 127.5 / 128),
-    ),
-}
-
-
-@pytest.mark.parametrize("front", FRONTS)
-def test_nodes_before_the_first_convolution_decide(front, tmp_path):
-    nodes, constants, own = FRONTS[front]
-    behind = BEHIND if "behind" in front else ()
-    images = pixels(3)
-    loaded = load_onnx(convolved(tmp_path / "a.onnx", nodes, constants, behind))
-    got = loaded(normalised(images)).double()
-    # the same convolution, fed what its front makes of the pixels
-    x = images.transpose(0, 3, 1, 2).astype(np.float64)
-    a, b = (np.reshape(v, (-1, 1, 1)) for v in own or (1 / 127.5, -1))
-    fed = torch.from_numpy((a * x + b).astype(np.float32))
-    plain = convolved(tmp_path / "b.onnx", [node("Identity", "data", "x")], NUMBERS, behind)
-    want = torch.from_numpy(
-        ort.InferenceSession(plain, providers=["CPUExecutionProvider"]).run(
-            None, {"data": fed.numpy()}
-        )[0]
-    ).double()
-    assert torch.cosine_similarity(got, want).min() > 1 - 1e-6
-    assert (got - want).abs().max() < 1e-3 * want.abs().max()
-
-
-REFUSED = {  # fronts that do not say which pixels they want, and words of the error
-    "Sub 1": ([node("Sub", "data", "k", "x")], {"k": F(1)}, "1 x -1 of a pixel x"),
-    "of 0..1": (
-        [node("Sub", "data", "k", "s"), node("Div", "s", "k", "x")],
-        {"k": F(0.5)},
-        "2 x -1 of a pixel x",
-    ),
-    "learned over -1..1": (
-        [node("BatchNormalization", "data", *BN, "x")],
-        dict(zip(BN, (F([v] * 3) for v in (1, 0, 0.1, 0.3)), strict=True)),
-        "of a pixel x",
-    ),
-    "1 on average": (
-        [node("Mul", "data", "k", "x")],
-        {"k": F([0.5, 1, 1.5]).reshape(3, 1, 1)},
-        "0.5 x +0, 1 x +0, 1.5 x +0 of a pixel x",
-    ),
-    "nothing on average": (
-        [node("Sub", "data", "k", "x")],
-        {"k": F([-9, 0, 9]).reshape(3, 1, 1)},
-        "1 x +9, 1 x +0, 1 x -9 of a pixel x",
-    ),
-    "Sqrt": ([node("Sqrt", "data", "x")], {}, "goes into a Sqrt"),
-    "by itself": ([node("Mul", "data", "data", "x")], {}, "goes into a Mul"),
-    "divided by": ([node("Div", "k", "data", "x")], {"k": F(1)}, "divided by"),
-    "zero": ([node("Mul", "data", "k", "x")], {"k": F(0)}, "0 x +0 of a pixel"),
-    "div by zero": ([node("Div", "data", "k", "x")], {"k": F(0)}, "of a pixel"),
-    "two ways": (
-        [node("Relu", "data", "p"), node("Neg", "data", "q"), node("Add", "p", "q", "x")],
-        {},
-        "goes into Neg, Relu",
-    ),
-    "of the image's mean": (
-        [
-            helper.make_node("Identity", ["data"], ["i"]),
-            helper.make_node("ReduceMean", ["i"], ["m"], axes=[2, 3]),
-            node("Sub", "i", "m", "x"),
-        ],
-        {},
-        "goes into ReduceMean, Sub",
-    ),
-}
-
-
-@pytest.mark.parametrize("front", REFUSED)
-def test_a_front_that_does_not_say_is_refused(front, tmp_path):
-    nodes, constants, words = REFUSED[front]
-    path = convolved(tmp_path / "a.onnx", nodes, constants)
-    with pytest.raises(BctError) as info:
-        load_onnx(path)
-    assert words in info.value.what and "--pixels face, imagenet, raw" in info.value.do
-    images = normalised(pixels(2))
-    session = ort.InferenceSession(path, providers=["CPUExecutionProvider"])
-    for said in ("face", "imagenet", "raw"):  # it is fed what it gets
-        want = session.run(None, {"data": images.numpy()})[0]
-        np.testing.assert_allclose(load_onnx(path, pixels=said)(images), want, rtol=1e-5)
-
-
-def test_a_graph_that_does_not_say_can_get_bytes(tmp_path):
-    path = graph(tmp_path / "a.onnx")
-    images = SyntheticSet(1, 1)
-    got = bct.load(path, pixels="raw").embed(images)
-    np.testing.assert_allclose(got[0], images.image(0).mean((0, 1)), rtol=1e-5)  # 0..255
-    said = [described({"new": bct.load(path, pixels=p)})["new"] for p in (None, "face", "raw")]
-    assert [s.get("pixels") for s in said] == [None, "face", "raw"]  # results do not replace others
-    with pytest.raises(BctError, match="no pixels 'bytes'"):
-        bct.load(path, pixels="bytes")
-
-
-@pytest.mark.parametrize("script", ["ijbc", "verification", "report", "retrieval"])
-def test_every_evaluation_takes_the_flag_that_the_refusal_advises(script):
-    said = run_script(f"eval/{script}.py", "--help").stdout
-    assert "--pixels {" + ",".join(PIXELS) + "}" in said
-
-
-def test_cached_embeddings_know_how_a_graph_was_fed(tmp_path):
-    path = graph(tmp_path / "a.onnx", **own_normalisation("Mul"))
-    images = SyntheticSet(1, 1)
-    rows = {
-        pixels: open_model(path, pixels=pixels).embed(images, tmp_path / "cache")
-        for pixels in (None, "face", None)
-    }
-    assert np.abs(rows[None] - rows["face"]).max() > 0.5
-    assert len(list((tmp_path / "cache").glob("*.npy"))) == 2
-
-
-def test_metadata_hold_for_images_normalised_in_another_way(tmp_path):
-    path = graph(tmp_path / "a.onnx", metadata={PREPROCESSING: json.dumps(OURS)})
-    images = pixels(2)
-    view = transforms(images, "imagenet")
-    want = images.astype(np.float64).mean((1, 2)) / 127.5 - 1
-    np.testing.assert_allclose(load_onnx(path, pixels="imagenet")(view), want, atol=5e-5)
-
-
-def transforms(images, pixels):
-    mean, deviation = (np.reshape(v, (3, 1, 1)) for v in PIXELS[pixels])
-    x = (images.transpose(0, 3, 1, 2) - mean) / deviation
-    return torch.from_numpy(x.astype(np.float32))
-
-
 # ---- graphs that never end, take all memory, or bring onnxruntime down
 
 
@@ -517,21 +213,16 @@ def test_graphs_without_bounds_are_refused(make, seconds, tmp_path):
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 17  # 128 MiB
 
 
-def test_the_metadata_says_what_the_graph_is_fed(tmp_path, capsys):
-    said = {"size": 112, "colours": "BGR", "mean": 100, "std": 128}
-    path = graph(
-        tmp_path / "own.onnx",
-        **own_normalisation("Mul"),
-        metadata={PREPROCESSING: json.dumps(said)},
-    )
-    images = pixels(2)
-    fed = (images[..., ::-1].astype(np.float64).mean((1, 2)) - 100) / 128
-    np.testing.assert_allclose(load_onnx(path)(normalised(images)), (fed - 127.5) * 0.01, atol=1e-5)
-    assert capsys.readouterr().out == ""  # nothing was guessed
-    for damaged in ("BGR", "{}", "[1]", json.dumps(said | {"std": 0, "colours": "RGB"})):
-        graph(path, metadata={PREPROCESSING: damaged})
-        with pytest.raises(BctError, match=r"bct\.preprocessing can't be used"):
-            load_onnx(path)
+def test_a_graph_that_never_ends_for_some_images_is_stopped(tmp_path):
+    nodes, _ = endless()
+    compared = [node("ReduceMax", "mean", "most", keepdims=0), node("Greater", "most", "yes")]
+    compared[1].input.append("limit")
+    path = graph(tmp_path / "a.onnx", after=[*compared, *nodes], constants={"limit": np.float32(2)})
+    model = load_onnx(path)
+    assert model(torch.zeros(2, 3, 112, 112)).shape == (2, 3)
+    model.patience, model.seconds = 0.5, 0.0
+    with pytest.raises(BctError, match="has not ended after 0 s with 2 images"):
+        model(torch.full((2, 3, 112, 112), 9.0))
 
 
 @pytest.mark.parametrize("count", [1, 4, 7])

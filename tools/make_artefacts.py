@@ -10,14 +10,11 @@ valid they keep. A model's embeddings are extracted by its config, as the method
 """
 
 import shlex
-import subprocess
 import sys
 from pathlib import Path
 
-from bct.command import Parser, file_path, run_cli, words
+from bct.command import Parser, file_path, run_cli, run_step, words
 from bct.config import load_config
-from bct.errors import BctError
-from bct.files import ROOT
 from bct.method import method_of
 from bct.old_model import artefact_commands
 
@@ -38,12 +35,7 @@ def main() -> None:
             start = args.launch
             config, added = models.get(Path(rest[0]).stem, (rest[0], []))
             rest = [config, *rest[1:], *added]
-        code = subprocess.run([*start, tool, *rest], cwd=ROOT, check=False).returncode  # noqa: S603 - our own
-        if code:
-            raise BctError(
-                f"tools/{Path(tool).name} ended with exit code {code}",
-                "mend what it says, then run this again: what is made is kept",
-            )
+        run_step([*start, tool, *rest])
 
 
 def commands(configs: list[Path], overrides: list[str]) -> list[list[str]]:

@@ -22,7 +22,6 @@ At the end eval/retrieval.py measures every version's queries against every vers
 """
 
 import shlex
-import subprocess
 import sys
 import tempfile
 from pathlib import Path
@@ -30,7 +29,7 @@ from typing import Any
 
 from easydict import EasyDict
 
-from bct.command import Parser, file_path, run_cli, some_text, words
+from bct.command import Parser, file_path, run_cli, run_step, some_text, words
 from bct.config import base_config, execute, find_config, load_config
 from bct.errors import BctError
 from bct.files import ROOT, write_text
@@ -67,12 +66,7 @@ def main() -> None:
         return print("\n".join(f"\n$ {shlex.join(command)}" for command in steps))
     for command in commands(chain, output, args.overrides, args.launch):
         print(f"\n$ {shlex.join(command)}", flush=True)
-        code = subprocess.run(command, cwd=ROOT, check=False).returncode  # noqa: S603 - our own
-        if code:
-            raise BctError(
-                f"the step above ended with exit code {code}",
-                "mend what it says, then run this again: finished steps are kept",
-            )
+        run_step(command)
 
 
 def check(chain: EasyDict, file: Path) -> EasyDict:

@@ -23,7 +23,7 @@ from bct.data.image_set import ImageSet
 from bct.data.images import ALIGN, WrongSize, decode
 from bct.data.labels import check_labels
 from bct.distributed import say
-from bct.errors import BctError
+from bct.errors import BctError, printable
 from bct.files import read_json, sha256, without_mark
 
 IMAGE_SUFFIXES = {
@@ -84,7 +84,7 @@ class ImageFiles(ImageSet):
         return int(self.labels[index])
 
     def describe(self, index: int) -> str:
-        return _shown(self.file(index))
+        return printable(self.file(index))
 
     @cached_property
     def fingerprint(self) -> str:
@@ -254,7 +254,7 @@ def open_list(path: str | Path) -> ImageFiles | Cifar:
         return Cifar(root).part(path, names, labels, class_names, num_classes)
     if not os.path.isdir(root):
         raise BctError(
-            f"{path}: its root {_shown(str(root))} is not there",
+            f"{path}: its root {printable(str(root))} is not there",
             "mend its first line: # root: <folder of the images>",
         )
     class_names = class_names or _folder_names(names, labels)
@@ -266,7 +266,7 @@ def _find_root(path: Path, folder: Path, first: str) -> Path:
         if os.path.exists(root / first):
             return root
     raise BctError(
-        f"{path}: its first image {_shown(first)} is neither in {folder} nor in train/ there",
+        f"{path}: its first image {printable(first)} is neither in {folder} nor in train/ there",
         "write the folder of its images into a new first line: # root: <folder>",
     )
 
@@ -334,11 +334,6 @@ def list_text(path: Path, root: Path, names: list[bytes], labels: np.ndarray) ->
 
 def _bad_line(file: Path, number: int, line: bytes, form: str, do: str) -> BctError:
     return BctError(f"{file}, line {number} is not {form}: {_text(line[:80])!r}", do)
-
-
-def _shown(path: str) -> str:
-    """A path in a message: quoted if it has line breaks, control characters or bytes in no code."""
-    return path if path.isprintable() else repr(path)
 
 
 def _text(name: bytes) -> str:

@@ -121,6 +121,12 @@ class Loader:
     def __len__(self) -> int:
         return len(self.loader)
 
+    def blank(self, images: int) -> torch.Tensor:
+        """What a network gets for so many images, all zeros: (B, 3, S, S), or (B, W) of vectors."""
+        size = self.view.size
+        shape = self.decoder.shape if self.decoder.vectors else (3, size, size)
+        return torch.zeros(images, *shape, device=self.device)
+
     def epoch(self, epoch: int = 0, fetch: Fetch | None = None, start: int = 0) -> Iterator[Batch]:
         """The batches of one epoch.
 

@@ -82,7 +82,7 @@ class RecordFile:
                 f"name the file in it, e.g. {self.path / 'train.rec'}",
             )
         if not self.path.is_file():
-            raise BctError(f"record file {self.path} does not exist", "check the path (key `rec`)")
+            raise BctError(f"record file {self.path} does not exist", "check the path")
         if self.path.stat().st_size == 0:
             raise BctError(f"record file {self.path} is empty", "copy or write it again")
         self._open_file()

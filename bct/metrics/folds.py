@@ -17,6 +17,14 @@ class Accuracy(NamedTuple):
     xnorm: float
 
 
+def one_sided(issame: np.ndarray, folds: int = 10) -> bool:
+    """Whether most folds of accuracy hold pairs of one kind only, of pairs bool (P,). Sets are
+    meant to have genuine and impostor pairs by turns; else a fold's threshold comes from pairs
+    that are unlike its own."""
+    parts = np.array_split(issame, min(folds, len(issame)))
+    return 2 * sum(part.all() or not part.any() for part in parts) > len(parts)
+
+
 def accuracy(
     first: np.ndarray, second: np.ndarray, issame: np.ndarray, folds: int = 10
 ) -> Accuracy:

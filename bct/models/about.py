@@ -10,9 +10,8 @@ from bct.data.images import SIZE
 from bct.data.views import AUGMENT, CROPS, PIXELS, View
 from bct.errors import BctError
 from bct.files import read_json
+from bct.keys import LARGEST_IMAGE
 from bct.safe.tensor_files import shown
-
-LARGEST = 4096  # pixels of an image's side that a network takes
 
 
 def view_of_config(cfg: EasyDict) -> View:
@@ -43,7 +42,7 @@ def view_of_model(weights: str | Path) -> View:
     try:
         view = View(**said["view"])
         fits = view.crop in CROPS and view.pixels in PIXELS and type(view.mirror) is bool
-        fits = fits and type(view.size) is int and 0 < view.size <= LARGEST
+        fits = fits and type(view.size) is int and 0 < view.size <= LARGEST_IMAGE
     except TypeError:
         fits = False
     if not fits:
@@ -51,6 +50,6 @@ def view_of_model(weights: str | Path) -> View:
         raise BctError(
             f"{about} holds no view of ours: {shown(said['view'], 100)}",
             f'write it like {{"size": {SIZE}, "crop": "none", "pixels": "face"}}; '
-            f"size is at most {LARGEST}",
+            f"size is at most {LARGEST_IMAGE}",
         )
     return view

@@ -9,6 +9,7 @@ bct.models.onnx_pixels.
 
 import importlib
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
@@ -50,6 +51,7 @@ class OnnxBackbone(nn.Module):
         batch: how many images the graph takes at once, None for any number.
         mean, std, bgr: what the graph wants, see above; bgr swaps the colours. None: as they come.
         pixels: how the images it gets are normalised, a key of bct.data.views.PIXELS.
+        seconds: what an image takes; a batch may take 50 times that, and `patience` beside.
         network: a name of backbones.NETWORKS, None if the file doesn't say.
     """
 
@@ -63,8 +65,10 @@ class OnnxBackbone(nn.Module):
         bgr: bool = False,
         network: str | None = None,
         pixels: str = "face",
+        seconds: float = 1.0,
     ):
         super().__init__()
+        self.seconds, self.patience = seconds, 60.0
         self.session, self.embedding_size, self.batch = session, embedding_size, batch
         mean_in, std_in = (torch.tensor(v).view(3, 1, 1) for v in PIXELS[pixels])
         mean, std = (mean_in if mean is None else mean), (std_in if std is None else std)
@@ -78,12 +82,30 @@ class OnnxBackbone(nn.Module):
         x = (x.flip(1) if self.bgr else x).to(self.dtype)
         batch = self.batch or len(x)
         x = F.pad(x, (0, 0, 0, 0, 0, 0, 0, -len(x) % batch))  # a fixed batch has to be full
-        parts = [
-            self.session.run(None, {self.input: part.contiguous().numpy()})[0]
-            for part in x.split(batch)
-        ]
+        parts = [self._run(part.contiguous().numpy()) for part in x.split(batch)]
         out = torch.from_numpy(np.concatenate(parts)[: len(images)])  # (B, D)
         return out.float().to(images.device)
+
+    def _run(self, images: np.ndarray) -> np.ndarray:
+        """(B, D). BctError for a graph that takes far longer than it did before: it may loop for
+        certain images only."""
+        options = require("onnxruntime").RunOptions()
+        limit = self.patience + 50 * self.seconds * len(images)
+        timer = threading.Timer(limit, setattr, (options, "terminate", True))
+        timer.daemon = True
+        timer.start()
+        try:
+            return self.session.run(None, {self.input: images}, options)[0]
+        except Exception as error:  # onnxruntime has a dozen kinds, without a common base
+            if not options.terminate:
+                raise
+            raise BctError(
+                f"the ONNX graph has not ended after {limit:.0f} s with {len(images)} images "
+                f"({reason(error)})",
+                "give a network of a usual kind, or a machine with less to do",
+            ) from None
+        finally:
+            timer.cancel()
 
 
 def load_onnx(path: str | Path, size: int = SIZE, pixels: str | None = None) -> OnnxBackbone:
@@ -145,6 +167,7 @@ def load_onnx(path: str | Path, size: int = SIZE, pixels: str | None = None) -> 
         wanted["colours"] == "BGR",
         metadata.get(NETWORK),
         pixels or "face",
+        found["seconds"],
     )
     return model.eval()
 

@@ -1,7 +1,7 @@
 """Tries an ONNX graph in a process of its own: one that never ends, takes all memory or brings
 onnxruntime down is a file of somebody else, and must not take this process with it.
 
-What it can't show: a graph that loops for certain images only has no time limit afterwards.
+It can't show how long other images than its noise take: OnnxBackbone has a limit of its own.
 """
 
 import json
@@ -9,6 +9,7 @@ import os
 import resource
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +33,7 @@ def probe(path: str | Path, size: int, seconds: int = SECONDS) -> dict[str, Any]
         "unreadable": why onnxruntime does not open it; or "inputs" and "outputs", a list
         [name, type, shape] each, and "metadata". Beside these, of a graph that was run, "problem":
         why it gives no embeddings; or "batch": how many images it takes at once, None for any, and
-        "width": D.
+        "width": D, and "seconds" per image.
 
     Raises:
         BctError: it takes more than `seconds` of CPU time, or more memory than a network of its
@@ -102,6 +103,7 @@ def _try(session: Any, size: int) -> dict[str, Any]:
     problem = "it takes no image"
     for batch in (fixed,) if fixed else (2, 1):
         noise = np.random.default_rng(0).uniform(-1, 1, (batch, 3, size, size))
+        began = time.perf_counter()
         try:
             out = session.run(None, {data.name: noise.astype(DTYPES[data.type])})[0]
         except Exception as error:  # as above
@@ -111,6 +113,7 @@ def _try(session: Any, size: int) -> dict[str, Any]:
                 return {
                     "batch": batch if batch in (fixed, 1) else None,
                     "width": int(out.shape[1]),
+                    "seconds": (time.perf_counter() - began) / batch,
                 }
             problem = f"{batch} images give {'x'.join(map(str, out.shape)) or 'a number'}"
     return {"problem": problem}

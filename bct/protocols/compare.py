@@ -12,6 +12,7 @@ from bct.metrics.retrieval import bootstrap_means
 from bct.metrics.scores import FARS, rate_name, tar_at_far
 from bct.protocols.evidence import evidence
 from bct.protocols.protocol import Protocol
+from bct.protocols.scoring import resolved_by
 from bct.protocols.search_tests import OVER, How, search, sides_of
 from bct.protocols.templates import pair_scores
 from bct.protocols.verdict import Verdict, judged
@@ -145,7 +146,7 @@ def check_resolved(protocol: Protocol, far: float) -> None:
         raise BctError(f"far is {far}, no rate", "give one between 0 and 1, such as 1e-3")
     genuine = protocol.pairs.genuine
     impostors = int(np.count_nonzero(~genuine))
-    if far * impostors * (1 + 1e-12) < 1:  # 1 / n times n may be a little less than 1
+    if not resolved_by(impostors, far):
         raise BctError(
             f"FAR {rate_name(far)} allows no false accept among {impostors} impostor pairs",
             resolved_advice(impostors),
@@ -159,7 +160,7 @@ def check_resolved(protocol: Protocol, far: float) -> None:
 
 def resolved_advice(impostors: int) -> str:
     """What to give where so many impostor pairs do not resolve a FAR."""
-    smallest = next((far for far in FARS if far * impostors * (1 + 1e-12) >= 1), None)
+    smallest = next((far for far in FARS if resolved_by(impostors, far)), None)
     if smallest is None:
         return "give a larger protocol: so few resolve no FAR of the tables"
     return f"give {rate_name(smallest)}, the smallest that they resolve, or a larger protocol"

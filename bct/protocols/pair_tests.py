@@ -7,7 +7,7 @@ import numpy as np
 from bct import markdown
 from bct.metrics.bootstrap import bootstrap_tar
 from bct.metrics.flips import threshold_drift, verification_flips
-from bct.metrics.folds import accuracy
+from bct.metrics.folds import accuracy, one_sided
 from bct.metrics.scores import auc, rate_name, tar_at_far
 from bct.protocols.compare import pair_units
 from bct.protocols.evidence import unjudged
@@ -81,6 +81,11 @@ def notes(
             "is that of a threshold that accepts or rejects everything",
         ]
     lines, measure = list(protocol.remarks), f"FAR {rate_name(far)}"
+    if one_sided(genuine):
+        lines.append(
+            f"most folds of {protocol.name} hold genuine or impostor pairs only, so its accuracy "
+            "says little; it is meant for sets that have both by turns"
+        )
     if not resolved(genuine, far):
         lines.append(f"{impostors} impostor pairs: {measure} allows no false accept at all")
     no_verdict = unjudged(protocol, far)

@@ -22,7 +22,12 @@ def verification(scores: np.ndarray, genuine: np.ndarray, rule: str = "strict") 
 
 def resolved(genuine: np.ndarray, far: float) -> bool:
     """Whether so low a FAR allows one false accept among these pairs, bool (P,)."""
-    return far * np.count_nonzero(~genuine) * (1 + 1e-12) >= 1  # 1 / n times n may be below 1
+    return resolved_by(int(np.count_nonzero(~genuine)), far)
+
+
+def resolved_by(impostors: int, far: float) -> bool:
+    """The same of a number of impostor pairs."""
+    return far * impostors * (1 + 1e-12) >= 1  # 1 / n times n may be below 1
 
 
 def open_set(

@@ -11,7 +11,7 @@ from bct.metrics.flips import flipped, right_at_far, threshold_drift, verificati
 from bct.metrics.percentiles import interval
 from bct.metrics.scores import FARS, rate_name, roc_points
 from bct.protocols.compare import pair_units
-from bct.protocols.scoring import open_set, verification
+from bct.protocols.scoring import open_set, resolved, verification
 from bct.protocols.templates import pair_scores
 from bct.protocols.verdict import or_none
 from bct.report.study import (
@@ -92,7 +92,7 @@ def analyse_pairs(study: Study, far: float, resamples: int) -> tuple[dict, Drawi
 
 def drifts(old: np.ndarray, cross: np.ndarray, genuine: np.ndarray) -> list[dict]:
     """At each FAR that the protocol resolves: the old threshold, and what it does to new/old."""
-    resolved = tuple(far for far in FARS if far * np.count_nonzero(~genuine) >= 1)
+    rates = tuple(far for far in FARS if resolved(genuine, far))
     return [
         {
             "far": point.old.target,
@@ -105,7 +105,7 @@ def drifts(old: np.ndarray, cross: np.ndarray, genuine: np.ndarray) -> list[dict
             "restored": point.restored.threshold,
             "restored_tar": point.restored.tar,
         }
-        for point in threshold_drift(old, cross, genuine, resolved)
+        for point in threshold_drift(old, cross, genuine, rates)
     ]
 
 

@@ -35,7 +35,7 @@ _OURS = [  # in the place of numpy's and of bytes, which ask for memory by a num
 ]
 
 
-def read_tensors(path: str | Path, verify: bool = True) -> Any:
+def read_tensors(path: str | Path, verify: bool = True, mapped: bool = False) -> Any:
     """torch.load on the CPU, of tensors, numpy's arrays and numbers, and plain values only.
 
     Nothing is built before the file is known to be torch's, and its tensors take no more memory
@@ -44,6 +44,7 @@ def read_tensors(path: str | Path, verify: bool = True) -> Any:
     Args:
         verify: compare the bytes with the CRC-32s in the file, which torch writes since 1.6 (files
             of older versions have none). False: just done.
+        mapped: leave tensors in the file until they are looked at, for who wants the rest of it.
 
     Raises BctError when the file is damaged or holds anything else, and says what it is.
     """
@@ -58,7 +59,7 @@ def read_tensors(path: str | Path, verify: bool = True) -> Any:
             refuse_damaged(path, do)
         with warnings.catch_warnings(), safe_globals(_OURS):
             warnings.simplefilter("ignore")  # of pickles that it then refuses, or reads
-            saved = torch.load(path, map_location="cpu", weights_only=True)
+            saved = torch.load(path, map_location="cpu", weights_only=True, mmap=mapped)
         return _checked(path, saved)
     except BctError:
         raise

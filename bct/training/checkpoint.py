@@ -45,7 +45,7 @@ def own_checkpoints(record: RunRecord) -> list[Path]:
 def of_another_run(path: Path, record: RunRecord) -> bool:
     """Whether a checkpoint says that it is another run's; a damaged one says nothing."""
     try:
-        saved = read_tensors(path, verify=False)
+        saved = read_tensors(path, verify=False, mapped=True)
     except BctError:
         return False
     return not _is_of(saved, record)
@@ -61,7 +61,7 @@ def record_in_checkpoints(output: Path) -> RunRecord | None:
         try:
             said = read_tensors(path).get("record")
             record = record_of(said, output, f"{path} is not ours", "")
-            if lives_elsewhere(said, output):
+            if lives_elsewhere(record):
                 continue
         except (BctError, AttributeError):
             continue
@@ -198,7 +198,10 @@ def load_checkpoint(
 
 def _latest_whole(record: RunRecord) -> Path | BctError:
     """On rank 0: the run's latest checkpoint that is undamaged."""
-    problem = BctError(f"{record.output} has no checkpoint", "start over with overwrite=True")
+    problem = BctError(
+        f"{record.output} has no checkpoint",
+        "bring checkpoints/ back, or choose another output=...",
+    )
     for path in own_checkpoints(record):
         try:
             saved = read_tensors(path)

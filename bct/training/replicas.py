@@ -1,7 +1,5 @@
-"""Modules that every rank holds whole: kept equal by DDP, their batch statistics by averaging; and
-whether batches give any."""
+"""Modules that every rank holds whole: kept equal by DDP, their batch statistics by averaging."""
 
-import copy
 import inspect
 
 import torch
@@ -37,24 +35,3 @@ def share_statistics(cfg: EasyDict, backbone: nn.Module) -> None:
     """Averages batch-norm statistics over ranks; the published code keeps those of rank 0."""
     if cfg.parity == "corrected":
         distributed.average_buffers(backbone)
-
-
-def takes_one_image(
-    backbone: nn.Module, method: nn.Module, image: torch.Tensor, learning: bool
-) -> bool:
-    """Whether no batch norm is left with a single value per channel, which has no variance.
-
-    Args:
-        image: (1, 3, H, W) or (1, W), what the backbone takes.
-        learning: whether the backbone's statistics are learnt, or kept from the first step on.
-    """
-    if any(isinstance(module, nn.BatchNorm1d) for module in method.modules()):
-        return False
-    try:
-        with torch.no_grad():
-            copy.deepcopy(backbone).train(learning)(image)
-    except ValueError as error:
-        if "more than 1 value per channel" not in str(error):
-            raise
-        return False
-    return True

@@ -33,7 +33,14 @@ from bct.models.about import view_of_config
 from bct.safe.tensors import save_tensors
 from bct.training.checkpoint import of_another_run, own_checkpoints, record_in_checkpoints
 from bct.training.run_lock import release_lock, take_lock
-from bct.training.run_record import FILES, FOLDERS, RECORD, RunRecord, read_record
+from bct.training.run_record import (
+    FILES,
+    FOLDERS,
+    RECORD,
+    RunRecord,
+    lives_elsewhere,
+    read_record,
+)
 
 # keys that do not change what is learnt
 _FREE = {
@@ -102,6 +109,8 @@ def _prepare(cfg: EasyDict, identity: dict[str, Any]) -> tuple[str, RunRecord]:
     start, record = _decide(cfg, identity)
     if start == "finished":
         return start, record
+    if record is not None:
+        _refuse_shared(record)
     if start == "fresh":
         _refuse_foreign(output, record)
         if record is not None:
@@ -141,7 +150,7 @@ def _decide(cfg: EasyDict, identity: dict[str, Any]) -> tuple[str, RunRecord | N
         if record.finished or record.step:
             raise BctError(
                 f"{output} holds a run of {record.step} steps, but its checkpoints are gone",
-                "bring checkpoints/ back, or pass overwrite=True alone to start over",
+                "bring checkpoints/ back, or choose another output=...",
             )
         return "fresh", record
     if cfg.overwrite:
@@ -195,6 +204,16 @@ def _free_name(path: Path) -> Path:
     """Where a damaged file is kept, beside others that are kept already."""
     names = (path.with_name(f"{path.name}.damaged{k or ''}") for k in itertools.count())
     return next(name for name in names if not os.path.lexists(name))
+
+
+def _refuse_shared(record: RunRecord) -> None:
+    """Raises BctError for a copy of a run's folder whose links lead to the same files."""
+    for folder in FOLDERS:
+        if (record.output / folder).is_symlink() and lives_elsewhere(record):
+            raise BctError(
+                f"{record.output} is a copy of {record.home}, and both have one {folder}/",
+                f"give the copy a {folder}/ of its own, or go on in {record.home}",
+            )
 
 
 def _refuse_foreign(output: Path, record: RunRecord | None) -> None:

@@ -39,6 +39,7 @@ class RunRecord:
         run: a random name, by which its checkpoints and event files know it.
         files: what it has written or is about to write, relative to output; the newest last.
         step: that of its latest checkpoint; 0 as long as there has been none.
+        home: where it lived when this was written down, if that is known.
     """
 
     output: Path
@@ -48,6 +49,7 @@ class RunRecord:
     run: str = field(default_factory=lambda: secrets.token_hex(8))
     files: list[str] = field(default_factory=list)
     step: int = 0
+    home: str | None = None
 
     def said(self) -> dict[str, Any]:
         """What run.json says."""
@@ -104,20 +106,21 @@ def record_of(said: Any, output: Path, what: str, do: str) -> RunRecord:
         raise BctError(what, do)
     if not all(isinstance(name, str) and _OURS.fullmatch(name) for name in files):
         raise BctError(what, do)
-    return RunRecord(output, identity, ranks, finished, run, list(files), step)
+    home = said.get("output")
+    home = home if isinstance(home, str) else None
+    return RunRecord(output, identity, ranks, finished, run, list(files), step, home)
 
 
-def lives_elsewhere(said: dict[str, Any], output: Path) -> bool:
-    """Whether the run of this record, found in a checkpoint, has a folder of its own: two runs'
-    checkpoints/ may be links to one folder."""
-    other = Path(str(said.get("output")))
-    if other == output.resolve():
+def lives_elsewhere(record: RunRecord) -> bool:
+    """Whether the run has another folder, too: this one is a copy of it, or both have links to one
+    folder of checkpoints."""
+    if record.home is None or Path(record.home) == record.output.resolve():
         return False
     try:
-        record = read_record(other)
+        other = read_record(record.home)
     except (BctError, OSError, ValueError):
         return False
-    return record is not None and record.run == said.get("run")
+    return other is not None and other.run == record.run
 
 
 def _written_before(output: Path) -> list[str]:

@@ -189,6 +189,32 @@ def test_a_checkpoint_that_came_from_elsewhere(job, tmp_path, caplog):
     assert_same_run(job.output, tmp_path / "whole")
 
 
+def test_a_copy_with_a_link_to_the_same_checkpoints_is_refused(job, tmp_path):
+    """cp -a copies links as they are; a folder that was moved is none."""
+    (tmp_path / "big").mkdir()
+    job.output.mkdir()
+    (job.output / "checkpoints").symlink_to(tmp_path / "big")
+    train(job(), stopping_at(Method, 3), CPU)
+    copy, before = tmp_path / "copy", snapshot(tmp_path / "big")
+    shutil.copytree(job.output, copy, symlinks=True)
+    for leave in ("resume=True", "overwrite=True"):
+        with pytest.raises(BctError, match=r"is a copy of .*, and both have one checkpoints/"):
+            train(job(f"output={copy}", leave), Method, CPU)
+        assert snapshot(tmp_path / "big") == before
+    shutil.rmtree(job.output)
+    assert train(job(f"output={copy}", "resume=True"), Method, CPU) == 0
+
+
+def test_no_advice_destroys_what_is_left(job):
+    train(job(), stopping_at(Method, 3), CPU)
+    for file in checkpoints(job.output):
+        file.unlink()
+    before = snapshot(job.output)
+    with pytest.raises(BctError, match="its checkpoints are gone") as refusal:
+        train(job("resume=True"), Method, CPU)
+    assert "overwrite" not in refusal.value.do and snapshot(job.output) == before
+
+
 def test_a_second_damaged_record_is_kept_beside_the_first(job):
     train(job(), stopping_at(Method, 3), CPU)
     kept = job.output / "run.json.damaged"

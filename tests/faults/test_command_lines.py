@@ -71,7 +71,6 @@ COMMANDS = {
     **{f"methods/{n}/train.py": (*UPGRADE, *SETTINGS.get(n, ())) for n in method_names()},
 }
 QUIET = {"tools/check_rec.py"}  # 1 means that there are problems, which it prints
-NESTED = {"tools/make_artefacts.py", "tools/train_chain.py"}  # the command that failed speaks, too
 
 
 @pytest.fixture(scope="module")
@@ -170,9 +169,9 @@ def fault(script, done):
     first = [k for k, line in enumerate(lines) if line.startswith("error: ")]
     if done.returncode == 0 or script in QUIET:
         return "an error and exit code 0" if first and done.returncode == 0 else None
-    if len(first) != 1 + (script in NESTED and len(first) == 2):
+    if len(first) != 1:
         return f"{len(first)} errors"
-    errors = lines[first[-1] :]
+    errors = lines[first[0] :]
     if len(errors) != 2 or not errors[1].startswith("  -> ") or not "".join(errors).isprintable():
         return f"{len(errors)} lines of error"
     return None

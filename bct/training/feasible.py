@@ -1,0 +1,42 @@
+"""What can't be trained, found before anything is written."""
+
+import copy
+
+import torch
+from easydict import EasyDict
+from torch import nn
+
+from bct.errors import BctError
+
+
+def check_steps(cfg: EasyDict, batches: int) -> None:
+    """Raises BctError if an epoch of so many batches has no step."""
+    if batches < cfg.gradient_acc:
+        raise BctError(
+            f"gradient_acc = {cfg.gradient_acc} needs {cfg.gradient_acc} batches per epoch, "
+            f"there are {batches}",
+            "give a smaller gradient_acc or batch_size, or a larger data set",
+        )
+
+
+def check_batch_norm(
+    cfg: EasyDict, backbone: nn.Module, method: nn.Module, image: torch.Tensor
+) -> None:
+    """Raises BctError if a batch norm is left with one value per channel, which has no variance.
+
+    Args:
+        image: (1, 3, H, W) or (1, W), what the backbone takes.
+    """
+    if cfg.batch_size > 1:
+        return
+    single = any(isinstance(module, nn.BatchNorm1d) for module in method.modules())
+    learning = cfg.freeze_statistics_at != 0  # or its statistics are kept from the first step on
+    try:
+        with torch.no_grad():
+            copy.deepcopy(backbone).train(learning)(image)
+    except ValueError as error:
+        if "more than 1 value per channel" not in str(error):
+            raise
+        single = True
+    if single:
+        raise BctError("batch_size = 1: batch norm needs two images per process", "give 2 or more")
