@@ -74,10 +74,17 @@ class OldModel:
         return next((dim for dim in dims if dim is not None), None)
 
     @property
+    def absent(self) -> int:
+        """How many images have no embedding among the artefacts: rows of zeros in them."""
+        return max((m.get("absent") or 0 for m in self.manifests.values()), default=0)
+
+    @property
     def fingerprint(self) -> str:
         """Changes when any of the artefacts does."""
         keys = ("kind", "model", "data", "parity", "T", "rows", "dim")
         parts = [repr([m.get(key) for key in keys]) for m in self.manifests.values()]
+        if self.absent:
+            parts.append(f"absent {self.absent}")
         return sha256(*parts)
 
     def rows(self, kind: str, index: torch.Tensor) -> torch.Tensor:

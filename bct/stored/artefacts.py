@@ -229,26 +229,28 @@ def open_features(
         artefact_path("old_embedding_label", feature_save, scenario, sd), how
     )
     keys = ("model", "data", "parity", "amp", "weights", "data_path")
+    absent = {"absent": manifest["absent"]} if manifest.get("absent") else {}
     made_from = entries(manifest, features.filename, *keys)
     if made_from != entries(of_labels, labels.filename, *keys):
         raise BctError(
             f"embeddings and labels of {sd} come from different runs", f"make both: {how}"
         )
-    return features, np.array(labels), made_from
+    return features, np.array(labels), made_from | absent
 
 
 def make_artefact(
     kind: str,
     sd: str,
     feature_save: str | Path,
-    compute: Callable[[np.ndarray, np.ndarray, list[int]], np.ndarray],
+    compute: Callable[[np.ndarray, np.ndarray, list[int], bool], np.ndarray],
     said: Callable[[np.ndarray], str],
     **settings: float,
 ) -> str:
     """Makes an artefact from the embeddings of an old model, unless a valid one is there.
 
     Args:
-        compute: embeddings (n, D), labels (n,), a list that takes the rows of zeros -> the array.
+        compute: embeddings (n, D), labels (n,), a list that takes the rows of zeros, whether the
+            embeddings are those of a part of the images -> the array.
         said: the array -> what is in it, for people.
         settings: of the artefact, T; they are in its manifest.
 
@@ -263,13 +265,15 @@ def make_artefact(
     if is_valid(path, **made_from):
         return f"{path} is up to date: reusing it"
     zeros: list[int] = []
-    array = compute(features, labels, zeros)
+    array = compute(features, labels, zeros, "absent" in made_from)
     if array.dtype.names:
         made_from["dim"] = features.shape[1]
     with write_artefact(path, array.shape, array.dtype, **made_from) as out:
         out[:] = array
     lines = [f"{path}: {said(array)}"]
-    if zeros:
+    if "absent" in made_from:
+        lines.append(f"{features.filename}: {len(zeros)} of {len(features)} rows are absent")
+    elif zeros:
         lines.append(
             zeros_remark(str(features.filename), np.array(zeros), len(features), so="are left out")
         )
