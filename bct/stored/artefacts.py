@@ -277,13 +277,15 @@ def open_features(place: Place) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]
     features, manifest = open_artefact(place.path("old_embedding"), how)
     labels, of_labels = open_artefact(place.path("old_embedding_label"), how)
     keys = ("model", "data", "parity", "amp", "weights", "data_path")
-    absent = {"absent": manifest["absent"]} if manifest.get("absent") else {}
+    of_these = {"absent": manifest["absent"]} if manifest.get("absent") else {}
+    if manifest.get("imported"):  # the model's digest says nothing of which rows were brought
+        of_these["features"] = manifest.get("digest")
     made_from = entries(manifest, features.filename, *keys)
     if made_from != entries(of_labels, labels.filename, *keys):
         raise BctError(
             f"embeddings and labels of {place.name} come from different runs", f"make both: {how}"
         )
-    return features, np.array(labels), made_from | absent
+    return features, np.array(labels), made_from | of_these
 
 
 def make_artefact(
