@@ -325,7 +325,8 @@ def write(
     check_outputs(*paths)
     of_these = {}
     for part, path in zip(parts, paths, strict=True):
-        manifest = {**about, **part.more, "kind": part.kind.replace("old_embedding_", "")}
+        kind = "label" if part.kind == "old_embedding_label" else part.kind
+        manifest = {**about, **part.more, "kind": kind}
         if part.absent:
             manifest["absent"] = part.absent
         if part.kind.startswith("credible"):
