@@ -33,6 +33,7 @@ from bct.errors import BctError
 from bct.files import ROOT, atomic, read_json, write_json
 from bct.rows import zeros_remark
 from bct.scenarios import scenario_of, set_name
+from bct.stored.elsewhere import elsewhere
 
 _EXTRACT = "python tools/extract_features.py"
 # kind: (end of the file name, how the command that makes it begins)
@@ -230,7 +231,7 @@ def open_artefact(path: Path, how: str = "") -> tuple[np.ndarray, dict[str, Any]
     """
     make = f"make it with: {how}" if how else "make it again with the tool that wrote it"
     if not path.is_file():
-        raise BctError(f"artefact {path} does not exist", make)
+        raise BctError(f"artefact {path} does not exist", _or_elsewhere(path, make))
     if not manifest_path(path).is_file():
         raise BctError(f"{path} has no manifest, so it can't be checked against the data", make)
     manifest = read_json(manifest_path(path))
@@ -255,6 +256,15 @@ def open_artefact(path: Path, how: str = "") -> tuple[np.ndarray, dict[str, Any]
             make,
         )
     return array, manifest
+
+
+def _or_elsewhere(path: Path, make: str) -> str:
+    """What to do about a missing artefact: it may have been made in another folder."""
+    if found := elsewhere(path):
+        return f"{found}; or {make}"
+    if "--SD" in make and "--feature-save" not in make and "feature_save=" not in make:
+        return f"{make}; if it is made, name its folder: --feature-save, in a config feature_save="
+    return make
 
 
 def entries(manifest: Any, path: str | Path, *keys: str) -> dict[str, Any]:
