@@ -62,6 +62,15 @@ class OldModel:
                 f"the artefacts {', '.join(needs)} come from different old models",
                 "make all of them again from the same one (tools/, in the README's order)",
             )
+        digests = {m["features"] for m in self.manifests.values() if m.get("features")}
+        if "old_embedding" in self.manifests and digests:
+            digests.add(self.manifests["old_embedding"].get("digest"))
+        if len(digests) > 1:
+            raise BctError(
+                f"the artefacts {', '.join(needs)} were made from embeddings imported at different "
+                "times",
+                "make those of tools/ again, and import the others with --overwrite",
+            )
         if "new_embedding" in self.manifests and self.manifests["new_embedding"]["model"] in models:
             raise BctError(
                 "the embeddings of the old and of the new model come from one model",
@@ -75,10 +84,17 @@ class OldModel:
         return next((dim for dim in dims if dim is not None), None)
 
     @property
+    def absent(self) -> int:
+        """How many images have no embedding among the artefacts: rows of zeros in them."""
+        return max((m.get("absent") or 0 for m in self.manifests.values()), default=0)
+
+    @property
     def fingerprint(self) -> str:
         """Changes when any of the artefacts does."""
         keys = ("kind", "model", "data", "parity", "T", "rows", "dim")
         parts = [repr([m.get(key) for key in keys]) for m in self.manifests.values()]
+        if self.absent:
+            parts.append(f"absent {self.absent}")
         return sha256(*parts)
 
     def rows(self, kind: str, index: torch.Tensor) -> torch.Tensor:
