@@ -29,6 +29,7 @@ from bct.stored.artefacts import (
     open_artefact,
     place_of_model,
     place_of_sd,
+    was_imported,
 )
 
 
@@ -331,7 +332,7 @@ def place_of(cfg: EasyDict, kind: str, folder: str | Path = "configs") -> Place:
 def artefact_commands(
     cfg: EasyDict, kinds: tuple[str, ...], folder: str | Path = "configs"
 ) -> list[str]:
-    """The commands that make what a method needs, in order, each once.
+    """The commands that make what a method needs, in order, each once; none for what was imported.
 
     Args:
         cfg: the method's resolved config; kinds whose path it gives are left out.
@@ -357,7 +358,8 @@ def artefact_commands(
                 "set old_model or old_config; new_model or new_config for what is of a new model "
                 "trained alone",
             )
-        command = place_of(cfg, kind, folder).command(kind, cfg.get("T", 0.9))
-        if command not in commands:
+        place, T = place_of(cfg, kind, folder), cfg.get("T", 0.9)
+        command = place.command(kind, T)
+        if command not in commands and not was_imported(place.path(kind, T)):
             commands.append(command)
     return commands
