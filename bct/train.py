@@ -108,6 +108,7 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
     old = OldModel(cfg, dataset, method_class.needs(cfg))
     if old.dim is not None:
         method_class.check_dimensions(cfg, old.dim)
+    method_class.check_absent(cfg, old.absent)
     identity = agreed_identity(cfg, method_class, dataset, old)
     job = build(cfg, method_class, dataset, old, device)
 
