@@ -19,6 +19,7 @@ from bct.data.image_files import (
 from bct.data.image_set import ImageSet
 from bct.data.images import ALIGN, SIZE, WrongSize, decode
 from bct.data.labels import check_labels
+from bct.data.lst_files import open_lst
 from bct.data.recordio import BROKEN, RecordReader
 from bct.distributed import say
 from bct.errors import BctError
@@ -206,9 +207,9 @@ def open_images(rec: str | Path, backend: str = "native") -> ImageSet:
     """Opens a data set. Raises BctError if there is none.
 
     Args:
-        rec: a .rec file, or the same without its suffix; a .txt list of images, see
-            bct/data/image_files.py; `train` or `test` of CIFAR; Tiny-ImageNet's val/; or a folder.
-            A folder's training set is opened: its train.rec, its part `train` of CIFAR, its
+        rec: a .rec file, or the same without its suffix; a list of images, .txt or .lst, see
+            bct/data/image_files.py and lst_files.py; `train` or `test` of CIFAR; Tiny-ImageNet's
+            val/; or a folder. A folder's training set is opened: its train.rec, its part `train` of CIFAR, its
             train/ of class folders (ImageNet, Places365), its train.txt, else its own folders are
             the classes (aligned faces, Omniglot).
         backend: how record files are read, "native" or "mxnet".
@@ -216,6 +217,8 @@ def open_images(rec: str | Path, backend: str = "native") -> ImageSet:
     path = Path(rec)
     if path.suffix == ".txt" and path.is_file():
         return open_list(path)
+    if path.suffix == ".lst" and path.is_file():
+        return open_lst(path)
     for part in (path, path / "train"):
         if is_cifar(part):
             return Cifar(part)
