@@ -1,7 +1,6 @@
 """Lists of im2rec and of insightface's face2rec2 as data."""
 
 import os
-import random
 from pathlib import Path
 
 import numpy as np
@@ -31,8 +30,7 @@ def images(tmp_path):
             file.parent.mkdir(parents=True, exist_ok=True)
             file.write_bytes(jpeg(label, k))
             rows.append((len(rows), label, f"{name}/{k} x.jpg"))
-    random.Random(1).shuffle(rows)
-    return tmp_path / "faces", rows
+    return tmp_path / "faces", [rows[k] for k in (3, 0, 5, 1, 4, 2)]
 
 
 def refused(text, path, word):
@@ -58,7 +56,7 @@ def test_im2recs_list(images):
 
 def test_face2rec2s_list(images):
     root, rows = images
-    box = "\t".join("1 2 3 4".split())
+    box = "\t".join("1234")
     points = "\t".join(str(v) for v in range(10))
     ends = ["", f"\t{box}", f"\t{box}\t{points}"]
     lines = [f"1\t{root / p}\t{label}{ends[k % 3]}" for k, (_, label, p) in enumerate(rows)]

@@ -90,10 +90,8 @@ def _face2rec2(path: Path, number: int, line: bytes, fields: list[bytes]) -> _Li
         do = "mend the line; a box of 4 and landmarks of 10 numbers may follow"
         raise bad_line(path, number, line, FACE2REC2, do)
     if fields[0].strip() == b"0":
-        raise bad_line(
-            path, number, line, "of an aligned face",
-            "align the faces and write 1 in the first column; tools/embed.py aligns with --landmarks",
-        )  # fmt: skip
+        do = "align the faces and write 1 there; tools/embed.py aligns them with --landmarks"
+        raise bad_line(path, number, line, "of an aligned face", do)
     return None, fields[1], float(fields[2])
 
 

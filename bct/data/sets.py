@@ -209,9 +209,9 @@ def open_images(rec: str | Path, backend: str = "native") -> ImageSet:
     Args:
         rec: a .rec file, or the same without its suffix; a list of images, .txt or .lst, see
             bct/data/image_files.py and lst_files.py; `train` or `test` of CIFAR; Tiny-ImageNet's
-            val/; or a folder. A folder's training set is opened: its train.rec, its part `train` of CIFAR, its
-            train/ of class folders (ImageNet, Places365), its train.txt, else its own folders are
-            the classes (aligned faces, Omniglot).
+            val/; or a folder. A folder's training set is opened: its train.rec, its part `train` of
+            CIFAR, its train/ of class folders (ImageNet, Places365), its train.txt, else its own
+            folders are the classes (aligned faces, Omniglot).
         backend: how record files are read, "native" or "mxnet".
     """
     path = Path(rec)
