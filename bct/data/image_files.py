@@ -136,10 +136,10 @@ class FolderSet(ImageFiles):
     A class is a folder with images (aligned faces; ImageNet's and Places365's train/), or with
     nothing but a folder `images` that has them (Tiny-ImageNet's train/), or a folder in a folder
     (Omniglot's characters), then called "outer/inner". Hidden folders are left out; so are folders
-    without images and files of other kinds, and how many there are is said.
+    without images and files of other kinds, and how many there are is said, unless `quiet`.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, quiet: bool = False):
         root = Path(path)
         found = _class_folders(os.fsencode(root))
         classes = [(name, images) for name, images, _ in found if images]
@@ -150,7 +150,8 @@ class FolderSet(ImageFiles):
                 "point `rec` to a folder with train.rec, a .rec file, a list of images, or a "
                 f"folder of class folders; images are {', '.join(sorted(IMAGE_SUFFIXES))}",
             )
-        _say_left_out(root, found)
+        if not quiet:
+            _say_left_out(root, found)
         labels = np.repeat(np.arange(len(classes)), [len(images) for _, images in classes])
         super().__init__(root, root, names, labels, [as_text(name) for name, _ in classes])
         self.identities = self.class_names
@@ -167,16 +168,16 @@ _Class = tuple[bytes, list[bytes], list[bytes]]  # name, its images, its files o
 def _class_folders(root: bytes) -> list[_Class]:
     """Sorted. A folder that has neither images nor folders is a class without images."""
     classes = []
-    for name in _entries(root)[1]:
-        images, folders, others = _entries(root, name)
+    for name in entries(root)[1]:
+        images, folders, others = entries(root, name)
         if images or not folders:
             classes.append((name, images, others))
         elif folders == [name + b"/images"]:  # the other files are those of Tiny-ImageNet's boxes
-            inner, _, others = _entries(root, folders[0])
+            inner, _, others = entries(root, folders[0])
             classes.append((name, inner, others))
         else:
             for folder in folders:
-                inner, _, others = _entries(root, folder)
+                inner, _, others = entries(root, folder)
                 classes.append((folder, inner, others))
     return sorted(classes)
 
@@ -192,7 +193,7 @@ def _say_left_out(root: Path, found: list[_Class]) -> None:
             say(f"{root}: {len(files)} {what}, e.g. {as_text(files[0])!r}")
 
 
-def _entries(root: bytes, below: bytes = b"") -> tuple[list[bytes], list[bytes], list[bytes]]:
+def entries(root: bytes, below: bytes = b"") -> tuple[list[bytes], list[bytes], list[bytes]]:
     """Sorted images, folders and other files in a folder, relative to root; hidden ones are not
     looked at."""
     images, folders, others = [], [], []
@@ -213,7 +214,7 @@ def has_classes(folder: Path) -> bool:
     """Whether a folder holds folders but no images: train/ as against a class called "train"."""
     if not folder.is_dir():
         return False
-    images, folders, _ = _entries(os.fsencode(folder))
+    images, folders, _ = entries(os.fsencode(folder))
     return bool(folders) and not images
 
 

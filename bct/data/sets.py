@@ -215,6 +215,19 @@ def open_images(rec: str | Path, backend: str = "native") -> ImageSet:
         backend: how record files are read, "native" or "mxnet".
     """
     path = Path(rec)
+    found = open_known(path, backend)
+    if found is not None:
+        return found
+    if path.is_dir():
+        return FolderSet(path)
+    do = "give a .rec file, a list of images, or a folder with train.rec or classes (key `rec`)"
+    if "_part_" in path.stem:
+        do = "make the parts of the whole set first: python tools/split_dataset.py <the whole set>"
+    raise BctError(f"there is no data set at {path}", do)
+
+
+def open_known(path: Path, backend: str = "native") -> ImageSet | None:
+    """What open_images opens, but None for a folder that may hold any images, and for nothing."""
     if path.suffix == ".txt" and path.is_file():
         return open_list(path)
     if path.suffix == ".lst" and path.is_file():
@@ -231,9 +244,4 @@ def open_images(rec: str | Path, backend: str = "native") -> ImageSet:
         return open_list(path / "train.txt")
     if (path / "val_annotations.txt").is_file():
         return open_tiny_imagenet_val(path)
-    if path.is_dir():
-        return FolderSet(path)
-    do = "give a .rec file, a list of images, or a folder with train.rec or classes (key `rec`)"
-    if "_part_" in path.stem:
-        do = "make the parts of the whole set first: python tools/split_dataset.py <the whole set>"
-    raise BctError(f"there is no data set at {path}", do)
+    return None
