@@ -61,7 +61,7 @@ from bct.stored.artefacts import (
 from bct.stored.names import write_names
 from bct.stored.unfinished import DONE, LEFT_OUT, TODO, Unfinished, begin, part_folder, remove
 from bct.stored.vector_files import save_rows
-from tools.landmarks import aligned
+from tools.ijbc.landmarks import aligned
 
 _LANDMARKS = "give five points of each image, --landmarks FILE, or faces that are aligned"
 _COPIED = 1 << 13  # rows at a time

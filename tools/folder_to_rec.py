@@ -26,12 +26,18 @@ def main() -> None:
     parser.add_argument("folder", type=file_path, help="one sub-folder per identity")
     parser.add_argument("out", type=file_path, help="folder for train.rec")
     args = parser.parse_args()
-    if not args.folder.is_dir():
-        raise BctError(f"there is no folder {args.folder}", "check the path")
-    path = args.out / "train.rec"
+    pack(args.folder, args.out)
+
+
+def pack(folder: Path, out: Path) -> None:
+    """Packs a folder into out/train.rec. BctError if there is one, or for an image that is broken
+    or not aligned."""
+    if not folder.is_dir():
+        raise BctError(f"there is no folder {folder}", "check the path")
+    path = out / "train.rec"
     if os.path.lexists(path):
         raise BctError(f"{path} exists already", "move it away, or give another folder")
-    dataset = FolderSet(args.folder)
+    dataset = FolderSet(folder)
     write_record_file(dataset, path)
     print(f"{path}: {len(dataset)} images, {dataset.num_classes} identities")
 

@@ -70,7 +70,7 @@ class ImageFiles(ImageSet):
     def payload(self, index: int) -> tuple[bytes, int]:
         """Encoded image and label. BctError if the file can't be read."""
         try:
-            return _read_regular(self.file(index)), int(self.labels[index])
+            return read_regular(self.file(index)), int(self.labels[index])
         except OSError as error:
             raise self._unreadable(index, error) from None
 
@@ -118,7 +118,7 @@ class ImageFiles(ImageSet):
         )
 
 
-def _read_regular(path: str) -> bytes:
+def read_regular(path: str) -> bytes:
     """A file's bytes. OSError for a device, a FIFO, or more than MAX_BYTES; none is waited for."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
