@@ -38,7 +38,7 @@ from bct.command import Parser, file_path, run_cli, takes
 from bct.data.image_files import as_text, read_regular
 from bct.data.images import SIZE, decode
 from bct.data.lst_files import images_of, read_lst
-from bct.data.record_writer import RecordWriter, claim
+from bct.data.record_writer import RecordWriter, claim, holds
 from bct.data.recordio import Header
 from bct.data.sets import RecordSet
 from bct.errors import BctError
@@ -47,8 +47,7 @@ from bct.folders import atomic_folder
 from bct.keys import whole
 from bct.log import progress
 from bct.protocols.pairs import image_bytes, read_bin
-from tools.folder_to_rec import pack
-from tools.split_dataset import is_file_of
+from tools.formats.pack import pack
 
 BUCKET, _BUCKETS = 1 << 28, 256  # bytes of images in memory, and files that are open at once
 _HEAD = struct.Struct("<QfI")  # in a bucket: place, label, bytes of the image
@@ -158,7 +157,7 @@ def _claimed(path: Path, about: dict, beside: dict[Path, str] | None = None) -> 
     side = path.with_suffix(".json")
     text = json.dumps(about, indent=2) + "\n"
     if os.path.lexists(path):
-        if path.is_file() and is_file_of(side, text.encode()):
+        if path.is_file() and holds(side, text):
             print(f"{path} is up to date: reusing it")
             return False
         raise BctError(f"{path} exists and was not made in this way", "give another name")
@@ -274,7 +273,7 @@ def pairs(source: Path, out: Path, root: Path | None) -> None:
         flags.append(same)
     content = pickle.dumps((encoded, flags), protocol=4)
     if os.path.lexists(out):
-        if is_file_of(out, content):
+        if out.is_file() and out.read_bytes() == content:
             return print(f"{out} is up to date: reusing it")
         raise BctError(f"{out} exists and is another set", "move it away, or give another name")
     with atomic(out) as temporary:
