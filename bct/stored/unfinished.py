@@ -21,6 +21,7 @@ from bct.files import atomic, read_json, remove_leftovers, write_json, written_a
 
 TODO, DONE, LEFT_OUT = range(3)
 _FORMAT = "bct-unfinished"
+_PENDING = 1 << 16  # rows after which it is saved in any case
 _FILES = ("rows.npy", "state.npy", "progress.json")
 
 
@@ -36,8 +37,9 @@ class Unfinished:
         self.folder, self.every = folder, every
         self.rows = np.lib.format.open_memmap(folder / "rows.npy", "r+")
         self.state = np.lib.format.open_memmap(folder / "state.npy", "r+")
-        self._new: list[tuple[np.ndarray, int]] = []
-        self._saved = time.monotonic()
+        # of rows not saved yet; in one piece, for small arrays that stay would scatter the heap
+        self._index, self._new = np.empty(_PENDING, np.int64), np.empty(_PENDING, np.uint8)
+        self._count, self._saved = 0, time.monotonic()
 
     def add(self, index: np.ndarray, rows: np.ndarray) -> None:
         """Rows float32 (B, D) of the images `index`, int64 (B,); saved within `every` seconds."""
@@ -48,17 +50,21 @@ class Unfinished:
         self._set(index, LEFT_OUT)
 
     def _set(self, index: np.ndarray, state: int) -> None:
-        self._new.append((index, state))
+        for start in range(0, len(index), _PENDING):
+            part = index[start : start + _PENDING]
+            if self._count + len(part) > _PENDING:
+                self.save()
+            new = slice(self._count, self._count + len(part))
+            self._index[new], self._new[new] = part, state
+            self._count = new.stop
         if time.monotonic() - self._saved >= self.every:
             self.save()
 
     def save(self) -> None:
         self.rows.flush()  # before the state: a power cut must not leave a state without its row
-        for index, state in self._new:
-            self.state[index] = state
+        self.state[self._index[: self._count]] = self._new[: self._count]
         self.state.flush()
-        self._new.clear()
-        self._saved = time.monotonic()
+        self._count, self._saved = 0, time.monotonic()
 
 
 def part_folder(out: Path) -> Path:
