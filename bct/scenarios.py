@@ -18,6 +18,7 @@ from pathlib import Path
 from bct.errors import BctError
 
 SCENARIOS = ("OPclass", "OPdata", "EXclass", "EXdata")
+LISTS = (".txt", ".lst")  # suffixes of image lists
 _SHARD = re.compile(r"(class|data)(\d{1,3})$")
 
 
@@ -62,11 +63,11 @@ def scenario_of(sd: str) -> str:
 
 def shard_stem(rec: str | Path) -> Path:
     """Where the parts of a data set are, but for their "_part_70_class.rec" or ".txt": beside it,
-    (dir, dir/train.rec or dir/train.txt) -> dir/train."""
+    (dir, dir/train.rec, dir/train.txt or dir/train.lst) -> dir/train."""
     path = Path(rec)
     if path.is_dir():
         return path / "train"
-    return path.with_suffix("") if path.suffix in (".rec", ".txt") else path
+    return path.with_suffix("") if path.suffix in (".rec", *LISTS) else path
 
 
 def set_name(rec: str | Path) -> str:
@@ -88,5 +89,5 @@ def shard_file(rec: str | Path, shard: str) -> Path:
         return path
     stem = shard_stem(path)
     record, images = (stem.with_name(f"{stem.name}{suffix}.{end}") for end in ("rec", "txt"))
-    listed = path.suffix == ".txt" or (images.is_file() and not record.is_file())
+    listed = path.suffix in LISTS or (images.is_file() and not record.is_file())
     return images if listed else record

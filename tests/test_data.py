@@ -179,7 +179,7 @@ def test_header_that_promises_more_than_the_index(tmp_path):
 
 
 def test_folders_and_their_record_file(tmp_path):
-    from tools.folder_to_rec import write_record_file
+    from tools.formats.pack import write_record_file
 
     for identity, count in (("bob", 2), ("alice", 3), ("alice/.hidden", 0)):
         (tmp_path / "set" / identity).mkdir(parents=True, exist_ok=True)

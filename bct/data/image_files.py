@@ -31,7 +31,7 @@ IMAGE_SUFFIXES = {
     *(".ppm", ".pgm", ".pbm", ".pnm"),  # ORL, Yale B and FERET are PGM or PPM
 }
 MAX_BYTES = 1 << 28  # of an image file: more than the largest image needs that is decoded
-_HEAD = b"# root: "
+ROOT_LINE = b"# root: "
 
 
 class ImageFiles(ImageSet):
@@ -70,7 +70,7 @@ class ImageFiles(ImageSet):
     def payload(self, index: int) -> tuple[bytes, int]:
         """Encoded image and label. BctError if the file can't be read."""
         try:
-            return _read_regular(self.file(index)), int(self.labels[index])
+            return read_regular(self.file(index)), int(self.labels[index])
         except OSError as error:
             raise self._unreadable(index, error) from None
 
@@ -118,7 +118,7 @@ class ImageFiles(ImageSet):
         )
 
 
-def _read_regular(path: str) -> bytes:
+def read_regular(path: str) -> bytes:
     """A file's bytes. OSError for a device, a FIFO, or more than MAX_BYTES; none is waited for."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with open(descriptor, "rb") as file:
@@ -136,10 +136,10 @@ class FolderSet(ImageFiles):
     A class is a folder with images (aligned faces; ImageNet's and Places365's train/), or with
     nothing but a folder `images` that has them (Tiny-ImageNet's train/), or a folder in a folder
     (Omniglot's characters), then called "outer/inner". Hidden folders are left out; so are folders
-    without images and files of other kinds, and how many there are is said.
+    without images and files of other kinds, and how many there are is said, unless `quiet`.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, quiet: bool = False):
         root = Path(path)
         found = _class_folders(os.fsencode(root))
         classes = [(name, images) for name, images, _ in found if images]
@@ -150,9 +150,10 @@ class FolderSet(ImageFiles):
                 "point `rec` to a folder with train.rec, a .rec file, a list of images, or a "
                 f"folder of class folders; images are {', '.join(sorted(IMAGE_SUFFIXES))}",
             )
-        _say_left_out(root, found)
+        if not quiet:
+            _say_left_out(root, found)
         labels = np.repeat(np.arange(len(classes)), [len(images) for _, images in classes])
-        super().__init__(root, root, names, labels, [_text(name) for name, _ in classes])
+        super().__init__(root, root, names, labels, [as_text(name) for name, _ in classes])
         self.identities = self.class_names
 
     @cached_property
@@ -167,16 +168,16 @@ _Class = tuple[bytes, list[bytes], list[bytes]]  # name, its images, its files o
 def _class_folders(root: bytes) -> list[_Class]:
     """Sorted. A folder that has neither images nor folders is a class without images."""
     classes = []
-    for name in _entries(root)[1]:
-        images, folders, others = _entries(root, name)
+    for name in entries(root)[1]:
+        images, folders, others = entries(root, name)
         if images or not folders:
             classes.append((name, images, others))
         elif folders == [name + b"/images"]:  # the other files are those of Tiny-ImageNet's boxes
-            inner, _, others = _entries(root, folders[0])
+            inner, _, others = entries(root, folders[0])
             classes.append((name, inner, others))
         else:
             for folder in folders:
-                inner, _, others = _entries(root, folder)
+                inner, _, others = entries(root, folder)
                 classes.append((folder, inner, others))
     return sorted(classes)
 
@@ -189,10 +190,10 @@ def _say_left_out(root: Path, found: list[_Class]) -> None:
         (others, "files in the class folders are no images by their suffix and are left out"),
     ):
         if files:
-            say(f"{root}: {len(files)} {what}, e.g. {_text(files[0])!r}")
+            say(f"{root}: {len(files)} {what}, e.g. {as_text(files[0])!r}")
 
 
-def _entries(root: bytes, below: bytes = b"") -> tuple[list[bytes], list[bytes], list[bytes]]:
+def entries(root: bytes, below: bytes = b"") -> tuple[list[bytes], list[bytes], list[bytes]]:
     """Sorted images, folders and other files in a folder, relative to root; hidden ones are not
     looked at."""
     images, folders, others = [], [], []
@@ -213,7 +214,7 @@ def has_classes(folder: Path) -> bool:
     """Whether a folder holds folders but no images: train/ as against a class called "train"."""
     if not folder.is_dir():
         return False
-    images, folders, _ = _entries(os.fsencode(folder))
+    images, folders, _ = entries(os.fsencode(folder))
     return bool(folders) and not images
 
 
@@ -226,10 +227,10 @@ def open_tiny_imagenet_val(folder: Path) -> ImageFiles:
         fields = line.rstrip(b"\r").split(b"\t")
         if fields == [b""]:
             continue
-        if len(fields) < 2 or not all(fields[:2]) or _leads_out(fields[0]):
-            raise _bad_line(file, number, line, "<image>, a tab, <class>", "copy the file again")
+        if len(fields) < 2 or not all(fields[:2]) or leads_out(fields[0]):
+            raise bad_line(file, number, line, "<image>, a tab, <class>", "copy the file again")
         names.append(b"images/" + fields[0])
-        classes.append(_text(fields[1]))
+        classes.append(as_text(fields[1]))
     if not names:
         raise BctError(f"{file} names no image", "copy the file again")
     class_names, labels = np.unique(classes, return_inverse=True)
@@ -245,11 +246,11 @@ def open_list(path: str | Path) -> ImageFiles | Cifar:
     """
     path = Path(path)
     root, names, labels = read_list(path)
-    num_classes = check_labels(labels, str(path), lambda k: f"{path}: {_text(names[k])!r}")
+    num_classes = check_labels(labels, str(path), lambda k: f"{path}: {as_text(names[k])!r}")
     folder, side, class_names = path.resolve().parent, path.with_suffix(".json"), None
     if root is not None and side.is_file():
         class_names = _read_manifest(side, len(labels), num_classes)
-    root = folder / os.fsdecode(root) if root else _find_root(path, folder, os.fsdecode(names[0]))
+    root = folder / os.fsdecode(root) if root else find_root(path, folder, os.fsdecode(names[0]))
     if is_cifar(root):
         return Cifar(root).part(path, names, labels, class_names, num_classes)
     if not os.path.isdir(root):
@@ -257,11 +258,11 @@ def open_list(path: str | Path) -> ImageFiles | Cifar:
             f"{path}: its root {printable(str(root))} is not there",
             "mend its first line: # root: <folder of the images>",
         )
-    class_names = class_names or _folder_names(names, labels)
+    class_names = class_names or folder_names(names, labels)
     return ImageFiles(path, root, names, labels, class_names, num_classes)
 
 
-def _find_root(path: Path, folder: Path, first: str) -> Path:
+def find_root(path: Path, folder: Path, first: str) -> Path:
     for root in (folder, folder / "train"):
         if os.path.exists(root / first):
             return root
@@ -276,8 +277,8 @@ def read_list(path: Path) -> tuple[bytes | None, list[bytes], np.ndarray]:
     line that does not parse."""
     lines = without_mark(path, path.read_bytes()).split(b"\n")
     root = None
-    if lines[0].startswith(_HEAD):
-        root, lines[0] = lines[0][len(_HEAD) :].rstrip(b"\r"), b""
+    if lines[0].startswith(ROOT_LINE):
+        root, lines[0] = lines[0][len(ROOT_LINE) :].rstrip(b"\r"), b""
     names, labels = [], []
     for number, line in enumerate(lines, 1):
         fields = line.rsplit(None, 1)  # at spaces and tabs; those at the end are left out
@@ -285,11 +286,11 @@ def read_list(path: Path) -> tuple[bytes | None, list[bytes], np.ndarray]:
             continue
         label = fields[-1]
         if len(fields) < 2 or not label.isdigit() or len(label) > 9 or b"\0" in line:
-            raise _bad_line(
+            raise bad_line(
                 path, number, line, "<path> <label>", "mend the line; labels are 0 to C-1"
             )
-        if _leads_out(fields[0]):
-            raise _bad_line(
+        if leads_out(fields[0]):
+            raise bad_line(
                 path,
                 number,
                 line,
@@ -303,7 +304,7 @@ def read_list(path: Path) -> tuple[bytes | None, list[bytes], np.ndarray]:
     return root, names, np.array(labels, np.int64)
 
 
-def _leads_out(name: bytes) -> bool:
+def leads_out(name: bytes) -> bool:
     """Whether a name is not that of a file below the folder that it is relative to."""
     return name.startswith(b"/") or b".." in name.split(b"/")
 
@@ -317,30 +318,30 @@ def list_root(path: Path, root: Path) -> str:
 
 def list_text(path: Path, root: Path, names: list[bytes], labels: np.ndarray) -> bytes:
     """A list as read_list reads it. BctError for a name that it would not read as it is."""
-    lines = [_HEAD + os.fsencode(list_root(path, root))]
+    lines = [ROOT_LINE + os.fsencode(list_root(path, root))]
     for name, label in zip(names, labels.tolist(), strict=True):
         lines.append(b"%s %d" % (name, label))
         if b"\n" in name or lines[-1].rsplit(None, 1)[0] != name:
             raise BctError(
-                f"{_text(name)!r} can't be in a list: it has a line break, or a space at its end",
+                f"{as_text(name)!r} can't be in a list: it has a line break, or a space at its end",
                 "rename the file",
             )
-        if _leads_out(name):
-            raise BctError(f"{_text(name)!r} does not lie below {root}", "give another root")
+        if leads_out(name):
+            raise BctError(f"{as_text(name)!r} does not lie below {root}", "give another root")
     if b"\n" in lines[0]:
         raise BctError(f"{str(root)!r} can't be in a list: it has a line break", "rename it")
     return b"\n".join(lines) + b"\n"
 
 
-def _bad_line(file: Path, number: int, line: bytes, form: str, do: str) -> BctError:
-    return BctError(f"{file}, line {number} is not {form}: {_text(line[:80])!r}", do)
+def bad_line(file: Path, number: int, line: bytes, form: str, do: str) -> BctError:
+    return BctError(f"{file}, line {number} is not {form}: {as_text(line[:80])!r}", do)
 
 
-def _text(name: bytes) -> str:
+def as_text(name: bytes) -> str:
     return name.decode("utf-8", "surrogateescape")
 
 
-def _folder_names(names: list[bytes], labels: np.ndarray) -> list[str] | None:
+def folder_names(names: list[bytes], labels: np.ndarray) -> list[str] | None:
     """Names of the classes' folders if each class has one of its own."""
     folders: dict[int, bytes] = {}
     for name, label in zip(names, labels.tolist(), strict=True):
@@ -349,7 +350,7 @@ def _folder_names(names: list[bytes], labels: np.ndarray) -> list[str] | None:
             return None
     if not all(folders.values()) or len(set(folders.values())) < len(folders):
         return None
-    return [_text(folders[label]) for label in sorted(folders)]
+    return [as_text(folders[label]) for label in sorted(folders)]
 
 
 def _read_manifest(side: Path, images: int, classes: int) -> list[str] | None:

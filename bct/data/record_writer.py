@@ -23,7 +23,7 @@ def claim(path: Path, beside: dict[Path, str]) -> None:
     Raises BctError for a file that is there and is not what this command writes.
     """
     index = path.with_suffix(".idx")
-    known = [file for file, text in beside.items() if _holds(file, text)]
+    known = [file for file, text in beside.items() if holds(file, text)]
     foreign = [file for file in (path, *beside) if os.path.lexists(file) and file not in known]
     if path.suffix == ".rec" and os.path.lexists(index) and len(known) < len(beside):
         foreign.append(index)
@@ -37,7 +37,8 @@ def claim(path: Path, beside: dict[Path, str]) -> None:
             write_text(file, text)
 
 
-def _holds(file: Path, text: str) -> bool:
+def holds(file: Path, text: str) -> bool:
+    """Whether a file has this text and nothing else."""
     return file.is_file() and file.read_bytes() == text.encode(errors="surrogateescape")
 
 

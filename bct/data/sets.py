@@ -19,6 +19,7 @@ from bct.data.image_files import (
 from bct.data.image_set import ImageSet
 from bct.data.images import ALIGN, SIZE, WrongSize, decode
 from bct.data.labels import check_labels
+from bct.data.lst_files import open_lst
 from bct.data.recordio import BROKEN, RecordReader
 from bct.distributed import say
 from bct.errors import BctError
@@ -206,16 +207,31 @@ def open_images(rec: str | Path, backend: str = "native") -> ImageSet:
     """Opens a data set. Raises BctError if there is none.
 
     Args:
-        rec: a .rec file, or the same without its suffix; a .txt list of images, see
-            bct/data/image_files.py; `train` or `test` of CIFAR; Tiny-ImageNet's val/; or a folder.
-            A folder's training set is opened: its train.rec, its part `train` of CIFAR, its
-            train/ of class folders (ImageNet, Places365), its train.txt, else its own folders are
-            the classes (aligned faces, Omniglot).
+        rec: a .rec file, or the same without its suffix; a list of images, .txt or .lst, see
+            bct/data/image_files.py and lst_files.py; `train` or `test` of CIFAR; Tiny-ImageNet's
+            val/; or a folder. A folder's training set is opened: its train.rec, its part `train` of
+            CIFAR, its train/ of class folders (ImageNet, Places365), its train.txt, else its own
+            folders are the classes (aligned faces, Omniglot).
         backend: how record files are read, "native" or "mxnet".
     """
     path = Path(rec)
+    found = open_known(path, backend)
+    if found is not None:
+        return found
+    if path.is_dir():
+        return FolderSet(path)
+    do = "give a .rec file, a list of images, or a folder with train.rec or classes (key `rec`)"
+    if "_part_" in path.stem:
+        do = "make the parts of the whole set first: python tools/split_dataset.py <the whole set>"
+    raise BctError(f"there is no data set at {path}", do)
+
+
+def open_known(path: Path, backend: str = "native") -> ImageSet | None:
+    """What open_images opens, but None for a folder that may hold any images, and for nothing."""
     if path.suffix == ".txt" and path.is_file():
         return open_list(path)
+    if path.suffix == ".lst" and path.is_file():
+        return open_lst(path)
     for part in (path, path / "train"):
         if is_cifar(part):
             return Cifar(part)
@@ -228,9 +244,4 @@ def open_images(rec: str | Path, backend: str = "native") -> ImageSet:
         return open_list(path / "train.txt")
     if (path / "val_annotations.txt").is_file():
         return open_tiny_imagenet_val(path)
-    if path.is_dir():
-        return FolderSet(path)
-    do = "give a .rec file, a list of images, or a folder with train.rec or classes (key `rec`)"
-    if "_part_" in path.stem:
-        do = "make the parts of the whole set first: python tools/split_dataset.py <the whole set>"
-    raise BctError(f"there is no data set at {path}", do)
+    return None

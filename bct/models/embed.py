@@ -125,14 +125,14 @@ def embed_models(
                 found[label] = model.rows(images)
                 continue
             model.backbone  # noqa: B018 - a wrong network is refused even if a cache would do
-            made_from = _made_from(model, images, mirror)
-            path = folder / f"{short_name(images.name)}_{sha256(json.dumps(made_from))[:20]}.npy"
-            there = None if reload else open_valid(path, **made_from)
+            about = made_from(model, images, mirror)
+            path = folder / f"{short_name(images.name)}_{sha256(json.dumps(about))[:20]}.npy"
+            there = None if reload else open_valid(path, **about)
             if all(distributed.all_gather_object(there is not None)):
                 distributed.say(f"{model.file}: embeddings are cached in {path.name}")
                 found[label] = there
             else:
-                missing.setdefault(model.view, {})[label] = path, made_from
+                missing.setdefault(model.view, {})[label] = path, about
         for seen, parts in missing.items():
             loader = Loader(
                 images, batch_size, device, num_workers=num_workers, train=False, view=seen
@@ -166,7 +166,8 @@ def refuse_batch(file: str, rows: np.ndarray, index: np.ndarray, images: ImageSe
     refuse_not_finite(rows, file, lambda k: f"{index[k]} ({images.describe(int(index[k]))})")
 
 
-def _made_from(model: Embedder, images: ImageSet, mirror: bool) -> dict:
+def made_from(model: Embedder, images: ImageSet, mirror: bool) -> dict:
+    """What embeddings depend on: entries of their manifest."""
     seen = model.view
     onnx = model.file.lower().endswith(".onnx")  # its nodes say what it is fed, or somebody does
     return {

@@ -104,6 +104,30 @@ def load_bin(path: str | Path, size: int = SIZE) -> VerificationSet:
     image, counts that do not match.
     """
     path = Path(path)
+    encoded, flags, data = read_bin(path, size)
+    images = np.empty((len(encoded), size, size, 3), np.uint8)
+    others, other = 0, None  # of another size
+    for i, one in enumerate(encoded):
+        try:
+            image = decode(image_bytes(one))
+            images[i] = _fit(image, size)
+        except ValueError as error:
+            raise BctError(
+                f"{path}: image {i} is broken ({error})", "write the file again"
+            ) from None
+        if image.shape[:2] != (size, size):
+            others, other = others + 1, other or f"image {i} is {image.shape[1]}x{image.shape[0]}"
+    if others:
+        say(
+            f"{path}: {others} of {len(images)} images are not {size}x{size} ({other}); "
+            "they are resized, and cut where they are no square"
+        )
+    return VerificationSet(path, images, flags, sha256(data, str(size)))
+
+
+def read_bin(path: Path, size: int = SIZE) -> tuple[list, np.ndarray, bytes]:
+    """What a set holds: 2P images as the file has them, for image_bytes, flags bool (P,), and the
+    file's bytes. BctError like load_bin, but for broken images."""
     if not path.is_file():
         found = "is no file" if path.exists() else "does not exist"
         raise BctError(
@@ -128,24 +152,7 @@ def load_bin(path: str | Path, size: int = SIZE) -> VerificationSet:
             _FORM,
         )
     flags = np.array([_flag(flag, i, path) for i, flag in enumerate(issame)])
-    images = np.empty((len(encoded), size, size, 3), np.uint8)
-    others, other = 0, None  # of another size
-    for i, one in enumerate(encoded):
-        try:
-            image = decode(_image_bytes(one))
-            images[i] = _fit(image, size)
-        except ValueError as error:
-            raise BctError(
-                f"{path}: image {i} is broken ({error})", "write the file again"
-            ) from None
-        if image.shape[:2] != (size, size):
-            others, other = others + 1, other or f"image {i} is {image.shape[1]}x{image.shape[0]}"
-    if others:
-        say(
-            f"{path}: {others} of {len(images)} images are not {size}x{size} ({other}); "
-            "they are resized, and cut where they are no square"
-        )
-    return VerificationSet(path, images, flags, sha256(data, str(size)))
+    return encoded, flags, data
 
 
 def _flag(flag: Any, i: int, path: Path) -> bool:
@@ -160,7 +167,8 @@ def _flag(flag: Any, i: int, path: Path) -> bool:
     return bool(flag)
 
 
-def _image_bytes(data: Any) -> bytes:
+def image_bytes(data: Any) -> bytes:
+    """An encoded image as bytes. ValueError for what is none."""
     if isinstance(data, np.ndarray) and data.dtype.kind in "ui" and data.itemsize == 1:
         if data.ndim == 3:
             raise ValueError("pixels instead of a file's bytes")

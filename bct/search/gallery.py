@@ -6,6 +6,7 @@ the rows of that version, in the gallery's order. The vectors are memory-mapped.
 written last and names new files, so whatever a kill leaves is the gallery from before.
 """
 
+import os
 import re
 import secrets
 from collections.abc import Iterator, Sequence
@@ -18,7 +19,9 @@ import numpy as np
 from bct.errors import BctError
 from bct.files import atomic, read_json, write_json
 from bct.rows import BLOCK, first_not_finite
+from bct.stored.artefacts import manifest_path
 from bct.stored.fingerprint import Fingerprint, require_format
+from bct.stored.names import read_names
 from bct.stored.vector_files import open_vectors
 
 _FORMAT, _VERSION = "bct-gallery", 1
@@ -129,7 +132,10 @@ class Gallery(NamedTuple):
 
     @classmethod
     def load(cls, folder: str | Path) -> "Gallery":
-        """Opens what save wrote. BctError for anything else, or a format that is too new."""
+        """Opens what save wrote, or the rows of tools/embed.py, out.npy, whose ids are the images'
+        names. BctError for anything else, or a format that is too new."""
+        if Path(folder).suffix == ".npy":
+            return _of_embeddings(Path(folder))
         path = Path(folder) / "gallery.json"
         said = read_json(path)
         require_format(said, path, _FORMAT, _VERSION)
@@ -153,6 +159,23 @@ class Gallery(NamedTuple):
                 "load it again if it was just replaced, or else save it again",
             ) from None
         return cls(ids, version, place, tuple(arrays), prints)
+
+
+def _of_embeddings(path: Path) -> Gallery:
+    vectors, manifest = open_vectors(path)
+    if "fingerprint" not in manifest:
+        raise BctError(
+            f"{path} has no manifest that says which model made it",
+            "embed with tools/embed.py, or make a gallery of its rows: Gallery.of",
+        )
+    names = read_names(path.with_name(f"{path.stem}_names.txt"))
+    fingerprint = Fingerprint.of_entries(manifest["fingerprint"], manifest_path(path))
+    if len(names) != len(vectors):
+        raise BctError(
+            f"{path} has {len(vectors)} rows, {path.stem}_names.txt {len(names)} names",
+            "copy both again",
+        )
+    return Gallery.of([os.fsdecode(name) for name in names], vectors, fingerprint)
 
 
 def _check_ids(ids: np.ndarray) -> None:

@@ -17,6 +17,7 @@ kill or several writers leave, an array is used only beside a manifest with its 
 import argparse
 import datetime
 import hashlib
+import os
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -132,24 +133,38 @@ def write_artefact(
     Args:
         manifest: what the array is and was made from; rows, dim, dtype, digest and date are added.
     """
-    _refuse_to_replace(manifest_path(path), bool(manifest.get("imported")))
+    refuse_to_replace(manifest_path(path), bool(manifest.get("imported")))
     with atomic(path) as temporary:
         array = np.lib.format.open_memmap(temporary, "w+", np.dtype(dtype), shape)
         yield array
         array.flush()
         digest = _digest(array)
         manifest_path(path).unlink(missing_ok=True)  # one from before digests fits any array
-    write_json(
-        manifest_path(path),
-        {
-            **manifest,
-            "rows": shape[0],
-            "dim": shape[1] if len(shape) > 1 else manifest.get("dim"),
-            "dtype": str(np.dtype(dtype)),
-            "digest": digest,
-            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        },
-    )
+    write_json(manifest_path(path), _about(manifest, shape, dtype, digest))
+
+
+def adopt_artefact(path: Path, whole: Path, **manifest: Any) -> None:
+    """Makes an artefact of a .npy that is complete, on the same file system: it gets the name
+    `path` and a manifest as write_artefact writes it. BctError where that would replace another
+    .json."""
+    refuse_to_replace(manifest_path(path))
+    array = np.lib.format.open_memmap(whole, "r")
+    about = _about(manifest, array.shape, array.dtype, _digest(array))
+    write_json(manifest_path(path), about)  # first: a kill then leaves `whole` for another try
+    os.replace(whole, path)
+
+
+def _about(
+    manifest: dict[str, Any], shape: tuple[int, ...], dtype: npt.DTypeLike, digest: str
+) -> dict[str, Any]:
+    return {
+        **manifest,
+        "rows": shape[0],
+        "dim": shape[1] if len(shape) > 1 else manifest.get("dim"),
+        "dtype": str(np.dtype(dtype)),
+        "digest": digest,
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+    }
 
 
 def was_imported(path: Path) -> bool:
@@ -161,7 +176,7 @@ def was_imported(path: Path) -> bool:
     return isinstance(said, dict) and bool(said.get("imported"))
 
 
-def _refuse_to_replace(path: Path, importing: bool) -> None:
+def refuse_to_replace(path: Path, importing: bool = False) -> None:
     """Raises BctError if a .json is no manifest: model.npy would take a model.json for its own; and
     for embeddings that somebody has brought, which no tool makes again."""
     try:

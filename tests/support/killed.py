@@ -13,10 +13,10 @@ _CHANGES = ("open", "mkdir", "rename", "replace", "unlink", "rmdir", "fchmod", "
 _fork = multiprocessing.get_context("fork").Process
 
 
-def kills(function: Callable[[], None]) -> Iterator[int]:
+def kills(function: Callable[[], None], every: int = 1) -> Iterator[int]:
     """Runs a function again and again, in a process that is killed before its first, second, ...
-    change of the disk; yields after every kill. Ends when one came through."""
-    for step in itertools.count():
+    change of the disk, or `every` so many; yields after every kill. Ends when one came through."""
+    for step in itertools.count(0, every):
         process = _fork(target=_killed_before, args=(step, function))
         process.start()
         process.join()
