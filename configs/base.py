@@ -98,5 +98,16 @@ config.keep_checkpoints = whole(2, least=1)  # how many are left
 config.timeout = number(10.0, above=0, most=1e6)
 config.frequent = whole(20, least=1)  # steps between log lines
 config.verbose = whole(2000, least=1)  # steps between verifications
+
+# validation, every `verbose` steps and at the end; bct/validation.py has the figures' names
 config.val_targets = several(text(None), [])  # names of verification sets, <rec_val>/<name>.bin
 config.rec_val = path(None)  # their folder; None: the folder of `rec`
+config.strict_val = flag(False)  # True: a set that is not there stops the training before it starts
+config.val_data = path(None)  # images with classes: anything that `rec` takes
+# True: val_data's labels are the training set's, where not both name their classes
+config.val_same_labels = flag(False)
+# .npy: the old model's features of val_data, in its order
+config.val_old_features = path(None)
+# the figure that best.pt is chosen by, e.g. "lfw", "val/cross_map". None: the sets' "mean"; with
+# val_data alone "val/loo_map", or "val/top1" where no class has two images
+config.best = text(None)
