@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bct import distributed
 from bct.amp import allow_fast_matmul, amp_dtype, make_scaler
 from bct.command import run_cli
-from bct.config import command_line, load_config, require
+from bct.config import SECRET, command_line, load_config, require
 from bct.data.image_set import ImageSet
 from bct.data.loader import Batch, Loader
 from bct.errors import BctError
@@ -40,6 +40,7 @@ from bct.training.replicas import replicate, share_statistics
 from bct.training.run_folder import describe, prepared_output, run_identity, save_model
 from bct.training.run_record import RunRecord
 from bct.validation import Validation, highest_until, open_validation, validate
+from bct.wandb_run import check_wandb
 
 
 def main(method_class: type[Method], default_config: str | None = None) -> None:
@@ -103,6 +104,7 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
     """
     # everything that can be refused is refused before the output is touched
     require(cfg, "num_epoch")
+    check_wandb(cfg)
     dataset = method_class.data(cfg)
     read_counts(cfg, dataset)
     old = OldModel(cfg, dataset, method_class.needs(cfg))
@@ -123,7 +125,7 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
         if start == "resume":
             step, highest = continue_from(load_checkpoint(record, *job.whole), job)
         job = job._replace(record=record)
-        log = RunLog(cfg, job.total, step, job.scaler, record.events_suffix, job.bad)
+        log = RunLog(cfg, job.total, step, job.scaler, record.events_suffix, job.bad, record.run)
         with log, StopRequest() as stop:
             logging.info(
                 f"{method_class.__name__}: {cfg.network} in {dtype or torch.float32} on {device}, "
@@ -140,12 +142,16 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
         return 0
 
 
+# keys whose values may differ between machines, or that no message may show
+_OWN = ("rec", "rec_val", "val_data", "val_old_features", *SECRET)
+
+
 def agreed_identity(
     cfg: EasyDict, method_class: type[Method], dataset: ImageSet, old: OldModel
 ) -> dict[str, Any]:
     """What the run depends on. Raises BctError when the ranks do not agree on it."""
     inputs = {"data": dataset.fingerprint, "old": old.fingerprint}
-    settings = {key: repr(value) for key, value in cfg.items() if key not in ("rec", "rec_val")}
+    settings = {key: repr(value) for key, value in cfg.items() if key not in _OWN}
     distributed.agree(**settings, **inputs)
     return run_identity(cfg, method=method_class.__name__, **inputs)
 
@@ -264,6 +270,7 @@ def keep(job: Job, due: Due, step: int, highest: dict[str, float], log: RunLog) 
     if due.model:
         share_statistics(job.cfg, job.backbone)
         save_model(job.cfg, job.backbone, job.head, step, "model.pt", job.about)
+        log.model(step, step // job.steps_per_epoch - 1)
     if due.checkpoint:
         save(job, step, highest, log)
     return highest

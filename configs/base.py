@@ -111,3 +111,15 @@ config.val_old_features = path(None)
 # the figure that best.pt is chosen by, e.g. "lfw", "val/cross_map". None: the sets' "mean"; with
 # val_data alone "val/loo_map", or "val/top1" where no class has two images
 config.best = text(None)
+
+# Weights & Biases, see bct/wandb_run.py; needs the extra: pip install -e ".[wandb]"
+config.using_wandb = flag(False)
+# written nowhere; None: WANDB_API_KEY, or what `wandb login` has kept
+config.wandb_key = text(None)
+config.wandb_entity = text(None)
+config.wandb_project = text(None)
+config.suffix_run_name = text(None)  # a run is called <date>_<time>_GPU<rank>[_<suffix_run_name>]
+config.notes = text(None)
+config.wandb_log_all = flag(False)  # a run for every rank; False: rank 0's alone
+config.wandb_resume = flag(False)  # a resumed training goes on in its former run of wandb
+config.save_artifacts = flag(False)  # keep model.pt of every epoch there

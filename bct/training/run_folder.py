@@ -8,6 +8,7 @@ model.json      network, embedding size and what else is needed to use model.pt
 best.pt         the same at the best validation result, see bct.validation
 checkpoints/    everything needed to resume, see bct.training.checkpoint
 training.log, metrics.jsonl, tensorboard/
+wandb/          with using_wandb: its own folder, which nothing here removes
 bad_records.txt, nonfinite_rank*.json   images that were skipped, or that a run has failed on
 """
 
@@ -47,6 +48,8 @@ _FREE = {
     *("name", "output", "resume", "overwrite", "rec", "rec_val", "rec_backend", "num_workers"),
     *("strict_val", "val_data", "val_same_labels", "val_old_features", "best"),
     *("frequent", "verbose", "val_targets", "feature_save", "num_classes", "num_image"),
+    *("using_wandb", "wandb_key", "wandb_entity", "wandb_project", "wandb_log_all"),
+    *("wandb_resume", "suffix_run_name", "notes", "save_artifacts"),
     *("save_every", "keep_checkpoints", "timeout", "on_bad_record", "max_bad_rate", "lock"),
 }
 
