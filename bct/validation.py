@@ -35,6 +35,7 @@ from bct.models.about import view_of_config
 from bct.models.embed import embedding_of
 from bct.old_model import OldModel
 from bct.protocols.pairs import VerificationSet, load_bins, verify
+from bct.stored.artefacts import place_of_model
 from bct.stored.vector_files import open_vectors
 from bct.training.classified import top_shares
 
@@ -204,10 +205,16 @@ def _old_features(
     """The old model's embeddings of val_data, and the rows there are; None: all. (None, None)
     without."""
     path = cfg.val_old_features
+    do = "extract the old model's features of val_data's images"
+    if path is None and cfg.old_model:
+        place = place_of_model(cfg.old_model, cfg.val_data)
+        path, do = place.path("old_embedding"), f"make it with: {place.command('old_embedding')}"
+        if not path.exists():
+            distributed.say(f"no val/cross_map: {path} does not exist; {do}")
+            return None, None
     if path is None:
         return None, None
-    features, manifest = open_vectors(path, rows=len(images))
-    do = "extract the old model's features of val_data's images"
+    features, manifest = open_vectors(path)
     if not manifest:
         distributed.say(
             f"warning: {path} has no manifest: nothing tells whether its rows are those of "
@@ -215,6 +222,8 @@ def _old_features(
         )
     elif manifest.get("data") != images.fingerprint:
         raise BctError(f"{path} was made from {manifest.get('data_path')}, not from val_data", do)
+    if len(features) != len(images):
+        raise BctError(f"{path} has {len(features)} rows for {len(images)} images of val_data", do)
     models = {m["model"] for kind, m in old.manifests.items() if kind != "new_embedding"}
     if manifest and models and manifest.get("model") not in models:
         raise BctError(f"{path} is of another old model than the one this training is for", do)

@@ -58,6 +58,10 @@ config.scenario = choice(None, *SCENARIOS)
 config.old_config = text(None)  # name of the old model's config, e.g. "f128_r18_softmax_class30"
 # name of a new model trained alone, for methods that learn from both
 config.new_config = text(None)
+# in place of scenario and old_config: the old model's folder, a run's or an imported one; `rec` is
+# then the new model's own training set
+config.old_model = path(None)
+config.new_model = path(None)  # likewise, of the new model trained alone
 # file: old label of each new one; None: it follows from the classes' names
 config.n2o_map = path(None)
 # how embeddings of two widths are compared
@@ -106,7 +110,7 @@ config.strict_val = flag(False)  # True: a set that is not there stops the train
 config.val_data = path(None)  # images with classes: anything that `rec` takes
 # True: val_data's labels are the training set's, where not both name their classes
 config.val_same_labels = flag(False)
-# .npy: the old model's features of val_data, in its order
+# .npy: the old model's features of val_data, in its order; None: those in old_model's folder
 config.val_old_features = path(None)
 # the figure that best.pt is chosen by, e.g. "lfw", "val/cross_map". None: the sets' "mean"; with
 # val_data alone "val/loo_map", or "val/top1" where no class has two images

@@ -22,6 +22,7 @@ from bct.errors import BctError
 from bct.log import RunLog
 from bct.method import Method
 from bct.old_model import OldModel
+from bct.scenarios import set_name
 from bct.stored.artefacts import write_artefact
 from bct.train import train
 from bct.training.checkpoint import checkpoints
@@ -355,8 +356,27 @@ def test_features_of_another_old_model_are_refused(named):
         open_validation(cfg, images, old, Method)
 
 
+def test_features_in_the_old_models_folder(named, capsys, tmp_path):
+    """As tools/extract_features.py --model FOLDER --rec VAL leaves them."""
+    plain = ["val_old_features=none", f"old_model={tmp_path / 'old'}"]
+    assert "val/cross_map" not in opened(named(*plain)).val.figures
+    assert "tools/extract_features.py --model" in capsys.readouterr().out
+    path = tmp_path / "old/features" / f"{set_name(tmp_path / 'val')}_feature.npy"
+    path.parent.mkdir(parents=True)
+    write_old(path, open_images(tmp_path / "val"))
+    validation = opened(named(*plain))
+    assert np.array_equal(validation.val.old, np.load(path))
+    write_old(path, open_images(tmp_path / "faces"))
+    with pytest.raises(BctError, match="not from val_data") as caught:
+        opened(named(*plain))
+    assert "make it with: python tools/extract_features.py --model" in caught.value.do
+
+
 def test_features_without_a_manifest_are_taken_with_a_warning(named, capsys):
-    (named.output.parent / "val_feature.json").unlink()
-    cfg = named()
-    opened(cfg)
+    path = named.output.parent / "val_feature.npy"
+    path.with_suffix(".json").unlink()
+    opened(named())
     assert "has no manifest" in capsys.readouterr().out
+    np.save(path, np.load(path)[1:])
+    with pytest.raises(BctError, match="10 rows for 11 images"):
+        opened(named())

@@ -112,15 +112,16 @@ def test_verification_sets_under_insightfaces_name(job, offline, shared):
     assert row["Acc/val-Acc2 toy"] == row["toy"] == row["mean"]
 
 
-def train_on_ranks(path, overrides):
+def train_on_ranks(path, overrides, env):
+    os.environ.update(env)  # forked from a process that has another
     return train(load_config(path, [*TINY, *overrides]), Method, CPU)
 
 
 def test_rank_0_alone_or_all(job, offline):
-    run_on_ranks(2, train_on_ranks, job.path, ["batch_size=4", *ON])
+    run_on_ranks(2, train_on_ranks, job.path, ["batch_size=4", *ON], offline)
     assert len(list(job.output.glob("wandb/offline-run-*"))) == 1
     every = ["batch_size=4", *ON, "overwrite=True", "wandb_log_all=True"]
-    run_on_ranks(2, train_on_ranks, job.path, every)
+    run_on_ranks(2, train_on_ranks, job.path, every, offline)
     assert len(list(job.output.glob("wandb/offline-run-*"))) == 3
 
 

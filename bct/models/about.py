@@ -13,6 +13,8 @@ from bct.files import read_json
 from bct.keys import LARGEST_IMAGE
 from bct.safe.tensor_files import shown
 
+_WEIGHTS = ("model.pt", "model.onnx")
+
 
 def view_of_config(cfg: EasyDict) -> View:
     """The view that a config trains with. BctError for a size that its network does not take."""
@@ -22,6 +24,22 @@ def view_of_config(cfg: EasyDict) -> View:
             f"set image_size={SIZE}, or a network for other images, such as resnet18",
         )
     return View(cfg.image_size, *AUGMENT[cfg.augment], cfg.pixels)
+
+
+def model_in(folder: str | Path) -> Path:
+    """The weights in a model's folder: model.pt or model.onnx. BctError without, or with both."""
+    there = [file for name in _WEIGHTS if (file := Path(folder) / name).is_file()]
+    if len(there) == 1:
+        return there[0]
+    if there:
+        raise BctError(
+            f"{folder} holds {' and '.join(_WEIGHTS)}", "name the one that is meant, or move one"
+        )
+    raise BctError(
+        f"{folder} holds no model, neither {' nor '.join(_WEIGHTS)}",
+        "train it, or bring one from elsewhere: python tools/import_model.py <weights> -o "
+        f"{folder}",
+    )
 
 
 def said_beside(weights: str | Path) -> dict[str, Any]:

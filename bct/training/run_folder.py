@@ -50,6 +50,7 @@ _FREE = {
     *("frequent", "verbose", "val_targets", "feature_save", "num_classes", "num_image"),
     *("using_wandb", "wandb_key", "wandb_entity", "wandb_project", "wandb_log_all"),
     *("wandb_resume", "suffix_run_name", "notes", "save_artifacts"),
+    *("old_model", "new_model"),  # what is in them is an input, see OldModel.fingerprint
     *("save_every", "keep_checkpoints", "timeout", "on_bad_record", "max_bad_rate", "lock"),
 }
 
