@@ -101,7 +101,7 @@ config.keep_checkpoints = whole(2, least=1)  # how many are left
 # minutes that a rank waits for the others before the job is taken down
 config.timeout = number(10.0, above=0, most=1e6)
 config.frequent = whole(20, least=1)  # steps between log lines
-config.verbose = whole(2000, least=1)  # steps between verifications
+config.verbose = whole(2000, least=1)  # steps between validations
 
 # validation, every `verbose` steps and at the end; bct/validation.py has the figures' names
 config.val_targets = several(text(None), [])  # names of verification sets, <rec_val>/<name>.bin

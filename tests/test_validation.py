@@ -21,9 +21,12 @@ from bct.data.sets import open_images
 from bct.errors import BctError
 from bct.log import RunLog
 from bct.method import Method
+from bct.models.embed import embed_models
+from bct.models.model import open_model
 from bct.old_model import OldModel
 from bct.scenarios import set_name
 from bct.stored.artefacts import write_artefact
+from bct.stored.vector_set import Vectors
 from bct.train import train
 from bct.training.checkpoint import checkpoints
 from bct.training.heads import PartialFC, SoftmaxHead
@@ -229,6 +232,39 @@ def test_a_whole_run_says_what_its_network_does(named):
         assert re.search(f"-{line}$", log, re.MULTILINE), line
 
 
+def test_images_are_seen_as_every_evaluation_sees_them(named):
+    """Cut and standardised, as the model.json says."""
+    view = ["network=conv4_w32", "image_size=28", "pixels=imagenet", "augment=resized_crop"]
+    cfg = named("num_epoch=1", "val_old_features=none", *view)
+    train(cfg, Method, CPU)
+    images = open_images(cfg.val_data)
+    e = embed_models({"new": open_model(named.output / "model.pt")}, images)["new"]
+    want = leave_one_out(e, e, images.labels)
+    found = next(line for line in reversed(entries(named.output)) if "val/top1" in line)
+    assert (found["val/loo_top1"], found["val/loo_map"]) == pytest.approx(want, abs=1e-6)
+
+
+def test_an_embedding_that_is_not_finite_finds_nothing(named, caplog):
+    cfg = named("num_classes=7")
+    named.output.mkdir()
+    backbone, head = parts(cfg)
+    backbone.features.weight.data.fill_(float("nan"))
+    with RunLog(cfg, 1, 0, torch.amp.GradScaler("cpu", enabled=False)) as log:
+        method = Method(cfg, None)
+        found, _ = validate(cfg, opened(cfg), backbone, method, head, CPU, 1, {}, log)
+    assert (found["val/top1"], found["val/top5"], found["val/loo_top1"]) == (0, 0, 0)
+    assert "11 embeddings of val_data are not finite" in caplog.text
+
+
+def test_a_map_of_the_gallery_is_not_validated(named):
+    cfg = named("val_old_features=none")
+    path = write_old(named.output.parent / "x_feature.npy", open_images(cfg.rec))
+    write_old(named.output.parent / "x_label.npy", open_images(cfg.rec))
+    vectors = Vectors(path)
+    with pytest.raises(BctError, match="which sees no images"):
+        open_validation(cfg, vectors, OldModel(cfg, vectors), Method)
+
+
 def test_labels_mean_the_same_only_when_it_is_said(named, capsys):
     """Record files have no names."""
     plain = ["val_old_features=none", "num_epoch=1"]
@@ -257,7 +293,7 @@ def test_the_head_of_bt2_classifies_the_new_part():
 # ---- best.pt
 
 
-@pytest.mark.parametrize("best", [None, "toy", "mean", *FIGURES[::2], "val/cross_map"])
+@pytest.mark.parametrize("best", [None, "toy", "val/top1", "val/loo_map", "val/cross_top1"])
 def test_best_is_the_network_of_the_best_figure(named, best):
     write_set(named.output.parent, "other", 6)
     chosen = [] if best is None else [f"best={best}"]
