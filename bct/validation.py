@@ -109,6 +109,7 @@ def _verification_sets(cfg: EasyDict, dataset: ImageSet) -> list[VerificationSet
         raise BctError(
             "a verification set is called mean, as the mean of all sets is", "rename mean.bin"
         )
+    distributed.agree(val_targets=" ".join(images.fingerprint for images in sets))
     return sets
 
 
@@ -184,9 +185,9 @@ def _of_images(
     device: torch.device,
 ) -> dict[str, float]:
     """The figures of val_data, the same on all ranks."""
-    embeddings, classified = _embedded(cfg, val.images, backbone, method, device)
+    embeddings, classified = _embedded(cfg, val, backbone, method, device)
     figures = {}
-    if val.classes is not None:
+    if classified is not None:
         start, count = _share(len(val.images))
         labels = torch.from_numpy(val.classes[start : start + count]).to(device)
         shares = top_shares(head, classified, labels, len(val.images))
@@ -206,15 +207,16 @@ def _share(total: int) -> tuple[int, int]:
 
 @torch.inference_mode()
 def _embedded(
-    cfg: EasyDict, images: ImageSet, backbone: nn.Module, method: Method, device: torch.device
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """This rank's share: embeddings, and what the head classifies, float32 (n, D), on the device.
+    cfg: EasyDict, val: ValData, backbone: nn.Module, method: Method, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """This rank's share: embeddings, and what the head classifies, float32 (n, D), on the device;
+    None if its answers can't be judged.
 
     Images are seen as every evaluation of this network sees them, not mirrored.
     """
     backbone.eval()
     loader = Loader(
-        images,
+        val.images,
         cfg.batch_size,
         device,
         num_workers=cfg.num_workers,
@@ -225,8 +227,9 @@ def _embedded(
     for batch in loader.epoch():
         output = backbone(batch.images)
         embeddings.append(embedding_of(output).float())
-        classified.append(method.classified(output).float())
-    return torch.cat(embeddings), torch.cat(classified)
+        if val.classes is not None:
+            classified.append(method.classified(output).float())
+    return torch.cat(embeddings), torch.cat(classified) if classified else None
 
 
 def _searched(cfg: EasyDict, val: ValData, rows: np.ndarray) -> dict[str, float]:
