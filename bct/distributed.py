@@ -202,6 +202,26 @@ def all_gather_shares(local: torch.Tensor, total: int) -> torch.Tensor:
     return torch.cat([gathered[r, : contiguous_share(total, r, parts)[1]] for r in range(parts)])
 
 
+def shares_to_rank0(local: torch.Tensor, total: int) -> torch.Tensor | None:
+    """The ranks' contiguous shares of `total` rows -> (total, ...), in order, on rank 0's CPU.
+
+    Every rank has to call it; the others get None. No rank's device holds more than one share.
+    """
+    out = None
+    if is_main():
+        out = torch.empty(total, *local.shape[1:], dtype=local.dtype)
+        out[: len(local)] = local
+    for source in range(1, world_size()):
+        start, count = contiguous_share(total, source, world_size())
+        if rank() == source:
+            dist.send(local.contiguous(), 0)
+        elif is_main():
+            piece = local.new_empty(count, *local.shape[1:])
+            dist.recv(piece, source)
+            out[start : start + count] = piece
+    return out
+
+
 def reduce_scatter(tensor: torch.Tensor) -> torch.Tensor:
     """Sum over ranks of (world_size * B, ...), of which each rank gets its own B rows."""
     if world_size() == 1:

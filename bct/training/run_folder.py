@@ -5,9 +5,10 @@ run.json        the run's record: what it depends on, what it has written, wheth
 run.lock        who trains here, as long as it does
 model.pt        the network's state_dict (insightface's keys), after every epoch
 model.json      network, embedding size and what else is needed to use model.pt
-best.pt         the same at the best verification result, when there are val_targets
+best.pt         the same at the best validation result, see bct.validation
 checkpoints/    everything needed to resume, see bct.training.checkpoint
 training.log, metrics.jsonl, tensorboard/
+wandb/          with using_wandb: its own folder, which nothing here removes
 bad_records.txt, nonfinite_rank*.json   images that were skipped, or that a run has failed on
 """
 
@@ -45,7 +46,10 @@ from bct.training.run_record import (
 # keys that do not change what is learnt
 _FREE = {
     *("name", "output", "resume", "overwrite", "rec", "rec_val", "rec_backend", "num_workers"),
+    *("strict_val", "val_data", "val_same_labels", "val_old_features", "best"),
     *("frequent", "verbose", "val_targets", "feature_save", "num_classes", "num_image"),
+    *("using_wandb", "wandb_key", "wandb_entity", "wandb_project", "wandb_log_all"),
+    *("wandb_resume", "suffix_run_name", "notes", "save_artifacts"),
     *("old_model", "new_model"),  # what is in them is an input, see OldModel.fingerprint
     *("save_every", "keep_checkpoints", "timeout", "on_bad_record", "max_bad_rate", "lock"),
 }
