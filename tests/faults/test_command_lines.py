@@ -47,12 +47,12 @@ COMMANDS = {
     "tools/class_statistics.py": SD,
     "tools/denoise.py": SD,
     "tools/check_rec.py": ("train.rec", "-j", "1"),
+    "tools/check_upgrade.py": (DEMO, "--images", "images", "--ijbc", "data", "--far", "0.1"),
     "tools/convert.py": ("shuffle", "train.rec", "shuffled", "--seed", "1"),
     "tools/embed.py": ("images", "-m", "new.pt", "-net", "demo_w16", "-o", "out.npy", "-j", "0"),
     "tools/export_onnx.py": ("new.pt", "-net", "demo_w16", "-o", "new.onnx", "--overwrite"),
     "tools/extract_features.py": ("{house}/old_class30.py", "--SD", "old_class70", "num_workers=0"),
     "tools/folder_to_rec.py": ("images", "packed"),
-    "tools/gallery_maps.py": (DEMO,),
     "tools/import_features.py": (
         *("feats.npy", "classes.npy", "--rec", "train.rec", "-o", "brought"),
     ),
