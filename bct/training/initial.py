@@ -77,13 +77,11 @@ def weights_file(given: str | Path) -> Path:
     """
     path = Path(given)
     if path.is_dir():
-        if not (path / "model.pt").is_file() and (path / "model.onnx").is_file():
-            path = path / "model.onnx"
-        else:
-            path = path / "model.pt"
+        onnx_alone = (path / "model.onnx").is_file() and not (path / "model.pt").is_file()
+        path /= "model.onnx" if onnx_alone else "model.pt"
     if not path.is_file():
         raise BctError(
-            f"init_from: {path} does not exist", "give a file of weights; none is fetched"
+            f"init_from: {path} does not exist", "check the path; nothing is downloaded"
         )
     if path.suffix.lower() == ".onnx" or is_torchscript(path):
         kind = "ONNX" if path.suffix.lower() == ".onnx" else "TorchScript"
@@ -224,8 +222,8 @@ def _unnamed(theirs: object, ours: list[str] | None, count: int) -> str | None:
 
 @torch.no_grad()
 def _copy_rows(head: nn.Module, given: Classifier, pairs: torch.Tensor) -> None:
-    """pairs: int64 (k, 2), a class and its row in the file. Class centres, of which only the
-    direction counts, keep the length they were drawn with: the file's was trained at other rates."""
+    """pairs: int64 (k, 2), a class and its row in the file. Of class centres only the direction
+    counts; their length stays the drawn one, which the rates are made for."""
     if isinstance(head, SoftmaxHead):
         head.weight[pairs[:, 0]] = given.weight[pairs[:, 1]].to(head.weight)
         if head.bias is not None and given.bias is not None:

@@ -40,8 +40,8 @@ class RunRecord:
         files: what it has written or is about to write, relative to output; the newest last.
         step: that of its latest checkpoint; 0 as long as there has been none.
         home: where it lived when this was written down, if that is known.
-        longer: each time it was continued for more epochs, {"before": epochs, "now": epochs, "step":
-            from which on; None as long as no process has got there}.
+        longer: each time it was continued for more epochs: {"before": epochs, "now": epochs,
+            "step": the first of these; None as long as no process has got there}.
     """
 
     output: Path
