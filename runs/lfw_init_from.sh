@@ -23,7 +23,7 @@ PYTHON=${PYTHON:-python} OUT=${OUT:-work_dirs/lfw_init_from} FAR=${FAR:-1e-2}
 SEEDS=${SEEDS:-0 1 2} METHODS=${METHODS:-MixBCT L2}
 MODEL=${MODEL:-network=demo_w32 embedding_size=128}
 OLD=${OLD:-batch_size=64 num_epoch=16}
-NEW=${NEW:-batch_size=32 num_epoch=16 margin_list=(1,.3,0) scale=16.0}
+NEW=${NEW:-batch_size=32 num_epoch=10 margin_list=(1,.3,0) scale=16.0}
 LFW=$(realpath "$LFW") IJBC=$(realpath "$IJBC") OUT=$(realpath -m "$OUT")
 cd "$(dirname "$0")/.."
 PARTS="$OUT/data/train.rec"
