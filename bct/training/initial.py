@@ -80,9 +80,7 @@ def weights_file(given: str | Path) -> Path:
         onnx_alone = (path / "model.onnx").is_file() and not (path / "model.pt").is_file()
         path /= "model.onnx" if onnx_alone else "model.pt"
     if not path.is_file():
-        raise BctError(
-            f"init_from: {path} does not exist", "check the path; nothing is downloaded"
-        )
+        raise BctError(f"init_from: {path} does not exist", "check the path; nothing is downloaded")
     if path.suffix.lower() == ".onnx" or is_torchscript(path):
         kind = "ONNX" if path.suffix.lower() == ".onnx" else "TorchScript"
         raise BctError(
