@@ -177,7 +177,9 @@ KINDS = ("FCT", "BT2", "MixBCT")  # maps the gallery; needs two models; needs on
 @pytest.mark.parametrize(
     "configs",
     [
-        pytest.param([c for k in KINDS for c in ALONE if k in c], marks=pytest.mark.slow, id="kinds"),
+        pytest.param(
+            [c for k in KINDS for c in ALONE if k in c], marks=pytest.mark.slow, id="kinds"
+        ),
         pytest.param(ALONE, marks=pytest.mark.faults, id="all"),
     ],
 )
