@@ -284,11 +284,13 @@ def gather_rows(local: torch.Tensor) -> torch.Tensor:
 
 
 def average_buffers(module: torch.nn.Module) -> None:
-    """Averages floating-point buffers (batch-norm statistics) over ranks, in place."""
+    """Averages floating-point buffers (batch-norm statistics) over ranks, in place, but those of
+    modules that are `frozen`."""
     if world_size() > 1:
-        for buffer in module.buffers():
-            if buffer.is_floating_point():
-                all_reduce(buffer).div_(world_size())
+        for part in module.modules():
+            for buffer in part.buffers(recurse=False):
+                if buffer.is_floating_point() and not getattr(part, "frozen", False):
+                    all_reduce(buffer).div_(world_size())
 
 
 def _keep_freed_memory() -> None:

@@ -120,6 +120,7 @@ class RunLog:
 
             output = Path(cfg.output)
             self.screen = _BesideBars()
+            self.screen.addFilter(lambda record: not getattr(record, "file_only", False))
             self.handlers = [
                 self.screen,
                 # names of files may be no text

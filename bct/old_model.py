@@ -144,6 +144,11 @@ class OldModel:
         """
         network, weights = self.about().get("network"), self._weights()
         apart = weights.with_name("classifier.pt")  # of an imported model
+        if weights.suffix == ".onnx" and not apart.is_file():
+            raise BctError(
+                f"{weights} comes without its classifier",
+                "import it with --classifier, or use class means of its embeddings",
+            )
         weight, bias = reference_classifier(apart if apart.is_file() else weights, network)
         if len(weight) != self.num_classes():
             raise BctError(

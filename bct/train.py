@@ -32,12 +32,15 @@ from bct.old_model import OldModel
 from bct.signals import StopRequest
 from bct.streams import generator, seed_of
 from bct.training.checkpoint import load_checkpoint, save_checkpoint
-from bct.training.feasible import check_batch_norm, check_steps
+from bct.training.feasible import check_batch_norm, check_steps, check_trained
 from bct.training.finite import FiniteCheck, Outcome
+from bct.training.frozen import freeze, train_mode
 from bct.training.heads import make_head
-from bct.training.optimizer import group_named, learning_rate, make_optimizer
+from bct.training.initial import Start, digest, start_from
+from bct.training.longer import say_longer
+from bct.training.optimizer import group_named, learning_rate, make_optimizer, set_rate
 from bct.training.replicas import replicate, share_statistics
-from bct.training.run_folder import describe, prepared_output, run_identity, save_model
+from bct.training.run_folder import describe, goes_on, prepared_output, run_identity, save_model
 from bct.training.run_record import RunRecord
 from bct.validation import Validation, highest_until, open_validation, validate
 from bct.wandb_run import check_wandb
@@ -80,6 +83,7 @@ class Job(NamedTuple):
     validation: Validation
     bad: BadRecords | None  # images that were skipped
     about: dict[str, Any]  # for model.json
+    start: Start | None  # what init_from has given
     record: RunRecord | None = None  # of the output, once it is prepared
 
     @property
@@ -111,7 +115,7 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
     if old.dim is not None:
         method_class.check_dimensions(cfg, old.dim)
     identity = agreed_identity(cfg, method_class, dataset, old)
-    job = build(cfg, method_class, dataset, old, device)
+    job = build(cfg, method_class, dataset, old, device, goes_on(cfg, identity))
 
     dtype = amp_dtype(cfg.amp, device, cfg.fp16)
     check_steps(cfg, len(job.loader))
@@ -124,6 +128,8 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
         step, highest = 0, {}
         if start == "resume":
             step, highest = continue_from(load_checkpoint(record, *job.whole), job)
+        elif cfg.init_from and not job.start:
+            raise BctError(f"{cfg.output} has changed meanwhile", "start again")
         job = job._replace(record=record)
         log = RunLog(cfg, job.total, step, job.scaler, record.events_suffix, job.bad, record.run)
         with log, StopRequest() as stop:
@@ -131,6 +137,9 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
                 f"{method_class.__name__}: {cfg.network} in {dtype or torch.float32} on {device}, "
                 f"{len(dataset)} images of {cfg.num_classes} classes, {job.total} steps"
             )
+            if start == "fresh" and job.start:
+                job.start.log()
+            say_longer(record, cfg, step, job.steps_per_epoch)
             stopped_by = take_steps(job, trained, step, highest, log, stop)
         if stopped_by:
             return 128 + stopped_by
@@ -150,9 +159,9 @@ def agreed_identity(
     cfg: EasyDict, method_class: type[Method], dataset: ImageSet, old: OldModel
 ) -> dict[str, Any]:
     """What the run depends on. Raises BctError when the ranks do not agree on it."""
-    inputs = {"data": dataset.fingerprint, "old": old.fingerprint}
+    inputs = {"data": dataset.fingerprint, "old": old.fingerprint, "init_from": digest(cfg)}
     settings = {key: repr(value) for key, value in cfg.items() if key not in _OWN}
-    distributed.agree(**settings, **inputs)
+    distributed.agree(**(settings | {key: str(value) for key, value in inputs.items()}))
     return run_identity(cfg, method=method_class.__name__, **inputs)
 
 
@@ -162,14 +171,19 @@ def build(
     dataset: ImageSet,
     old: OldModel,
     device: torch.device,
+    resumed: bool = False,
 ) -> Job:
-    """Network, method, head and all else, as they are before the first step."""
+    """Network, method, head and all else, as they are before the first step; resumed: without
+    init_from, since a checkpoint has their weights."""
     torch.manual_seed(cfg.seed)
     dtype = amp_dtype(cfg.amp, device, cfg.fp16)
     allow_fast_matmul(dtype, device)
     backbone = method_class.backbone(cfg, old, dtype).to(device)
     head = make_head(cfg).to(device)
+    start = start_from(cfg, dataset, backbone, head) if cfg.init_from and not resumed else None
+    freeze(backbone, cfg.freeze)
     method = method_class(cfg, old).to(device)
+    check_trained(backbone, method, head)
     scaler = make_scaler(dtype, device)
     optimizer = make_optimizer(cfg, backbone, method, head, fused=not scaler.is_enabled())
     bad = BadRecords(cfg) if cfg.on_bad_record == "skip" else None
@@ -186,7 +200,7 @@ def build(
     validation = open_validation(cfg, dataset, old, method_class)
     about = describe(cfg, dataset, method_class.output_width(cfg, old.dim))
     modules = backbone, method, head, optimizer, scaler
-    return Job(cfg, device, dataset, *modules, loader, validation, bad, about)
+    return Job(cfg, device, dataset, *modules, loader, validation, bad, about, start)
 
 
 def take_steps(
@@ -214,7 +228,7 @@ def take_steps(
         for _ in range(done, job.steps_per_epoch):
             lr = learning_rate(cfg, step, job.steps_per_epoch)
             frozen = cfg.freeze_statistics_at
-            job.backbone.train(frozen is None or step < job.total * frozen)
+            train_mode(job.backbone, frozen is None or step < job.total * frozen)
             outcome = train_step(cfg, batches, trained, job.optimizer, job.scaler, lr, step)
             step += 1
             check.note(step, lr, outcome)
@@ -337,8 +351,7 @@ def train_step(
         for name, value in losses.items():
             totals[name] = totals.get(name, 0) + value.detach() / cfg.gradient_acc
 
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    set_rate(optimizer, lr)
     scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(group_named(optimizer, "body"), cfg.clip_norm)
     scaler.step(optimizer)

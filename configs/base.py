@@ -8,7 +8,7 @@ what whole(128, least=1) and the like take; a choice lists all there is, the def
 
 from easydict import EasyDict as edict
 
-from bct.keys import LARGEST_IMAGE, choice, flag, number, path, several, text, whole
+from bct.keys import LARGEST_IMAGE, choice, either, flag, number, path, several, text, whole
 from bct.scenarios import SCENARIOS
 
 config = edict()
@@ -18,6 +18,11 @@ config.network = text("r50")
 config.embedding_size = whole(512, least=1, most=65536)
 config.amp = choice(None, "bf16", "fp16", "off")  # None: bf16 where the hardware has it
 config.fp16 = flag(None)  # insightface's switch: True is amp="fp16" (on a GPU), False is amp="off"
+# a file of weights, or a model's folder, to start from instead of drawn weights
+config.init_from = path(None)
+# ["conv1", "layer1"]: these parts, or 0.5: this share of the parameters from the input on, stay as
+# they are
+config.freeze = either(None, several(text(None), []), number(None, 0, 1))
 
 # classification head: PartialFC with margin_list, a linear layer, or none
 config.head = choice("margin", "softmax", "none")
@@ -77,6 +82,7 @@ config.num_epoch = whole(None, least=1)
 config.warmup_epoch = whole(0, least=-1)  # -1: the rate starts where an epoch would have left it
 config.optimizer = choice("sgd", "adam", "adamw")
 config.lr = number(0.1, above=0)
+config.backbone_lr_factor = number(1.0, above=0)  # of the backbone's rate, beside that of the head
 # lr * (1 - progress) ** lr_power after the warm-up; insightface has 1, MixBCT 2
 config.lr_power = number(2.0, 0)
 # "cosine": half a wave down to 0 after the warm-up
