@@ -1,9 +1,11 @@
 """A run that goes on for more epochs than it was started with."""
 
 import json
+import shutil
 
 import pytest
 import torch
+from support.killed import kills
 from support.tiny import assert_same_run, stopping_at
 
 from bct.errors import BctError
@@ -11,6 +13,7 @@ from bct.method import Method
 from bct.safe.tensors import read_tensors
 from bct.train import train
 from bct.training.checkpoint import checkpoints
+from bct.training.run_folder import prepared_output
 
 CPU = torch.device("cpu")
 STEPS = 2  # of an epoch: 20 images, batches of 8
@@ -117,12 +120,41 @@ def test_killed_before_its_first_new_checkpoint(job):
     assert len(said(job.output)) == 2
 
 
+def test_its_start_is_killed(job, tmp_path, capfd):
+    """Before each change of the disk: what the run has stays, the next start makes it longer."""
+    for output in (tmp_path / "whole", job.output):
+        train(job("num_epoch=1", f"output={output}"), Method, CPU)
+    train(job("num_epoch=2", "resume=True", f"output={tmp_path / 'whole'}"), Method, CPU)
+    identity = {**record(job.output)["identity"], "num_epoch": 2}
+    old, killed = tmp_path / "old", 0
+    shutil.copytree(job.output, old)
+
+    def start():
+        with prepared_output(job("num_epoch=2", "resume=True"), identity) as (how, found):
+            return how, [(said["before"], said["now"]) for said in found.longer]
+
+    for _ in kills(start):
+        killed += 1
+        for name in ("model.pt", "model.json", f"checkpoints/step_{STEPS:08}.pt"):
+            assert (job.output / name).read_bytes() == (old / name).read_bytes()
+        assert start() == ("resume", [(1, 2)])
+        shutil.rmtree(job.output)
+        shutil.copytree(old, job.output)
+    assert killed > 10
+    assert train(job("num_epoch=2", "resume=True"), Method, CPU) == 0
+    assert_same_run(tmp_path / "whole", job.output)
+
+
 def test_not_unasked(job, monkeypatch):
     train(job("num_epoch=2"), Method, CPU)
     before = (job.output / "model.pt").read_bytes()
-    for given in (["num_epoch=3"], ["num_epoch=3", "lr=0.2", "resume=True"]):
-        with pytest.raises(BctError, match="other settings"):
+    for advice, given in (
+        ("pass resume=True to make it longer", ["num_epoch=3"]),
+        ("choose another output", ["num_epoch=3", "lr=0.2", "resume=True"]),
+    ):
+        with pytest.raises(BctError, match="other settings") as refused:
             train(job(*given), Method, CPU)
+        assert refused.value.do.startswith(advice)
     with pytest.raises(BctError, match="2 epochs: it can be made longer, not 1"):
         train(job("num_epoch=1", "resume=True"), Method, CPU)
     monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")  # torchrun resumes whatever it restarts
