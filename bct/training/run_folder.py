@@ -139,12 +139,14 @@ def _prepare(cfg: EasyDict, identity: dict[str, Any]) -> tuple[str, RunRecord]:
 def goes_on(cfg: EasyDict, identity: dict[str, Any]) -> bool:
     """Whether a start would continue the run in the output from a checkpoint, or reuse it; only
     looks. prepared_output decides anew."""
+    if not cfg.resume:
+        return False
     try:
         record = read_record(cfg.output)
     except BctError:
         record = None
     record = record or record_in_checkpoints(Path(cfg.output))
-    if record is None or not cfg.resume:
+    if record is None:
         return False
     changed = _changed(record, identity, is_longer(cfg, record, identity))
     return not changed and bool(own_checkpoints(record))
@@ -164,7 +166,8 @@ def _decide(cfg: EasyDict, identity: dict[str, Any]) -> tuple[str, RunRecord | N
     if changed and not cfg.overwrite:
         raise BctError(
             f"{output} holds a run with other settings or inputs ({changed})",
-            "choose another output=..., or pass overwrite=True to replace that run",
+            "pass resume=True to make it longer, " * _only_longer(record, identity)
+            + "choose another output=..., or pass overwrite=True to replace that run",
         )
     if cfg.resume and not changed:
         if record.finished and (output / "model.pt").is_file() and not longer:
@@ -197,6 +200,12 @@ def _changed(record: RunRecord, identity: dict[str, Any], longer: bool = False) 
     return ", ".join(
         f"{key} {before.get(key)!r} -> {identity.get(key)!r}"[:80] for key in sorted(changed)[:3]
     )
+
+
+def _only_longer(record: RunRecord, identity: dict[str, Any]) -> bool:
+    """Whether more epochs are all that differs."""
+    more = 0 < epochs_of(record.identity) < epochs_of(identity)
+    return more and not _changed(record, identity, longer=True)
 
 
 def _without_record(
