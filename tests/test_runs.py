@@ -1,5 +1,5 @@
-"""Every script of runs/: each override that its head documents, all of a script's in one run on tiny
-data; each method alone; and what can't work, refused before any training.
+"""Every script of runs/: each override that its head documents, all of a script's in one run on
+tiny data; each method alone; and what can't work, refused before any training.
 
 The full product is `make faults`.
 """
@@ -12,6 +12,7 @@ import sys
 
 import pytest
 from support import tiny_sets
+from support.script import run_script
 from support.warm_python import warm_python
 
 from bct.files import ROOT, read_json
@@ -27,7 +28,7 @@ OMNIGLOT = "methods/OpenBCT/configs/omniglot_l2.py methods/FCT/configs/omniglot_
 TINY_IMAGENET = "methods/BT2/configs/tiny_imagenet_bt2.py"
 OPENBCT = "methods/OpenBCT/configs/imagenet_r18_to_r50_"
 
-# script -> every name it takes, and a file that it ends with. {x}: a set of tests/support/tiny_sets.py
+# script -> every name it takes, and a file that it ends with; {x} is a set of support/tiny_sets.py
 ALL = {
     "omniglot.sh": (
         {**IMAGES, **EXTRAS, "SOURCE": "{omniglot_zip}", "METHODS": OMNIGLOT}, "retrieval.md"
@@ -162,12 +163,9 @@ def upgrade(place, config):
 
 
 def split(place):
-    out = place.known["out"]
-    done = subprocess.run(
-        [place.known["python"], ROOT / "tools/split_dataset.py", place.filled("{image_folders}/train"),
-         "--by", "class", "--ratio", "50", "--out", out],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    images = place.filled("{image_folders}/train")
+    cut = ("--by", "class", "--ratio", "50", "--out", place.known["out"])
+    done = run_script("tools/split_dataset.py", images, *cut)
     assert done.returncode == 0, done.stderr
 
 
@@ -177,7 +175,9 @@ KINDS = ("FCT", "BT2", "MixBCT")  # maps the gallery; needs two models; needs on
 @pytest.mark.parametrize(
     "configs",
     [
-        pytest.param([c for k in KINDS for c in ALONE if k in c], marks=pytest.mark.slow, id="kinds"),
+        pytest.param(
+            [c for k in KINDS for c in ALONE if k in c], marks=pytest.mark.slow, id="kinds"
+        ),
         pytest.param(ALONE, marks=pytest.mark.faults, id="all"),
     ],
 )
