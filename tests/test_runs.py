@@ -7,6 +7,7 @@ The full product is `make faults`.
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
@@ -256,6 +257,34 @@ def test_what_can_not_work_is_refused_before_the_training(place, script, changed
     assert done.returncode in (1, 2) and place.filled(said) in done.stderr, done.stderr
     assert len(done.stderr.strip().splitlines()) == 2
     assert not list(place.folder.glob("out/**/run.json"))
+
+
+def test_the_environment_of_the_clone_is_taken(tmp_path):
+    """Where `python` has not got what is needed; its torchrun comes with it."""
+    (tmp_path / "runs/lib").mkdir(parents=True)
+    shutil.copy(ROOT / "runs/lib/start.sh", tmp_path / "runs/lib")
+    script = tmp_path / "runs/x.sh"
+    script.write_text(
+        '#!/bin/bash\n# NAME=...\nset -euo pipefail\nsource "$(dirname "$0")/lib/start.sh"\n'
+        'echo "$PYTHON" "$(command -v torchrun)" "$NAME"\n'
+    )
+    (tmp_path / "bare").mkdir()
+    for folder in ("bare", ".venv/bin"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        python = tmp_path / folder / "python"
+        options = "-S -E" if folder == "bare" else ""
+        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" {options} "$@"\n')
+        python.chmod(0o755)
+    torchrun = tmp_path / ".venv/bin/torchrun"
+    shutil.copy(tmp_path / "bare/python", torchrun)
+    env = {**os.environ, "PATH": f"{tmp_path}/bare:{os.environ['PATH']}"}
+    env.pop("PYTHON", None)
+    call = {"capture_output": True, "text": True, "cwd": tmp_path / "bare", "env": env}
+    done = subprocess.run(["bash", script, "NAME=a b"], **call)
+    assert done.stdout.split() == [f"{tmp_path}/.venv/bin/python", str(torchrun), "a", "b"]
+    call["env"] = {**env, "PYTHON": "./python"}
+    done = subprocess.run(["bash", script, "NAME=a"], **call)
+    assert done.returncode == 2 and "./python has not got bct" in done.stderr
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
