@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bct import distributed
 from bct.amp import allow_fast_matmul, amp_dtype, make_scaler
 from bct.command import run_cli
-from bct.config import command_line, load_config, require
+from bct.config import command_line, convention_line, load_config, require
 from bct.data.image_set import ImageSet
 from bct.data.loader import Batch, Loader
 from bct.errors import BctError
@@ -36,7 +36,7 @@ from bct.training.checkpoint import load_checkpoint, save_checkpoint
 from bct.training.feasible import check_batch_norm, check_steps
 from bct.training.finite import FiniteCheck, Outcome
 from bct.training.heads import make_head
-from bct.training.optimizer import group_named, learning_rate, make_optimizer
+from bct.training.optimizer import group_named, learning_rate, loss_share, make_optimizer
 from bct.training.replicas import replicate, share_statistics
 from bct.training.run_folder import describe, prepared_output, run_identity, save_model
 from bct.training.run_record import RunRecord
@@ -125,6 +125,7 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
         job = job._replace(record=record)
         log = RunLog(cfg, job.total, step, job.scaler, record.events_suffix, job.bad)
         with log, StopRequest() as stop:
+            logging.info(convention_line(cfg))
             logging.info(
                 f"{method_class.__name__}: {cfg.network} in {dtype or torch.float32} on {device}, "
                 f"{len(dataset)} images of {cfg.num_classes} classes, {job.total} steps"
@@ -312,7 +313,7 @@ def train_step(
                     if isinstance(module, DistributedDataParallel):
                         stack.enter_context(module.no_sync())
             losses = method(backbone(batch.images), batch, head, rng)
-            scaler.scale(sum(losses.values()) / cfg.gradient_acc).backward()
+            scaler.scale(sum(losses.values()) * loss_share(cfg)).backward()
         for name, value in losses.items():
             totals[name] = totals.get(name, 0) + value.detach() / cfg.gradient_acc
 

@@ -15,7 +15,8 @@ PARTS = ("bct", "backbones", "tools", "eval", "methods")
 
 FIRST = "errors threads streams"
 GROUND = (
-    "amp command config distributed files folders keys log markdown outputs rows scenarios signals"
+    "amp command config conventions distributed files folders keys log markdown outputs rows "
+    "scenarios signals"
 )
 AUTHORS = "train method old_model"  # what an author of a method sees
 
