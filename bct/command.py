@@ -31,6 +31,25 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, about: str):
         super().__init__(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
+        # what `python -m torch.distributed.launch` adds, in two spellings
+        launched = takes(whole(None))
+        hidden = argparse.SUPPRESS
+        self.add_argument(
+            "--local-rank", "--local_rank", type=launched, default=hidden, help=hidden
+        )
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> tuple[Any, list[str]]:
+        found, rest = super().parse_known_args(args, namespace)
+        if hasattr(found, "local_rank"):
+            given = str(found.local_rank)
+            del found.local_rank
+            known = os.environ.setdefault("LOCAL_RANK", given)
+            if known != given:
+                self.error(
+                    f"--local-rank is {given}, LOCAL_RANK in the environment {known}{ADVICE}"
+                    "leave --local-rank to the launcher"
+                )
+        return found, rest
 
     def error(self, message: str) -> NoReturn:
         what, _, do = message.partition(ADVICE)

@@ -1,5 +1,5 @@
 """insightface's wf12m_conflict_r50_pfc03_filter04:
-r50, CosFace on WebFace12M with conflicting labels, 30% of the negative classes, the nearest left out.
+r50, CosFace on WebFace12M with conflicting labels, 30% of the negatives, the nearest left out.
 """
 
 from easydict import EasyDict as edict

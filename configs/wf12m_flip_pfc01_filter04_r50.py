@@ -1,5 +1,5 @@
 """insightface's wf12m_flip_pfc01_filter04_r50:
-r50, CosFace on WebFace12M with 40 % wrong labels, 10% of the negative classes, the nearest left out.
+r50, CosFace on WebFace12M with 40 % wrong labels, 10% of the negatives, the nearest left out.
 """
 
 from easydict import EasyDict as edict
