@@ -55,16 +55,21 @@ def convention_of(file: Path, given: Mapping[str, Any], known: Container[str]) -
     if _ALONE.fullmatch(file.stem) or _UPGRADE.fullmatch(file.stem):
         return "mixbct", "its file name is one of MixBCT's"
     theirs = [key for key in MIXBCT_KEYS if given.get(key) is not None]
-    ours = [key for key in given if key in known and key not in INSIGHTFACE_KEYS]
-    if theirs and set(ours) <= {*theirs, *_METHOD_KEYS, "rec_val"}:
-        return "mixbct", f"it sets MixBCT's {theirs[0]}"
+    neither = {*INSIGHTFACE_KEYS, "convention"}
+    ours = [key for key in given if key in known and key not in neither]
+    if theirs:
+        ours = [key for key in ours if key not in (*theirs, *_METHOD_KEYS)]
     if ours:
         return "bct", f"it sets {ours[0]}"
+    if theirs:
+        return "mixbct", f"it sets MixBCT's {theirs[0]}"
     return "insightface", "it sets no key but insightface's"
 
 
 # what its methods' configs set beside the artefacts
-_METHOD_KEYS = ("mix_ratio", "T", "alpha", "beta", "queue_size", "loss_weight", "threshold")
+_METHOD_KEYS = (
+    *("mix_ratio", "T", "alpha", "beta", "queue_size", "loss_weight", "threshold", "rec_val"),
+)
 
 
 def defaults_of(convention: str, name: str) -> dict[str, Any]:
