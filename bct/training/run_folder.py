@@ -27,6 +27,7 @@ from torch import nn
 
 from bct import distributed
 from bct.config import base_config, save_config
+from bct.conventions import like_insightface
 from bct.data.image_set import ImageSet
 from bct.errors import BctError
 from bct.files import remove_leftovers, sha256_file, write_json
@@ -53,12 +54,15 @@ _FREE = {
     *("wandb_resume", "suffix_run_name", "notes", "save_artifacts"),
     *("old_model", "new_model"),  # what is in them is an input, see OldModel.fingerprint
     *("save_every", "keep_checkpoints", "timeout", "on_bad_record", "max_bad_rate", "lock"),
+    *("convention", "convention_why"),
 }
 
 
 def run_identity(cfg: EasyDict, **inputs: str) -> dict[str, Any]:
     """What a run's result depends on: config values and fingerprints of its inputs."""
     values = {key: value for key, value in cfg.items() if key not in _FREE}
+    if like_insightface(cfg):  # all else that a convention decides is in the other keys
+        values["convention"] = cfg.convention
     # through JSON, so that it compares equal to what is read back: tuples become lists
     return {
         key: list(value) if isinstance(value, tuple) else value
