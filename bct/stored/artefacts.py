@@ -152,6 +152,15 @@ def write_artefact(
     )
 
 
+def was_imported(path: Path) -> bool:
+    """Whether an artefact was brought by tools/import_features.py, so that no tool makes it."""
+    try:
+        said = read_json(manifest_path(path))
+    except BctError:
+        return False
+    return isinstance(said, dict) and bool(said.get("imported"))
+
+
 def _refuse_to_replace(path: Path, importing: bool) -> None:
     """Raises BctError if a .json is no manifest: model.npy would take a model.json for its own; and
     for embeddings that somebody has brought, which no tool makes again."""
