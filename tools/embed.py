@@ -46,6 +46,7 @@ from bct.data.sources import Source, open_sources
 from bct.errors import BctError
 from bct.files import read_json
 from bct.keys import LARGEST_IMAGE, number, whole
+from bct.models.about import model_in
 from bct.models.embed import embedded, made_from, refuse_batch
 from bct.models.model import Model, open_model
 from bct.outputs import check_outputs
@@ -55,7 +56,7 @@ from bct.stored.artefacts import (
     adopt_artefact,
     is_valid,
     manifest_path,
-    refuse_other_json,
+    refuse_to_replace,
     write_artefact,
 )
 from bct.stored.names import write_names
@@ -99,13 +100,10 @@ def main() -> None:
     args = arguments()
     device = distributed.setup()
     view = {"size": args.size, "crop": args.crop, "pixels": args.pixels}
-    model = open_model(find_model(args.model), args.network, amp_dtype(args.amp, device), **view)
+    path = model_in(args.model) if args.model.is_dir() else args.model
+    model = open_model(path, args.network, amp_dtype(args.amp, device), **view)
     source = open_sources(args.images, opened=_pairs)
     if args.landmarks:
-        if (model.view or views.View()).crop != "none" or (model.view or views.View()).size != SIZE:
-            raise BctError(
-                f"{args.model} takes no aligned faces of {SIZE} pixels", "leave --landmarks out"
-            )
         faces = aligned(source.images, source.name, args.landmarks)
         source = source._replace(images=faces)
     again = "overwrite" if args.overwrite else "resume" if args.resume else None
@@ -116,17 +114,6 @@ def main() -> None:
         batch_size=args.batch_size, num_workers=args.num_workers,
     )  # fmt: skip
     distributed.shutdown()
-
-
-def find_model(path: Path) -> Path:
-    """A model's file, or the one in its folder. BctError if there is none, or two."""
-    if not path.is_dir():
-        return path
-    found = [file for name in ("model.pt", "model.onnx") if (file := path / name).is_file()]
-    if len(found) != 1:
-        there = "both model.pt and model.onnx" if found else "neither model.pt nor model.onnx"
-        raise BctError(f"{path} holds {there}", "name the model's file")
-    return found[0]
 
 
 def _pairs(path: Path) -> ImageSet | None:
@@ -207,7 +194,7 @@ def _fill(
     read = Readable(images) if skip else images
     loader = Loader(
         read, batch_size, device, num_workers=num_workers, train=False,
-        view=images.view or model.view, indices=todo[start : start + length],
+        view=model.view, indices=todo[start : start + length],
     )  # fmt: skip
     network = model.backbone.to(device)
     try:
@@ -299,7 +286,7 @@ def _named(out: Path) -> list[str]:
 def _check_files(out: Path, overwrite: bool) -> None:
     """Raises BctError where something of somebody else's would be replaced, or can't be written."""
     files = files_of(out)
-    refuse_other_json(manifest_path(out))
+    refuse_to_replace(manifest_path(out))
     check_outputs(out, manifest_path(out), part_folder(out) / "rows.npy", *files.values())
     known = _named(out)
     unfinished = (part_folder(out) / "progress.json").is_file()  # it wrote them, if it is ours
@@ -321,7 +308,7 @@ def _finish(
 ) -> None:
     """Writes what belongs to the rows, then gives them their name."""
     state, images, files = unfinished.state, source.images, files_of(out)
-    view = images.view or model.view
+    view = model.view
     kept, lost = np.flatnonzero(state == DONE), np.flatnonzero(state == LEFT_OUT)
     if len(kept) + len(lost) < len(state):
         raise BctError(f"{len(state) - len(kept) - len(lost)} rows are missing", "give --resume")

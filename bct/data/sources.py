@@ -58,13 +58,6 @@ def open_sources(paths: Sequence[Path], opened: Callable[[Path], ImageSet | None
         return parts[0][0]
     joined = Joined([source.images for source, _ in parts])
     joined.resizable = all(source.images.resizable for source, _ in parts)
-    views = {source.images.view for source, _ in parts}
-    if len(views) > 1:
-        raise BctError(
-            "some of the sets are seen as aligned faces, others as a model's training did",
-            "embed the sets of pairs (.bin) by themselves",
-        )
-    joined.view = views.pop()
 
     def name(index: int) -> bytes:
         part = int(np.searchsorted(joined.starts, index, side="right")) - 1
