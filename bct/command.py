@@ -27,12 +27,10 @@ class Parser(argparse.ArgumentParser):
 
     Args:
         about: the script's docstring, which --help shows as it is.
-        prog: what it is called; default: as the script.
     """
 
-    def __init__(self, about: str, prog: str | None = None):
-        how = argparse.RawDescriptionHelpFormatter
-        super().__init__(prog, description=about, formatter_class=how)
+    def __init__(self, about: str):
+        super().__init__(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
 
     def error(self, message: str) -> NoReturn:
         what, _, do = message.partition(ADVICE)
