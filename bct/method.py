@@ -20,6 +20,7 @@ from bct.data.sets import SyntheticSet, open_images
 from bct.errors import BctError
 from bct.files import ROOT
 from bct.models import widths
+from bct.models.embed import embedding_of
 from bct.old_model import OldModel
 from bct.rows import any_number
 
@@ -65,6 +66,17 @@ class Method(nn.Module):
         return False
 
     @classmethod
+    def check_absent(cls, cfg: EasyDict, absent: int) -> None:
+        """Raises BctError where so many images lack an old embedding and that can't be."""
+        if absent and not cls.takes_a_part(cfg):
+            raise BctError(
+                f"{absent} images have no old embedding, and {cls.__name__} with these settings "
+                "can't do without",
+                "use MixBCT, L2 or FCT, or NCCL, BCT (of prototypes) or AdvBCT with "
+                'parity="corrected"; or store the embeddings of all images',
+            )
+
+    @classmethod
     def backbone(cls, cfg: EasyDict, old: OldModel, dtype: torch.dtype | None) -> nn.Module:
         """The network to train: a batch's images -> (B, D), or a NamedTuple with the field
         `embedding`, which forward then gets in place of the embeddings.
@@ -79,6 +91,11 @@ class Method(nn.Module):
         """Width of the trained network's embeddings, old being that of the old ones."""
         return cfg.embedding_size
 
+    @staticmethod
+    def classified(output: torch.Tensor | tuple) -> torch.Tensor:
+        """What the head classifies of the network's output, (B, D); here the embedding."""
+        return embedding_of(output)
+
     @classmethod
     def check_dimensions(cls, cfg: EasyDict, old: int) -> None:
         """Raises BctError when new embeddings can't be compared with old ones of this width."""
@@ -92,13 +109,6 @@ class Method(nn.Module):
     def __init__(self, cfg: EasyDict, old: OldModel):
         super().__init__()
         self.cfg, self.old = cfg, old
-        if old.absent and not self.takes_a_part(cfg):
-            raise BctError(
-                f"{old.absent} images have no old embedding, and {type(self).__name__} with these "
-                "settings can't do without",
-                "use MixBCT, L2 or FCT, or NCCL, BCT (of prototypes) or AdvBCT with "
-                'parity="corrected"; or store the embeddings of all images',
-            )
 
     def undecayed(self) -> list[nn.Parameter]:
         """Those of its parameters that weight decay must leave alone."""

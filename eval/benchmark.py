@@ -25,7 +25,7 @@ from bct.protocols.pairs import open_bin
 from bct.protocols.protocol import Protocol
 from bct.protocols.scoring import resolved
 from bct.scenarios import SCENARIOS
-from tools.ijbc.comparison import LEGEND, Judge
+from tools.ijbc.comparison import LEGEND, Judge, check_pairs
 from tools.ijbc.protocol import read_protocol
 
 
@@ -68,14 +68,9 @@ def main() -> None:
 
 
 def set_remarks(pairs: Protocol, far: float) -> list[str]:
-    """What to know of the verification set. BctError for one whose pairs are all of one kind."""
-    genuine = pairs.pairs.genuine
-    if genuine.all() or not genuine.any():
-        raise BctError(
-            f"all pairs of {pairs.name} are of one kind, so TAR at FAR is undefined",
-            "give another set, or leave out --bin",
-        )
-    if resolved(genuine, far):
+    """What to know of the verification set. BctError like check_pairs."""
+    check_pairs(pairs)
+    if resolved(pairs.pairs.genuine, far):
         return pairs.remarks
     return [*pairs.remarks, f"{pairs.name}: FAR {rate_name(far)} allows no false accept at all."]
 

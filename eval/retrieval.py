@@ -128,7 +128,8 @@ def evaluate(args: argparse.Namespace, device: torch.device) -> None:
     wanted = Wanted(old, orders, args.resamples, args.per_class)
     found, text, remarks = study(protocol, models, embeddings, roles, how, wanted)
     remarks = [*why_not, *remarks]
-    said = {**summary, **found, "roles": roles._asdict(), "remarks": remarks}
+    about = {"files": {label: model.file for label, model in models.items()}, "remarks": remarks}
+    said = {**summary, **found, "roles": roles._asdict(), **about}
     write_results(target, said, "\n\n".join([*text, *remarks]))
 
 

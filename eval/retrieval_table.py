@@ -11,7 +11,7 @@ from pathlib import Path
 from bct import markdown
 from bct.command import Parser, file_path, run_cli, takes
 from bct.errors import BctError
-from bct.files import read_json, write_json, write_text
+from bct.files import model_name, read_json, write_json, write_text
 from bct.keys import whole
 from bct.protocols.roles import Roles, test_name
 from bct.protocols.verdict import judged
@@ -61,7 +61,9 @@ def read_seed(folder: Path) -> dict[str, dict[str, dict]]:
         if not isinstance(said, dict) or "tests" not in said:
             continue  # the manifest of an array
         try:
-            found |= tests_of(file, Roles(**said["roles"]), said["tests"])
+            roles, files = Roles(**said["roles"]), said.get("files", {})
+            names = {label: model_name(files.get(label, label)) for label in roles.new}
+            found |= tests_of(file, roles, names, said["tests"])
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise BctError(
                 f"{file} does not say who is who, or lacks a test ({str(error)[:80]})",
@@ -80,8 +82,14 @@ def read_seed(folder: Path) -> dict[str, dict[str, dict]]:
     return found
 
 
-def tests_of(file: Path, roles: Roles, tests: dict[str, dict]) -> dict[str, dict[str, dict]]:
-    """What one file of results says, as read_seed has it. KeyError and the like if it lacks it."""
+def tests_of(
+    file: Path, roles: Roles, names: dict[str, str], tests: dict[str, dict]
+) -> dict[str, dict[str, dict]]:
+    """What one file of results says, as read_seed has it. KeyError and the like if it lacks it.
+
+    Args:
+        names: of the new models by their labels: a single one's label is "new", whatever it is.
+    """
     found = {}
     tests = {
         name: {
@@ -94,7 +102,7 @@ def tests_of(file: Path, roles: Roles, tests: dict[str, dict]) -> dict[str, dict
     for label in roles.new:
         cross, own = (tests[test_name(test)] for test in roles.compared(label)[1:3])
         # a mapped gallery is named after its file: the new model there is the one alone
-        found[file.stem if roles.mapped else label] = {"cross": cross, "self": own}
+        found[file.stem if roles.mapped else names[label]] = {"cross": cross, "self": own}
     if not roles.mapped:
         found["old"] = {"self": tests[test_name((roles.old, roles.old))]}
         if roles.alone:

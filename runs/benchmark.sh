@@ -8,23 +8,20 @@
 # network by each method. All new networks share NEW and differ in nothing but
 # methods/*/configs/bench_<method>.py, of which there is one per method. What a method needs of the
 # old model and of the network trained alone is made before it. A method may map the old gallery
-# instead of training a network: it gets MAP in place of NEW. A finished run is kept, a killed one
-# continues.
+# instead of training a network: it gets MAP in place of NEW. What can't work is refused at the start;
+# a finished run is kept, a killed one continues.
 #
 #   OUT=work_dirs/benchmark   where everything goes      JOBS=1   runs at a time
 #   RUN="torchrun --nproc_per_node=8"                    how a training is started
 #   OLD="network=r18 ..." NEW="network=r50 ..." MAP=""   config values, below are the defaults
 #   FAR=1e-2                  of the table
 set -euo pipefail
-for argument in "$@"; do
-    [[ $argument =~ ^[A-Z]+= ]] || { echo "error: $argument is not NAME=value" >&2
-        echo "  -> see the head of runs/benchmark.sh" >&2; exit 2; }
-    export "${argument?}"
-done
+source "$(dirname "$0")/lib/start.sh"
 : "${DATA:?set DATA to a .rec file or the folder of train.rec}" "${IJBC:?set IJBC to the folder that contains IJBC/}"
-export PYTHON=${PYTHON:-python} OUT=${OUT:-work_dirs/benchmark} JOBS=${JOBS:-1} FAR=${FAR:-1e-2}
+export OUT=${OUT:-work_dirs/benchmark} JOBS=${JOBS:-1} FAR=${FAR:-1e-2}
 export RUN=${RUN:-$PYTHON}
 SCENARIOS=${SCENARIOS:-OPclass OPdata EXclass EXdata} METHODS=${METHODS:-all} SEEDS=${SEEDS:-0 1 2}
+whole_numbers SEEDS JOBS
 OLD=${OLD:-network=demo_w16 embedding_size=128 batch_size=64 num_epoch=4}
 NEW=${NEW:-network=demo_w32 embedding_size=128 batch_size=32 num_epoch=16 margin_list=(1,.3,0) scale=16.0}
 DATA=$(realpath "$DATA") IJBC=$(realpath "$IJBC") BIN=${BIN:+$(realpath "$BIN")} OUT=$(realpath -m "$OUT")
@@ -32,15 +29,14 @@ cd "$(dirname "$0")/.."
 CONFIGS=""
 [[ $METHODS == all ]] && METHODS=$(basename -s .py methods/*/configs/bench_*.py | sed s/^bench_//)
 for method in $METHODS; do
-    CONFIGS+=" $(compgen -G "methods/*/configs/bench_$method.py")" || { echo "error: no method $method" >&2
-        echo "  -> those with a methods/*/configs/bench_<method>.py can be run" >&2; exit 2; }
+    CONFIGS+=" $(compgen -G "methods/*/configs/bench_$method.py")" || fail "no method $method" \
+        "those with a methods/*/configs/bench_<method>.py can be run"
 done
 [[ -d $DATA ]] && stem=train || stem=$(basename "$DATA" .rec)
 PARTS="$OUT/data/$stem.rec"   # its parts lie there; the whole is DATA
 # a map leads to the width of the new network
 MAP="$(tr ' ' '\n' <<< "$NEW" | grep ^embedding_size= || true) ${MAP:-} resume=True"
-MAPS=" $($PYTHON tools/gallery_maps.py $CONFIGS | tr '\n' ' ')"  # the configs of such methods
-export OLD="$OLD resume=True" NEW="$NEW resume=True" MAP MAPS CONFIGS DATA OUT PARTS
+export OLD="$OLD resume=True" NEW="$NEW resume=True" MAP CONFIGS DATA OUT PARTS
 
 old_kind() { echo "${1:2}"; }                                # OPclass -> class
 rec_of() { [[ $1 == OP* ]] && echo "$PARTS" || echo "$DATA"; }  # what the new model sees is cut from
@@ -59,6 +55,12 @@ train_alone() {  # scenario seed
 upgrade() {  # scenario seed: what says who follows whom
     local kind; kind=$(old_kind "$1")
     echo "scenario=$1 old_config=bench_old_${kind}30 new_config=bench_alone_class100"
+}
+
+check() {  # scenario: can't it work? Prints the configs of methods that map the gallery
+    $PYTHON tools/check_upgrade.py $CONFIGS --old "configs/bench_old_$(old_kind "$1")30.py" $OLD \
+        --new configs/bench_alone_class100.py $NEW --set $(upgrade "$1") $NEW \
+        --map-set $(upgrade "$1") $MAP --ijbc "$IJBC" ${BIN:+--bin "$BIN"} --far "$FAR" | tr '\n' ' '
 }
 
 make_artefacts() {  # scenario seed: what the methods need of both models
@@ -80,6 +82,12 @@ train_new() {  # scenario method seed
 export -f train_old train_alone upgrade make_artefacts train_new old_kind new_shard rec_of
 in_parallel() { xargs -P "$JOBS" -I{} bash -euc "{}"; }
 started=$SECONDS
+for scenario in $SCENARIOS; do
+    [[ $scenario =~ ^(OP|EX)(class|data)$ ]] || fail "there is no scenario $scenario" \
+        "SCENARIOS=\"OPclass OPdata EXclass EXdata\" are all"
+    MAPS=" $(check "$scenario")"
+done
+export MAPS
 
 $PYTHON tools/split_dataset.py "$DATA" --out "$OUT/data" --ratio 30
 for seed in $SEEDS; do for scenario in $SCENARIOS; do

@@ -3,17 +3,17 @@
 #
 # Every line is a command you can run yourself. A second run reuses what is still valid.
 # SHORT=1 trains far too little on far too few faces, to see that everything runs. DEMO_DIR=... puts
-# the results elsewhere.
+# the results elsewhere. What it leaves is enough for every method's `python train.py`.
 set -euo pipefail
+source "$(dirname "$0")/lib/start.sh"
+OUT=$(realpath -m "${DEMO_DIR:-$here/work_dirs/demo${SHORT:+-short}}")
 cd "$(dirname "$0")/.."
-PYTHON=${PYTHON:-python}
 DATA=(--identities 120 --images 16 --eval-identities 100)
 SETTINGS=(resume=True overwrite=True)  # keep a finished run of the same settings, else replace it
 if [ -n "${SHORT:-}" ]; then
     DATA=(--identities 20 --images 8 --eval-identities 12)
     SETTINGS+=(num_epoch=1 batch_size=16)
 fi
-OUT=$(realpath -m "${DEMO_DIR:-work_dirs/demo${SHORT:+-short}}")
 HERE=(rec="$OUT/data" feature_save="$OUT/feature_save")
 OLD=demo_w16_softmax_class30 NEW=demo_w16_MixBCT ALONE=demo_w16_arc_class70
 stage() { printf '\n== %s\n' "$*"; }
@@ -40,6 +40,9 @@ stage "6/9 train the new model, compatible by MixBCT"
 
 stage "7/9 train the same network alone, to see what incompatible looks like"
 $PYTHON train_old.py configs/$ALONE.py "${HERE[@]}" output="$OUT/$ALONE" "${SETTINGS[@]}"
+
+# other methods learn from this one's embeddings, too
+$PYTHON tools/extract_features.py configs/$ALONE.py --SD $ALONE "${HERE[@]}" output="$OUT/$ALONE"
 
 stage "8/9 evaluate: 1:1 and 1:N, each model with itself and against the old gallery"
 $PYTHON eval/ijbc.py -d "$OUT/data" -N --far 1e-1 -o "$OUT" --overwrite \

@@ -7,64 +7,78 @@
 #
 # TRAIN has been split (tools/split_dataset.py), OLD's shard lies beside it. OLD and NEW are trained
 # alone; what the methods need of both is stored. A method may map the old gallery instead of training
-# a network. A finished run is kept, a killed one continues.
+# a network. What can't work is refused at the start; a finished run is kept, a killed one continues.
 #
-#   RUN="torchrun --nproc_per_node=8"   how a training is started     JOBS=1   runs at a time
-#   OLD_EXTRA, NEW_EXTRA, MAP_EXTRA     key=value for the old model, the new ones, maps of the gallery
+#   RUN="torchrun --nproc_per_node=8"   how a training is started      JOBS=1   runs at a time
+#   OLD_EXTRA="lr=0.1 ..."              key=value for the old model
+#   NEW_EXTRA="..." MAP_EXTRA="..."     for the new ones, for maps of the gallery
+#   METRIC=cosine                       or l2: how the searches compare
 set -euo pipefail
-for argument in "$@"; do
-    [[ $argument =~ ^[A-Z_]+= ]] || { echo "error: $argument is not NAME=value" >&2
-        echo "  -> see the head of runs/images.sh" >&2; exit 2; }
-    export "${argument?}"
-done
+source "$(dirname "$0")/lib/start.sh"
 : "${TRAIN:?set TRAIN to the training set}" "${TEST:?set TEST to the images to search among}"
 : "${OLD:?set OLD to a config}" "${NEW:?set NEW to a config}" "${METHODS:?set METHODS to configs}"
-export PYTHON=${PYTHON:-python} OUT=${OUT:?set OUT to a folder} JOBS=${JOBS:-1}
+export OUT=${OUT:?set OUT to a folder} JOBS=${JOBS:-1}
 export RUN=${RUN:-$PYTHON} OLD_EXTRA="${OLD_EXTRA:-} resume=True" NEW_EXTRA="${NEW_EXTRA:-} resume=True"
-SEEDS=${SEEDS:-0}
+export MAP_EXTRA="${MAP_EXTRA:-} resume=True"
+export METRIC=${METRIC:-cosine} SEEDS=${SEEDS:-0}
+whole_numbers SEEDS JOBS
+[[ $METRIC == cosine || $METRIC == l2 ]] || fail "METRIC=$METRIC is no metric" "METRIC=cosine or l2"
 TRAIN=$(realpath -m "$TRAIN") TEST=$(realpath -m "$TEST") OUT=$(realpath -m "$OUT")
 export TRAIN TEST OLD NEW OUT
 cd "$(dirname "$0")/.."
 for config in "$OLD" "$NEW" $METHODS; do
-    [[ -f $config ]] || { echo "error: there is no config $config" >&2
-        echo "  -> paths start at the repository's root" >&2; exit 2; }
+    [[ -f $config ]] || fail "there is no config $config" "paths start at the repository's root"
 done
+[[ -e $TRAIN ]] || fail "there is no training set $TRAIN" "make it: tools/split_dataset.py"
 
-MAPS=" $($PYTHON tools/gallery_maps.py $METHODS | tr '\n' ' ')"  # the configs of such methods
-maps_gallery() { [[ $MAPS == *" $1 "* ]]; }
 stem() { basename "$1" .py; }
 name_of() { local name; name=$(stem "$1"); echo "${name#"$(stem "$OLD" | sed 's/old_class.*//')"}"; }
+# the names beside the methods' ones in a seed's folder
+twice=$({ printf '%s\n' old alone feature_save retrieval methods
+    for config in $METHODS; do name_of "$config"; done; } | sort | uniq -d | tr '\n' ' ')
+[[ -z $twice ]] || fail "METHODS has more than one, or an old one, called $twice" "rename a config"
+# the configs of methods that map the gallery
+MAPS=" $($PYTHON tools/check_upgrade.py $METHODS --old "$OLD" $OLD_EXTRA --new "$NEW" $NEW_EXTRA \
+    --set rec="$TRAIN" $NEW_EXTRA --map-set $MAP_EXTRA --images "$TEST" | tr '\n' ' ')"
+maps_gallery() { [[ $MAPS == *" $1 "* ]]; }
 
 train_alone() {  # seed
     local here="$OUT/seed$1"
     $RUN train_old.py "$OLD" rec="$TRAIN" $OLD_EXTRA seed="$1" output="$here/old"
     $RUN train_old.py "$NEW" rec="$TRAIN" $NEW_EXTRA seed="$((1000 + $1))" output="$here/alone"
     $PYTHON tools/make_artefacts.py $METHODS --set feature_save="$here/feature_save" --launch "$RUN" \
-        --model "$OLD" rec="$TRAIN" output="$here/old" --model "$NEW" rec="$TRAIN" output="$here/alone"
+        --model "$OLD" rec="$TRAIN" $OLD_EXTRA output="$here/old" \
+        --model "$NEW" rec="$TRAIN" $NEW_EXTRA output="$here/alone"
 }
 
 train_new() {  # config seed
     local here="$OUT/seed$2" extra="rec=$TRAIN $NEW_EXTRA"
-    maps_gallery "$1" && extra="${MAP_EXTRA:-} resume=True"  # it sees no image
+    maps_gallery "$1" && extra=$MAP_EXTRA  # it sees no image
     $RUN "$(dirname "$(dirname "$1")")/train.py" "$1" $extra seed="$((1000 + $2))" \
         feature_save="$here/feature_save" output="$here/$(name_of "$1")"
 }
 
 evaluate() {  # seed
     local here="$OUT/seed$1" new=()
-    local alone=(-m_old "$here/old/model.pt" --data "$TEST" --leave-one-out -o "$here/retrieval" --overwrite)
+    local alone=(-m_old "$here/old/model.pt" --data "$TEST" --leave-one-out --metric "$METRIC"
+        -o "$here/retrieval" --overwrite)
     for config in $METHODS; do
         maps_gallery "$config" || new+=("$here/$(name_of "$config")/model.pt")
     done
-    $RUN eval/retrieval.py -m "${new[@]}" -m_alone "$here/alone/model.pt" "${alone[@]}" \
+    # without a network of a method's own, the one trained alone is the new model
+    $RUN eval/retrieval.py -m "${new[@]:-$here/alone/model.pt}" -m_alone "$here/alone/model.pt" "${alone[@]}" \
         --dimensions leading --name methods --save_embeddings
     for config in $METHODS; do
         maps_gallery "$config" || continue
         local name; name=$(name_of "$config")
-        $PYTHON tools/transform_gallery.py "$here/retrieval/methods_old.npy" "$here/retrieval/${name}_mapped.npy" \
-            -m "$here/$name/model.pt" --uncertainty "$here/retrieval/${name}_uncertainty.npy" --overwrite
+        local mapped="$here/retrieval/${name}_mapped.npy" predicted=() order=(random)
+        if grep -qx "config.uncertainty = True" "$here/$name/config.py"; then
+            order+=("$here/retrieval/${name}_uncertainty.npy") predicted=(--uncertainty "${order[1]}")
+        fi
+        $PYTHON tools/transform_gallery.py "$here/retrieval/methods_old.npy" "$mapped" \
+            -m "$here/$name/model.pt" "${predicted[@]}" --overwrite
         $RUN eval/retrieval.py -m "$here/alone/model.pt" "${alone[@]}" --name "$name" \
-            --old-gallery "$here/retrieval/${name}_mapped.npy" --backfill random "$here/retrieval/${name}_uncertainty.npy"
+            --old-gallery "$mapped" --backfill "${order[@]}"
     done
 }
 

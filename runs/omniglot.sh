@@ -5,16 +5,16 @@
 #
 # Trained on 15 of the 20 drawers of each character, searched leave-one-out among the drawings of the
 # other 5. The table is work_dirs/omniglot/retrieval.md.
+#
+# What runs/images.sh takes, too: RUN="..." OLD_EXTRA="..." NEW_EXTRA="..." MAP_EXTRA="...", JOBS=2
+# (default: a run for each core), METHODS="..." (default: all). OUT=work_dirs/omniglot is where
+# everything goes.
 set -euo pipefail
-for argument in "$@"; do
-    [[ $argument =~ ^[A-Z_]+= ]] || { echo "error: $argument is not NAME=value" >&2
-        echo "  -> see the head of runs/omniglot.sh" >&2; exit 2; }
-    export "${argument?}"
-done
+source "$(dirname "$0")/lib/start.sh"
 SOURCE=$(realpath -m "${SOURCE:-../shared/data/omniglot_small}")
 export OUT=$(realpath -m "${OUT:-work_dirs/omniglot}")
 cd "$(dirname "$0")/.."
-export PYTHON=${PYTHON:-python} JOBS=${JOBS:-$(nproc)}
+export JOBS=${JOBS:-$(nproc)}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((JOBS > 1 ? 1 : $(nproc)))}
 $PYTHON tools/unpack.py "$SOURCE" --out "$OUT/data"
 $PYTHON tools/split_dataset.py "$OUT/data" --by data --ratio 75 --out "$OUT"  # file k is drawer k's

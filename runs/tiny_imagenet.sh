@@ -4,16 +4,16 @@
 #   bash runs/tiny_imagenet.sh SOURCE=../shared/data/tiny_imagenet_subset SEEDS=0
 #
 # Searched leave-one-out among its validation images. The table is work_dirs/tiny_imagenet/retrieval.md.
+#
+# What runs/images.sh takes, too: RUN="..." OLD_EXTRA="..." NEW_EXTRA="..." MAP_EXTRA="...", JOBS=2
+# (default: a run for each core), METHODS="..." (default: all). OUT=work_dirs/tiny_imagenet is where
+# everything goes.
 set -euo pipefail
-for argument in "$@"; do
-    [[ $argument =~ ^[A-Z_]+= ]] || { echo "error: $argument is not NAME=value" >&2
-        echo "  -> see the head of runs/tiny_imagenet.sh" >&2; exit 2; }
-    export "${argument?}"
-done
+source "$(dirname "$0")/lib/start.sh"
 SOURCE=$(realpath -m "${SOURCE:-../shared/data/tiny_imagenet_subset}")
 export OUT=$(realpath -m "${OUT:-work_dirs/tiny_imagenet}")
 cd "$(dirname "$0")/.."
-export PYTHON=${PYTHON:-python} JOBS=${JOBS:-$(nproc)}
+export JOBS=${JOBS:-$(nproc)}
 export OMP_NUM_THREADS=${OMP_NUM_THREADS:-$((JOBS > 1 ? 1 : $(nproc)))}
 $PYTHON tools/unpack.py "$SOURCE" --out "$OUT/data"
 $PYTHON tools/split_dataset.py "$OUT/data/train" --by class --ratio 50 --out "$OUT"

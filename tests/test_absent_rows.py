@@ -55,7 +55,9 @@ def make(name, old=OLD, labels=LABELS, **changes):
     method = load_method(name)
     cfg = {"num_classes": CLASSES, "embedding_size": DIM, "parity": "corrected"}
     cfg |= plain(method.defaults) | SETTINGS.get(name, {}) | changes
-    return method(EasyDict(cfg), OldArrays(absent, **given))
+    cfg = EasyDict(cfg)
+    method.check_absent(cfg, absent)
+    return method(cfg, OldArrays(absent, **given))
 
 
 def old_terms(method, index, f, labels=LABELS, head=None):

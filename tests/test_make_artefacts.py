@@ -1,5 +1,5 @@
-"""tools/make_artefacts.py runs what several methods need, each once, and tools/gallery_maps.py says
-which of them map the gallery. That the files are right is shown by the runs that use them."""
+"""tools/make_artefacts.py runs what several methods need, each once, and tools/check_upgrade.py
+says which of them map the gallery. That the files are right is shown by the runs that use them."""
 
 import re
 
@@ -39,11 +39,11 @@ def test_a_method_that_needs_little_gets_little():
 
 
 def test_which_methods_map_the_gallery():
-    done = run_script("tools/gallery_maps.py", *OMNIGLOT)
+    done = run_script("tools/check_upgrade.py", *OMNIGLOT)
     mapping = [name for name in method_names() if load_method(name).maps_gallery]
     assert mapping == ["FCT"]
     assert done.stdout.split() == [str(f) for f in OMNIGLOT if method_of(f).__name__ in mapping]
-    assert run_script("tools/gallery_maps.py", "configs/base.py").returncode == 1
+    assert run_script("tools/check_upgrade.py", "configs/base.py").returncode == 1
 
 
 @pytest.mark.parametrize("script", ["benchmark.sh", "images.sh"])

@@ -65,7 +65,9 @@ _SUFFIXES = (
 
 def main() -> None:
     parser = Parser(__doc__)
-    commands = parser.add_subparsers(dest="command", required=True, parser_class=_subparser)
+    commands = parser.add_subparsers(
+        dest="command", required=True, parser_class=lambda **how: Parser(__doc__, how["prog"])
+    )
 
     def command(name: str, source: str, out: str) -> Parser:
         added = commands.add_parser(name)
@@ -93,12 +95,6 @@ def main() -> None:
         "bin-to-folder": lambda: bin_to_folder(args.source, args.out),
     }
     run[args.command]()
-
-
-def _subparser(prog: str, **_: object) -> Parser:
-    parser = Parser(__doc__)
-    parser.prog = prog
-    return parser
 
 
 def _open_records(source: Path) -> RecordSet:

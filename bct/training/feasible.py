@@ -6,7 +6,20 @@ import torch
 from easydict import EasyDict
 from torch import nn
 
+from bct.data.image_set import ImageSet
 from bct.errors import BctError
+from bct.training.frozen import train_mode
+
+
+def read_counts(cfg: EasyDict, dataset: ImageSet) -> None:
+    """Fills num_classes and num_image in, or checks them against the data."""
+    for key, found in (("num_image", len(dataset)), ("num_classes", dataset.num_classes)):
+        if cfg[key] not in (None, found):
+            raise BctError(
+                f"config {cfg.name} says {key} = {cfg[key]}, {dataset.path} has {found}",
+                f"remove {key} from the config: it is read from the data",
+            )
+        cfg[key] = found
 
 
 def check_steps(cfg: EasyDict, batches: int) -> None:
@@ -17,6 +30,12 @@ def check_steps(cfg: EasyDict, batches: int) -> None:
             f"there are {batches}",
             "give a smaller gradient_acc or batch_size, or a larger data set",
         )
+
+
+def check_trained(*modules: nn.Module) -> None:
+    """Raises BctError if none of these has a parameter that is trained."""
+    if not any(p.requires_grad for module in modules for p in module.parameters()):
+        raise BctError("freeze leaves nothing to train", "freeze less of the network")
 
 
 def check_batch_norm(
@@ -33,7 +52,9 @@ def check_batch_norm(
     learning = cfg.freeze_statistics_at != 0  # or its statistics are kept from the first step on
     try:
         with torch.no_grad():
-            copy.deepcopy(backbone).train(learning)(image)
+            tried = copy.deepcopy(backbone)
+            train_mode(tried, learning)
+            tried(image)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

@@ -24,6 +24,7 @@ class Job:
         self.path.write_text(
             "from easydict import EasyDict\nconfig = EasyDict()\n"
             f"config.rec = {str(folder)!r}\nconfig.output = {str(self.output)!r}\n"
+            'config.convention = "bct"\n'
         )
 
     def __call__(self, *overrides: str) -> EasyDict:
@@ -33,7 +34,9 @@ class Job:
 def small_cfg(**more):
     """What an optimiser and a step of training read of a config."""
     base = {"gradient_acc": 1, "clip_norm": 5.0, "seed": 1, "optimizer": "sgd", "lr": 0.1}
-    return EasyDict({**base, "momentum": 0.9, "weight_decay": 5e-4, **more})
+    return EasyDict(
+        {**base, "momentum": 0.9, "weight_decay": 5e-4, "backbone_lr_factor": 1.0, **more}
+    )
 
 
 def stopping_at(method: type[Method], step: int, number: int = signal.SIGTERM) -> type[Method]:

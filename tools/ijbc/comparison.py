@@ -34,6 +34,16 @@ class Side(NamedTuple):
     mapped_by: Path | None = None
 
 
+def check_pairs(pairs: Protocol) -> None:
+    """Raises BctError for a verification set whose pairs are all of one kind."""
+    genuine = pairs.pairs.genuine
+    if genuine.all() or not genuine.any():
+        raise BctError(
+            f"all pairs of {pairs.name} are of one kind, so TAR at FAR is undefined",
+            "give another set, or leave it out",
+        )
+
+
 class Judge:
     """Embeds every model once, on one or two protocols, and compares them.
 

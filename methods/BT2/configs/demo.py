@@ -1,7 +1,6 @@
 """The demo's new network, compatible with its old one by BT². After `make demo`.
 
-It learns from the network that was trained alone, too: the error names the command that extracts
-that one's embeddings.
+It learns from the network that was trained alone, too.
 """
 
 from easydict import EasyDict as edict

@@ -1,6 +1,6 @@
 """The demo's old gallery mapped into the space of the network that was trained alone, by FastFill.
 
-After `make demo`; the error names the command that extracts that network's own embeddings.
+After `make demo`.
 """
 
 from easydict import EasyDict as edict
