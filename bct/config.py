@@ -60,6 +60,9 @@ def load_config(
         if name not in ignored:
             value = keys[name].parsed(text) if name in keys else text
             cfg[name] = _taken("the command line", keys, name, value, Path.cwd())
+    for side in ("old", "new"):  # the command line has the last word on which model it is
+        if f"{side}_config" in overridden and f"{side}_model" not in overridden:
+            cfg[f"{side}_model"] = None
     cfg.name = file.stem
     cfg.feature_save = str(ROOT / cfg.feature_save)
     cfg.output = cfg.output or str(ROOT / "work_dirs" / cfg.name)
