@@ -72,7 +72,7 @@ def load_config(
             cfg[name] = _taken("the command line", keys, name, value, Path.cwd())
     cfg.name = file.stem
     cfg.convention, cfg.convention_why = convention, why
-    if convention != "bct":
+    if any(_base()[key].default != value for key, value in defaults.items()):
         say(f"{file.name}: {convention_line(cfg)}")
     cfg.feature_save = str(ROOT / cfg.feature_save)
     cfg.output = cfg.output or str(ROOT / "work_dirs" / cfg.name)
