@@ -225,10 +225,27 @@ def artefact_parser(about: str) -> Parser:
     """The options of every tool that makes an artefact from an old model's embeddings."""
     parser = Parser(about)
     add = parser.add_argument
-    named = "name of the artefact, e.g. f128_r18_..._class70"
-    add("--SD", type=some_text, required=True, help=named)
+    add("--SD", type=some_text, help="name of the artefact, e.g. f128_r18_..._class70")
     add("--feature-save", type=file_path, default=ROOT / "feature_save")
+    folder_options(parser)
     return parser
+
+
+def folder_options(parser: Parser) -> None:
+    """Adds the other way to name artefacts: a model's folder and a training set."""
+    add = parser.add_argument
+    add("--model", type=file_path, metavar="FOLDER", help="in place of --SD: the model's folder")
+    add("--rec", type=file_path, metavar="SET", help="and the training set that is embedded")
+
+
+def named_by_folder(parser: Parser, args: argparse.Namespace) -> bool:
+    """Whether --model and --rec name the artefacts, not --SD. Exit code 2 for anything between."""
+    given = args.model is not None, args.rec is not None
+    if any(given) and (not all(given) or args.SD):
+        parser.error(f"--model and --rec go together, without --SD{ADVICE}give both, or --SD alone")
+    if not any(given) and not args.SD:
+        parser.error(f"no model is named{ADVICE}give --SD, or --model FOLDER --rec SET")
+    return all(given)
 
 
 def model_parser(about: str, *, several: bool = True, alone: bool = False) -> Parser:

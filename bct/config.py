@@ -44,8 +44,9 @@ def load_config(
 
     Returns:
         An EasyDict with every key of configs/base.py and of the method, its defaults those of the
-        file's convention, see bct/conventions.py; `name` is the file's stem,
-        paths are absolute, `rec` names the shard's own file when `shard` or `scenario` is given.
+        file's convention, see bct/conventions.py; `name` is the file's stem, paths are absolute,
+        `rec` names the shard's own file when `shard` is given, or `scenario` and `old_config`
+        without `old_model`.
 
     Raises:
         BctError: no such file, an unknown key, or a value that its Key does not take.
@@ -70,13 +71,16 @@ def load_config(
         if name not in ignored:
             value = keys[name].parsed(text) if name in keys else text
             cfg[name] = _taken("the command line", keys, name, value, Path.cwd())
+    for side in ("old", "new"):  # the command line has the last word on which model it is
+        if f"{side}_config" in overridden and f"{side}_model" not in overridden:
+            cfg[f"{side}_model"] = None
     cfg.name = file.stem
     cfg.convention, cfg.convention_why = convention, why
     if any(base[key].default != value for key, value in defaults.items()):
         say(f"{file.name}: {convention_line(cfg)}")
     cfg.feature_save = str(ROOT / cfg.feature_save)
     cfg.output = cfg.output or str(ROOT / "work_dirs" / cfg.name)
-    if cfg.scenario and cfg.old_config and cfg.shard is None:
+    if cfg.scenario and cfg.old_config and cfg.shard is None and not cfg.old_model:
         cfg.shard = new_shard(cfg.scenario, cfg.old_config)
     if cfg.rec and cfg.shard:
         cfg.rec = str(shard_file(cfg.rec, cfg.shard))
@@ -111,9 +115,17 @@ def _with_defaults(base: dict[str, Key], defaults: dict[str, Any]) -> dict[str, 
     return base | changed
 
 
-def base_config() -> dict[str, Any]:
-    """Every key that all runs have, with its default."""
-    return plain(_base())
+def base_config(overrides: list[str] = ()) -> EasyDict:
+    """Every key that all runs have, with its default or what "key=value" strings say.
+
+    Raises BctError like load_config.
+    """
+    keys = known_keys(_base(), {})
+    cfg = EasyDict(plain(keys))
+    for name, text in map(_split, overrides):
+        value = keys[name].parsed(text) if name in keys else text
+        cfg[name] = _taken("the command line", keys, name, value, Path.cwd())
+    return cfg
 
 
 def _base() -> dict[str, Any]:

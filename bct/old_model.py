@@ -14,9 +14,10 @@ from torch import nn
 from bct.amp import amp_dtype
 from bct.data.image_set import ImageSet
 from bct.data.label_map import load_map, new_to_old
+from bct.data.views import normalised_as
 from bct.errors import BctError
-from bct.files import read_json, sha256, sha256_file
-from bct.models.about import view_of_config, view_of_model
+from bct.files import sha256, sha256_file
+from bct.models.about import described_in, model_in, view_of_config, view_of_model
 from bct.models.reference_checkpoints import reference_classifier
 from bct.models.weights import load_backbone
 from bct.rows import refuse_not_finite
@@ -24,11 +25,15 @@ from bct.scenarios import artefact_name
 from bct.stored.artefacts import (
     KINDS,
     PER_CLASS,
-    artefact_path,
+    Place,
     entries,
     open_artefact,
-    with_folder,
+    place_of_model,
+    place_of_sd,
+    was_imported,
 )
+
+CLASSIFIER = "classifier.pt"  # in the folder of an imported model, see bct.models.classifiers
 
 
 class OldModel:
@@ -36,7 +41,7 @@ class OldModel:
 
     Args:
         cfg: a resolved config. A key named like the artefact (e.g. old_embedding) overrides the
-            path that follows from scenario and old_config.
+            path that follows from old_model, or from scenario and old_config.
         dataset: the new model's training data.
         needs: kinds, keys of KINDS.
 
@@ -61,6 +66,15 @@ class OldModel:
                 f"the artefacts {', '.join(needs)} come from different old models",
                 "make all of them again from the same one (tools/, in the README's order)",
             )
+        digests = {m["features"] for m in self.manifests.values() if m.get("features")}
+        if "old_embedding" in self.manifests and digests:
+            digests.add(self.manifests["old_embedding"].get("digest"))
+        if len(digests) > 1:
+            raise BctError(
+                f"the artefacts {', '.join(needs)} were made from embeddings imported at different "
+                "times",
+                "make those of tools/ again, and import the others with --overwrite",
+            )
         if "new_embedding" in self.manifests and self.manifests["new_embedding"]["model"] in models:
             raise BctError(
                 "the embeddings of the old and of the new model come from one model",
@@ -74,10 +88,21 @@ class OldModel:
         return next((dim for dim in dims if dim is not None), None)
 
     @property
+    def absent(self) -> int:
+        """How many images have no embedding among the artefacts: rows of zeros in them."""
+        return max((m.get("absent") or 0 for m in self.manifests.values()), default=0)
+
+    @property
     def fingerprint(self) -> str:
         """Changes when any of the artefacts does."""
         keys = ("kind", "model", "data", "parity", "T", "rows", "dim")
         parts = [repr([m.get(key) for key in keys]) for m in self.manifests.values()]
+        if self.absent:
+            parts.append(f"absent {self.absent}")
+        for side in ("old", "new"):  # of what is apart, the artefacts know nothing
+            apart = Path(self.cfg.get(f"{side}_model") or ".") / CLASSIFIER
+            if self.cfg.get(f"{side}_model") and apart.is_file():
+                parts.append(f"{side} classifier {sha256_file(apart)}")
         return sha256(*parts)
 
     def rows(self, kind: str, index: torch.Tensor) -> torch.Tensor:
@@ -111,7 +136,7 @@ class OldModel:
         known = self.about()
         count, names = self.cfg.num_classes, known.get("class_names")
         if self.cfg.n2o_map:
-            return torch.from_numpy(load_map(self.cfg.n2o_map, count, known["num_classes"]))
+            return torch.from_numpy(load_map(self.cfg.n2o_map, count, self.num_classes()))
         if names and self._classes:
             return torch.from_numpy(new_to_old(self._classes, names))
         if names or self._classes:
@@ -120,32 +145,60 @@ class OldModel:
                 f"{without} has no names for its classes, so they can't be matched",
                 "set n2o_map to a file with the old label of every new one",
             )
-        seen = {"OPclass": 0, "EXclass": known["num_classes"]}.get(self.cfg.scenario, count)
+        if self.cfg.scenario is None:
+            raise BctError(
+                "neither the training set nor the old model has names for its classes, so they "
+                "can't be matched",
+                "set n2o_map to a file with the old label of every new one, or scenario, e.g. "
+                "EXclass: the old classes are the first ones",
+            )
+        seen = 0 if self.cfg.scenario == "OPclass" else count
+        if self.cfg.scenario == "EXclass":
+            seen = self.num_classes()
         labels = torch.arange(count)
         return labels.where(labels < seen, -1)
 
-    def classifier(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def classifier(self, kind: str | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The old model's own softmax classifier: weight (C_old, D) and bias (C_old,) or None.
 
-        It is one of unit embeddings if classifies_unit().
+        It is one of unit embeddings if classifies_unit(kind).
+
+        Args:
+            kind: "new_embedding" for that of the new model trained alone.
 
         Raises BctError when the old model has none (trained with a margin head) or is gone, and
         when its rows are not its classes.
         """
-        about = self.about()
-        weights = self._weights()
-        weight, bias = reference_classifier(weights, about.get("network"))
-        if len(weight) != about["num_classes"]:
+        network, weights = self.about(kind).get("network"), self._weights(kind)
+        apart = weights.with_name(CLASSIFIER)
+        if weights.suffix == ".onnx" and not apart.is_file():
+            raise BctError(
+                f"{weights} comes without its classifier",
+                "import it with --classifier, or use class means of its embeddings",
+            )
+        weight, bias = reference_classifier(apart if apart.is_file() else weights, network)
+        if len(weight) != self.num_classes(kind):
             raise BctError(
                 f"{weights} has a classifier of {len(weight)} rows, its model.json says "
-                f"{about['num_classes']} classes",
+                f"{self.num_classes(kind)} classes",
                 "put the model.pt and model.json of one training together",
             )
         return weight, bias
 
-    def classifies_unit(self) -> bool:
+    def num_classes(self, kind: str | None = None) -> int:
+        """How many classes the old model knows. BctError if its model.json does not say it."""
+        known = self.about(kind).get("num_classes")
+        if known is None:
+            raise BctError(
+                f"{self._weights(kind).with_suffix('.json')} does not say how many classes the old "
+                "model knows",
+                "import the model with its classes: python tools/import_model.py ... --classes",
+            )
+        return known
+
+    def classifies_unit(self, kind: str | None = None) -> bool:
         """Whether the old model's classifier was trained on embeddings of length 1 (head_unit)."""
-        return bool(self.about().get("head_unit"))
+        return bool(self.about(kind).get("head_unit"))
 
     def network(self, kind: str | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
         """The network that an artefact was made with, frozen: a batch's images -> (B, D).
@@ -164,28 +217,42 @@ class OldModel:
         if sha256_file(weights) != self.manifests[kind]["model"]:
             raise BctError(f"{weights} has been trained anew since", "make its artefacts again")
         ours, its = view_of_config(self.cfg), view_of_model(weights)
-        if (its.size, its.pixels) != (ours.size, ours.pixels):
+        if its.size != ours.size:
             raise BctError(
-                f"{weights} sees {its.pixels} images of {its.size} pixels, this training "
-                f"{ours.pixels} of {ours.size}",
-                "train with the same image_size and pixels, or use stored embeddings",
+                f"{weights} sees images of {its.size} pixels, this training of {ours.size}",
+                "train with the same image_size, or use stored embeddings",
             )
 
         @cache
         def on(device: torch.device) -> nn.Module:
             dtype = amp_dtype(self.cfg.amp, device, self.cfg.fp16)
-            network = load_backbone(weights, about["network"], dtype, fold=True)
+            network = load_backbone(
+                weights, about.get("network"), dtype, True, its.size, its.pixels
+            )
             return network.requires_grad_(False).to(device)
 
         @torch.no_grad()
         def embed(images: torch.Tensor) -> torch.Tensor:
-            return on(images.device)(images).float()
+            seen = normalised_as(images, ours.pixels, its.pixels)
+            return on(images.device)(seen).float()
 
         return embed
 
     def _weights(self, kind: str | None = None) -> Path:
+        """The network that an artefact was made with: the folder's, else where it was then.
+
+        Raises BctError if only its embeddings are left.
+        """
         kind = kind or next(iter(self.manifests))
-        return Path(self.manifests[kind]["weights"])
+        if folder := self.cfg.get(f"{_side(kind)}_model"):
+            return model_in(folder)
+        weights = self.manifests[kind]["weights"]
+        if weights is None:
+            raise BctError(
+                f"{self._arrays[kind].filename} was imported without its model, which this needs",
+                "use a method that needs stored embeddings only, such as MixBCT or L2",
+            )
+        return Path(weights)
 
     def about(self, kind: str | None = None) -> dict[str, Any]:
         """model.json of the network that an artefact was made with; default: any of them.
@@ -199,23 +266,23 @@ class OldModel:
                     f"{file} is not there to say what the old model was trained on",
                     "put the old model's model.pt and model.json back where they were",
                 )
-        return read_json(weights.with_suffix(".json"))
+        return described_in(weights)
 
     @staticmethod
     def locate(cfg: EasyDict, kind: str) -> tuple[Path, str]:
         """Where an artefact of a kind is, and the command that makes it."""
-        missing = [k for k in ("scenario", _names_model(kind)) if cfg[k] is None]
+        missing = _unnamed(cfg, kind)
         if missing and not cfg.get(kind):
             raise BctError(
-                f"config {cfg.name} does not set {missing[0]}, so there is no old model to follow",
-                'set scenario ("OPclass", ...) and old_config ("f128_r18_softmax_class30", ...)',
+                f"config {cfg.name} does not set {missing}, so there is no old model to follow",
+                'set scenario ("OPclass", ...) and old_config ("f128_r18_softmax_class30", ...), '
+                "or old_model to the old model's folder",
             )
         if missing:
             return Path(cfg[kind]), ""
-        sd, T, how = _made(cfg, kind)
-        if cfg.get(kind):
-            return Path(cfg[kind]), how
-        return artefact_path(kind, cfg.feature_save, cfg.scenario, sd, T), how
+        place, T = place_of(cfg, kind), cfg.get("T", 0.9)
+        path = Path(cfg[kind]) if cfg.get(kind) else place.path(kind, T)
+        return path, place.command(kind, T)
 
     @staticmethod
     def _check(cfg: EasyDict, dataset: ImageSet, path: Path, manifest: dict, how: str) -> None:
@@ -233,31 +300,44 @@ class OldModel:
                 f"{'classes' if per_class else 'images'}",
                 f"make it again: {how}",
             )
-        weights = Path(manifest["weights"])
-        if weights.is_file() and sha256_file(weights) != manifest["model"]:
+        folder = cfg.get(f"{_side(manifest['kind'])}_model") if manifest["weights"] else None
+        weights = model_in(folder) if folder else manifest["weights"] and Path(manifest["weights"])
+        if weights and weights.is_file() and sha256_file(weights) != manifest["model"]:
             raise BctError(
                 f"{path} is stale: {weights} has been trained anew since", f"make it again: {how}"
             )
 
 
-def _names_model(kind: str) -> str:
-    """The key that names the model an artefact is of."""
-    return "new_config" if kind == "new_embedding" else "old_config"
+def _side(kind: str) -> str:
+    """Which model an artefact is of, as config keys begin: old_config, new_model, ..."""
+    return "new" if kind == "new_embedding" else "old"
 
 
-def _made(cfg: EasyDict, kind: str, folder: str | Path = "configs") -> tuple[str, float, str]:
-    """An artefact's name SD, its T, and the command that makes it."""
-    name, T = cfg[_names_model(kind)], cfg.get("T", 0.9)
+def _unnamed(cfg: EasyDict, kind: str) -> str | None:
+    """The key that is missing to say which model an artefact is of."""
+    side = _side(kind)
+    keys = ("rec",) if cfg.get(f"{side}_model") else ("scenario", f"{side}_config", "shard")
+    return next((key for key in keys if cfg.get(key) is None), None)
+
+
+def place_of(cfg: EasyDict, kind: str, folder: str | Path = "configs") -> Place:
+    """Where the artefacts of this kind's model are, for the training set of a resolved config.
+
+    Args:
+        folder: where the files of old_config and new_config are, for the commands.
+    """
+    side = _side(kind)
+    if cfg.get(f"{side}_model"):
+        return place_of_model(cfg.get(f"{side}_model"), cfg.rec)
+    name = cfg[f"{side}_config"]
     sd = artefact_name(name, cfg.shard)
-    config = shlex.quote(str(Path(folder) / f"{name}.py"))
-    command = KINDS[kind][1].format(old_config=config, sd=sd, T=T)
-    return sd, T, with_folder(command, cfg.feature_save)
+    return place_of_sd(sd, cfg.feature_save, shlex.quote(str(Path(folder) / f"{name}.py")))
 
 
 def artefact_commands(
     cfg: EasyDict, kinds: tuple[str, ...], folder: str | Path = "configs"
 ) -> list[str]:
-    """The commands that make what a method needs, in order, each once.
+    """The commands that make what a method needs, in order, each once; none for what was imported.
 
     Args:
         cfg: the method's resolved config; kinds whose path it gives are left out.
@@ -276,12 +356,15 @@ def artefact_commands(
                 f"no tool makes artefacts of the kind {kind!r}",
                 f"those there are tools for: {', '.join(KINDS)}",
             )
-        if cfg[_names_model(kind)] is None:
+        if missing := _unnamed(cfg, kind):
             raise BctError(
-                f"{kind} is of a model that the config {cfg.name} does not name",
-                "set old_config, or new_config for what is of a new model trained alone",
+                f"{kind} is of a model that the config {cfg.name} does not name: {missing} is not "
+                "set",
+                "set old_model or old_config; new_model or new_config for what is of a new model "
+                "trained alone",
             )
-        command = _made(cfg, kind, folder)[2]
-        if command not in commands:
+        place, T = place_of(cfg, kind, folder), cfg.get("T", 0.9)
+        command = place.command(kind, T)
+        if command not in commands and not was_imported(place.path(kind, T)):
             commands.append(command)
     return commands

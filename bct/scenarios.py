@@ -69,6 +69,13 @@ def shard_stem(rec: str | Path) -> Path:
     return path.with_suffix("") if path.suffix in (".rec", ".txt") else path
 
 
+def set_name(rec: str | Path) -> str:
+    """What artefacts of this training set are called in a model's folder: lfw or lfw/train.rec ->
+    "lfw_train"."""
+    stem = shard_stem(Path(rec).absolute())
+    return f"{stem.parent.name}_{stem.name}"
+
+
 def shard_file(rec: str | Path, shard: str) -> Path:
     """The record file or image list of a shard beside the whole set: (dir or dir/train.rec,
     "class70") -> dir/train_part_70_class.rec, or .txt if the set is a list or has no such .rec.

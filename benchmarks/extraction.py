@@ -11,6 +11,7 @@ $BCT_SHARED/data/lfw/train.rec if there, else drawn pictures.
 
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ from bct.config import load_config
 from bct.data.record_writer import RecordWriter
 from bct.data.recordio import Header
 from bct.data.sets import RecordSet
-from bct.stored.artefacts import artefact_path, open_artefact
+from bct.stored.artefacts import open_artefact, place_of_sd
 from benchmarks.classic import ClassicFaces, ClassicNetwork, flops
 from benchmarks.common import Goal, Row, peak_gib, publish, start
 from benchmarks.pictures import lfw_or_drawn
@@ -60,8 +61,9 @@ def ours(folder: Path, network: str) -> tuple[Callable[[], None], Path]:
     options += [f"feature_save={folder / 'ours'}", "shard=data100", "num_workers=1"]
     cfg = load_config("configs/base.py", options)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    path = artefact_path("old_embedding", cfg.feature_save, "EXdata", SD)
-    return lambda: extract(cfg, SD, device, BATCH, force=True), path
+    place, weights = place_of_sd(SD, cfg.feature_save), folder / "model.pt"
+    work = partial(extract, cfg, weights, network, place, device, BATCH, force=True)
+    return work, place.path("old_embedding")
 
 
 def prepare(folder: Path, network: str, images: int) -> None:

@@ -62,6 +62,10 @@ config.scenario = choice(None, *SCENARIOS)
 config.old_config = text(None)  # name of the old model's config, e.g. "f128_r18_softmax_class30"
 # name of a new model trained alone, for methods that learn from both
 config.new_config = text(None)
+# in place of scenario and old_config: the old model's folder, a run's or an imported one; `rec` is
+# then the new model's own training set
+config.old_model = path(None)
+config.new_model = path(None)  # likewise, of the new model trained alone
 # file: old label of each new one; None: it follows from the classes' names
 config.n2o_map = path(None)
 # how embeddings of two widths are compared

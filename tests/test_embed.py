@@ -16,7 +16,6 @@ from backbones import get_model
 from bct.data.image_set import ImageSet, Joined
 from bct.data.images import to_network
 from bct.data.sets import open_images
-from bct.data.views import View
 from bct.errors import BctError
 from bct.files import ROOT
 from bct.models.embed import embed_models
@@ -88,14 +87,13 @@ def test_what_a_cache_depends_on(model, tmp_path):
     assert images.made == made
     torch.manual_seed(1)
     torch.save(get_model("demo_w16", 8).state_dict(), tmp_path / "b.pt")
-    seen = Drawn(6)
-    seen.view = View(pixels="imagenet")
+    seen = {"a": open_model(model, "demo_w16", pixels="raw")}
     for count, (models, other, options) in enumerate(
         [
             ({"a": open_model(tmp_path / "b.pt", "demo_w16")}, images, {}),
             (one, Drawn(7), {}),
             (one, images, {"mirror": True}),
-            (one, seen, {}),
+            (seen, images, {}),
         ],
         2,
     ):

@@ -1,5 +1,6 @@
 """Verification sets: reading them safely, and insightface's accuracy."""
 
+import json
 import pickle
 import re
 from pathlib import Path
@@ -8,14 +9,17 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
+import torch.nn.functional as F
 from support.pictures import jpeg, picture
 from support.ranks import run_on_ranks
 
 from backbones import get_model
 from bct.data.images import decode, to_network
+from bct.data.views import PIXELS, View
 from bct.errors import BctError
 from bct.metrics.folds import accuracy
 from bct.models.embed import embed_set
+from bct.models.model import open_model
 from bct.protocols.pairs import VerificationSet, load_bin, verify
 
 
@@ -220,3 +224,23 @@ def test_verify_pairs_neighbours():
     assert verify(model, [random_set()], torch.device("cpu"))["toy"] == pytest.approx(
         want, rel=1e-4
     )
+
+
+@pytest.mark.parametrize("view", [View(pixels="raw"), View(64, pixels="imagenet")])
+def test_a_network_sees_faces_as_its_training_did(tmp_path, view):
+    """Not as most face networks do: a set's images have a size, not a view."""
+    torch.manual_seed(0)
+    network = get_model("conv4_w32", 16).eval()
+    torch.save(network.state_dict(), tmp_path / "model.pt")
+    about = {"network": "conv4_w32", "view": view._asdict()}
+    (tmp_path / "model.json").write_text(json.dumps(about))
+    pixels = np.random.default_rng(0).integers(0, 256, (4, 112, 112, 3), np.uint8)
+    images = VerificationSet(tmp_path / "x.bin", pixels, np.array([True, False]), "x")
+    got = open_model(tmp_path / "model.pt").embed(images)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in PIXELS[view.pixels])
+    x = torch.from_numpy(pixels).permute(0, 3, 1, 2).float()
+    x = F.interpolate(x, (view.size,) * 2, mode="bilinear", antialias=True).round().clamp(0, 255)
+    x = (x - mean) / std
+    with torch.inference_mode():
+        want = network(x) + network(x.flip(3))
+    np.testing.assert_allclose(got, want, rtol=1e-3, atol=1e-3)

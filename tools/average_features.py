@@ -7,16 +7,15 @@ Reads feature_save/<scenario>/<SD>_feature.npy and _label.npy, writes <SD>_avg_f
 """
 
 from bct.command import artefact_parser, run_cli
-from bct.stored.artefacts import make_artefact
+from bct.stored.artefacts import make_artefact, place_given
 from bct.stored.class_statistics import class_means
 
 
 def main() -> None:
-    args = artefact_parser(__doc__).parse_args()
+    parser = artefact_parser(__doc__)
     said = make_artefact(
         "old_prototype",
-        args.SD,
-        args.feature_save,
+        place_given(parser, parser.parse_args()),
         class_means,
         lambda means: f"{means.shape[0]} classes x {means.shape[1]}",
     )

@@ -9,18 +9,19 @@ record per class: bct/stored/class_statistics.py, class_statistics, says what is
 import numpy as np
 
 from bct.command import artefact_parser, run_cli
-from bct.stored.artefacts import make_artefact
+from bct.stored.artefacts import make_artefact, place_given
 from bct.stored.class_statistics import class_statistics
 
 
 def main() -> None:
-    args = artefact_parser(__doc__).parse_args()
-    print(make_artefact("class_statistics", args.SD, args.feature_save, class_statistics, said))
+    parser = artefact_parser(__doc__)
+    place = place_given(parser, parser.parse_args())
+    print(make_artefact("class_statistics", place, class_statistics, said))
 
 
 def said(statistics: np.ndarray) -> str:
     undefined = int((statistics["kept"] < 2).sum())
-    return f"{len(statistics)} classes, {undefined} of them without a radius (one image)"
+    return f"{len(statistics)} classes, {undefined} of them without a radius (one image or none)"
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ import numpy as np
 
 from bct.command import artefact_parser, run_cli, takes
 from bct.keys import number
-from bct.stored.artefacts import make_artefact
+from bct.stored.artefacts import make_artefact, place_given
 from bct.stored.class_statistics import credible_mask, entropy_mask
 
 
@@ -25,6 +25,7 @@ def main() -> None:
         "--T", type=share, help="share or limit, as above; default: 0.9, or 0.5 by entropy"
     )
     args = parser.parse_args()
+    place = place_given(parser, args)
     kind, mask_of, T = {
         "distance": ("credible_old_feature", credible_mask, 0.9),
         "entropy": ("credible_by_entropy", entropy_mask, 0.5),
@@ -32,10 +33,12 @@ def main() -> None:
     if args.T is not None:
         T = args.T
 
-    def compute(features: np.ndarray, labels: np.ndarray, zeros: list[int]) -> np.ndarray:
-        return mask_of(features, labels, T, zeros)
+    def compute(
+        features: np.ndarray, labels: np.ndarray, zeros: list[int], partial: bool
+    ) -> np.ndarray:
+        return mask_of(features, labels, T, zeros, partial)
 
-    print(make_artefact(kind, args.SD, args.feature_save, compute, said, T=T))
+    print(make_artefact(kind, place, compute, said, T=T))
 
 
 def said(mask: np.ndarray) -> str:

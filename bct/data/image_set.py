@@ -5,7 +5,6 @@ from pathlib import Path
 
 import numpy as np
 
-from bct.data.views import View
 from bct.files import sha256
 
 
@@ -27,11 +26,11 @@ class ImageSet:
         resizable: whether it has `image`; otherwise views can't crop or resize.
         mirror: whether an embedding is that of the image plus that of its mirror image, as
             evaluations of faces have it.
-        view: how every network sees the images, as faces do; None: each as its training did.
         recipe: how its pixels are made of the files, where that is ours to change; part of the key
             under which embeddings are kept.
         vectors: whether its items are float32 rows that `vector(index)` gives; then it has a
             `width` and no images, see bct.stored.vector_set.
+        chosen: the items that a training takes, int64 (k,); None: all.
     """
 
     path: Path
@@ -40,9 +39,9 @@ class ImageSet:
     native: int | None = None
     resizable = True
     mirror = False
-    view: View | None = None
     recipe = ""
     vectors = False
+    chosen: np.ndarray | None = None
 
     @property
     def name(self) -> str:

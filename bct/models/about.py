@@ -13,6 +13,8 @@ from bct.files import read_json
 from bct.keys import LARGEST_IMAGE
 from bct.safe.tensor_files import shown
 
+_WEIGHTS = ("model.pt", "model.onnx")
+
 
 def view_of_config(cfg: EasyDict) -> View:
     """The view that a config trains with. BctError for a size that its network does not take."""
@@ -24,11 +26,56 @@ def view_of_config(cfg: EasyDict) -> View:
     return View(cfg.image_size, *AUGMENT[cfg.augment], cfg.pixels)
 
 
+def model_in(folder: str | Path) -> Path:
+    """The weights in a model's folder: model.pt or model.onnx. BctError without, or with both."""
+    there = [file for name in _WEIGHTS if (file := Path(folder) / name).is_file()]
+    if len(there) == 1:
+        return there[0]
+    if there:
+        raise BctError(
+            f"{folder} holds {' and '.join(_WEIGHTS)}", "name the one that is meant, or move one"
+        )
+    raise BctError(
+        f"{folder} holds no model, neither {' nor '.join(_WEIGHTS)}",
+        "train it, or bring one from elsewhere: python tools/import_model.py <weights> -o "
+        f"{folder}",
+    )
+
+
 def said_beside(weights: str | Path) -> dict[str, Any]:
     """The model.json beside these weights; {} if there is none, or no object in it."""
     about = Path(weights).with_suffix(".json")
     said = read_json(about) if about.is_file() else {}
     return said if isinstance(said, dict) else {}
+
+
+def described_in(weights: str | Path) -> dict[str, Any]:
+    """The model.json beside these weights, somebody's or ours: what it says is of the right type.
+
+    class_names alone say num_classes, too. Raises BctError, naming file and entry.
+    """
+    about = Path(weights).with_suffix(".json")
+    said = read_json(about)
+    if not isinstance(said, dict):
+        raise BctError(f"{about} says nothing of a model", "bring the right one back")
+    names, count = said.get("class_names"), said.get("num_classes")
+    if isinstance(names, list) and count is None:
+        said["num_classes"] = count = len(names)
+    named = names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names))
+    fits = {
+        "network": isinstance(said.get("network", ""), str),
+        "class_names": named and (names is None or len(names) == count),
+        "num_classes": count is None or (type(count) is int and count > 0),
+        "head_unit": said.get("head_unit") in (None, True, False),
+    }
+    for key, good in fits.items():
+        if not good:
+            raise BctError(
+                f"{about}: {key} can't be {shown(said[key], 60)}",
+                "num_classes is a number, class_names a list of as many names or null, network a "
+                "name, head_unit true or false",
+            )
+    return said
 
 
 def view_of_model(weights: str | Path) -> View:

@@ -109,7 +109,7 @@ def embed_models(
         cache: folder of embeddings computed before, keyed by weights, images, view and precision;
             None: they last as long as the process.
         mirror: the embedding is that of the image plus that of its mirror image; default: as the
-            images have it, which say, too, how all networks see them, if not as in training.
+            images have it.
         reload: compute anew what is cached.
         remarks: takes a line for each model that has rows of zeros, which is said in any case.
 
@@ -132,7 +132,7 @@ def embed_models(
                 distributed.say(f"{model.file}: embeddings are cached in {path.name}")
                 found[label] = there
             else:
-                missing.setdefault(images.view or model.view, {})[label] = path, made_from
+                missing.setdefault(model.view, {})[label] = path, made_from
         for seen, parts in missing.items():
             loader = Loader(
                 images, batch_size, device, num_workers=num_workers, train=False, view=seen
@@ -167,7 +167,7 @@ def refuse_batch(file: str, rows: np.ndarray, index: np.ndarray, images: ImageSe
 
 
 def _made_from(model: Embedder, images: ImageSet, mirror: bool) -> dict:
-    seen = images.view or model.view
+    seen = model.view
     onnx = model.file.lower().endswith(".onnx")  # its nodes say what it is fed, or somebody does
     return {
         **({"fed": model.pixels or "as its first nodes say"} if onnx else {}),

@@ -13,7 +13,6 @@ import torch
 
 from bct.data.image_set import ImageSet
 from bct.data.images import SIZE, decode
-from bct.data.views import View
 from bct.distributed import say
 from bct.errors import BctError
 from bct.files import sha256
@@ -30,12 +29,13 @@ _LONGEST = 16  # an image's longer side, in shorter sides
 class VerificationSet(ImageSet):
     """images uint8 (2P, H, W, 3), decoded; issame bool (P,)."""
 
-    resizable, mirror, view = False, True, View()
+    mirror = True
     num_classes = 1
 
     def __init__(self, path: Path, images: np.ndarray, issame: np.ndarray, fingerprint: str):
         self.path, self.images, self.issame, self.fingerprint = path, images, issame, fingerprint
         self.labels = np.zeros(len(images), np.int64)
+        self.native = images.shape[1]
 
     @property
     def only(self) -> str | None:
@@ -50,6 +50,9 @@ class VerificationSet(ImageSet):
     def load(self, index: int, out: np.ndarray) -> int:
         out[:] = self.images[index]
         return 0
+
+    def image(self, index: int) -> np.ndarray:
+        return self.images[index]
 
     def describe(self, index: int) -> str:
         return f"{self.path}, image {index}"

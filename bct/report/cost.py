@@ -41,7 +41,7 @@ def re_extraction(
     """
     rate, measured = known.images_per_second, False
     if rate is None and model.view is not None:
-        size = (images.view or model.view).size
+        size = model.view.size
         backbone = model.backbone.to(device)
         rate = images_per_second(backbone, batch_size, device, size, images.mirror)
         measured = True

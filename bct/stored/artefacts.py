@@ -7,46 +7,51 @@
                             <SD>_credible_entropy_50_feature.npy    bool (n,)
                             <SD>_class_statistics.npy           one record per class, (C,)
 
-Names and contents are the MixBCT reference's; see bct/scenarios.py for scenario and SD. The
+Names and contents are the MixBCT reference's; see bct/scenarios.py for scenario and SD. A model's
+own folder holds them in features/ in place of <scenario>, under the name of the training set. The
 manifest has the same name with .json: what the array was computed from, so that nothing stale is
 ever used, and a digest of the array it speaks of. Two files can't be renamed at once: whatever a
 kill or several writers leave, an array is used only beside a manifest with its own digest.
 """
 
+import argparse
 import datetime
 import hashlib
 import shlex
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch.distributed as dist
 
 from bct import distributed
+from bct.command import Parser, named_by_folder
 from bct.errors import BctError
 from bct.files import ROOT, atomic, read_json, write_json
 from bct.rows import zeros_remark
-from bct.scenarios import scenario_of
+from bct.scenarios import scenario_of, set_name
+from bct.stored.elsewhere import elsewhere
 
-# kind: (end of the file name, command that makes it)
+_EXTRACT = "python tools/extract_features.py"
+# kind: (end of the file name, how the command that makes it begins)
 KINDS = {
-    "old_embedding": ("feature", "python tools/extract_features.py {old_config} --SD {sd}"),
-    "old_embedding_label": ("label", "python tools/extract_features.py {old_config} --SD {sd}"),
-    "old_prototype": ("avg_feature", "python tools/average_features.py --SD {sd}"),
+    "old_embedding": ("feature", _EXTRACT),
+    "old_embedding_label": ("label", _EXTRACT),
+    "old_prototype": ("avg_feature", "python tools/average_features.py"),
     "credible_old_feature": (
         "credible_ratio_{percent}_feature",
-        "python tools/denoise.py --T {T} --SD {sd}",
+        "python tools/denoise.py --T {T}",
     ),
     "credible_by_entropy": (
         "credible_entropy_{percent}_feature",
-        "python tools/denoise.py --by entropy --T {T} --SD {sd}",
+        "python tools/denoise.py --by entropy --T {T}",
     ),
-    "class_statistics": ("class_statistics", "python tools/class_statistics.py --SD {sd}"),
-    # of a new model trained alone (config new_config), for methods that learn from both
-    "new_embedding": ("feature", "python tools/extract_features.py {old_config} --SD {sd}"),
+    "class_statistics": ("class_statistics", "python tools/class_statistics.py"),
+    # of a new model trained alone, for methods that learn from both
+    "new_embedding": ("feature", _EXTRACT),
 }
 PER_CLASS = ("old_prototype", "class_statistics")  # the others have a row per image
 _BLOCK, _BLOCKS = 1 << 14, 256  # bytes, number: what a digest looks at
@@ -58,6 +63,60 @@ def artefact_path(
     """Where an artefact lives. T is the kept share of the credible mask."""
     suffix = KINDS[kind][0].format(percent=round(100 * T))
     return Path(feature_save) / scenario / f"{sd}_{suffix}.npy"
+
+
+class Place(NamedTuple):
+    """Where the artefacts of one model for one training set are: folder/<name>_feature.npy, ...
+
+    where: the options that name the place to the tools, config: what extract_features wants before
+    them.
+    """
+
+    folder: Path
+    name: str
+    where: str
+    config: str = ""
+
+    def path(self, kind: str, T: float = 0.9) -> Path:
+        """Of an artefact of this kind."""
+        return artefact_path(kind, self.folder.parent, self.folder.name, self.name, T)
+
+    def command(self, kind: str, T: float = 0.9) -> str:
+        """The command that makes it."""
+        begin = KINDS[kind][1].format(T=T)
+        config = f" {self.config}" if begin == _EXTRACT and self.config else ""
+        return f"{begin}{config} {self._where(begin)}"
+
+    def _where(self, begin: str) -> str:
+        # extract_features takes keys as a config has them
+        for_keys = self.config and begin == _EXTRACT
+        return self.where.replace("--feature-save ", "feature_save=") if for_keys else self.where
+
+
+def place_of_sd(
+    sd: str, feature_save: str | Path, config: str = "<the old model's config>"
+) -> Place:
+    """MixBCT's: feature_save/<scenario>/<SD>. config: that of the model, for the commands.
+
+    Raises BctError for a name that ends in no shard.
+    """
+    where = f"--SD {sd}"
+    if Path(feature_save) != ROOT / "feature_save":
+        where += f" --feature-save {shlex.quote(str(feature_save))}"
+    return Place(Path(feature_save) / scenario_of(sd), sd, where, config)
+
+
+def place_of_model(folder: str | Path, rec: str | Path) -> Place:
+    """A model's own folder: <folder>/features/<set>, see bct.scenarios.set_name."""
+    where = f"--model {shlex.quote(str(folder))} --rec {shlex.quote(str(rec))}"
+    return Place(Path(folder) / "features", set_name(rec), where)
+
+
+def place_given(parser: Parser, args: argparse.Namespace) -> Place:
+    """What bct.command.artefact_parser has read. Exit code 2 if it names no place, or two."""
+    if named_by_folder(parser, args):
+        return place_of_model(args.model, args.rec)
+    return place_of_sd(args.SD, args.feature_save)
 
 
 def manifest_path(path: Path) -> Path:
@@ -73,7 +132,7 @@ def write_artefact(
     Args:
         manifest: what the array is and was made from; rows, dim, dtype, digest and date are added.
     """
-    _refuse_to_replace(manifest_path(path))
+    _refuse_to_replace(manifest_path(path), bool(manifest.get("imported")))
     with atomic(path) as temporary:
         array = np.lib.format.open_memmap(temporary, "w+", np.dtype(dtype), shape)
         yield array
@@ -93,8 +152,18 @@ def write_artefact(
     )
 
 
-def _refuse_to_replace(path: Path) -> None:
-    """Raises BctError if a .json is no manifest: model.npy would take a model.json for its own."""
+def was_imported(path: Path) -> bool:
+    """Whether an artefact was brought by tools/import_features.py, so that no tool makes it."""
+    try:
+        said = read_json(manifest_path(path))
+    except BctError:
+        return False
+    return isinstance(said, dict) and bool(said.get("imported"))
+
+
+def _refuse_to_replace(path: Path, importing: bool) -> None:
+    """Raises BctError if a .json is no manifest: model.npy would take a model.json for its own; and
+    for embeddings that somebody has brought, which no tool makes again."""
     try:
         said = read_json(path)
     except BctError:
@@ -103,6 +172,11 @@ def _refuse_to_replace(path: Path) -> None:
         raise BctError(
             f"{path} is no manifest of ours and would be replaced",
             f"give the array another name than {path.stem}.npy",
+        )
+    if said.get("imported") and not importing:
+        raise BctError(
+            f"{path.with_suffix('.npy')} was imported and would be replaced",
+            "move it away if you want it made anew, or give another folder",
         )
 
 
@@ -166,7 +240,7 @@ def open_artefact(path: Path, how: str = "") -> tuple[np.ndarray, dict[str, Any]
     """
     make = f"make it with: {how}" if how else "make it again with the tool that wrote it"
     if not path.is_file():
-        raise BctError(f"artefact {path} does not exist", make)
+        raise BctError(f"artefact {path} does not exist", _or_elsewhere(path, make))
     if not manifest_path(path).is_file():
         raise BctError(f"{path} has no manifest, so it can't be checked against the data", make)
     manifest = read_json(manifest_path(path))
@@ -193,6 +267,15 @@ def open_artefact(path: Path, how: str = "") -> tuple[np.ndarray, dict[str, Any]
     return array, manifest
 
 
+def _or_elsewhere(path: Path, make: str) -> str:
+    """What to do about a missing artefact: it may have been made in another folder."""
+    if found := elsewhere(path):
+        return f"{found}; or {make}"
+    if "--SD" in make and "--feature-save" not in make and "feature_save=" not in make:
+        return f"{make}; if it is made, name its folder: --feature-save, in a config feature_save="
+    return make
+
+
 def entries(manifest: Any, path: str | Path, *keys: str) -> dict[str, Any]:
     """These entries of an artefact's manifest. Raises BctError if it has not all of them."""
     missing = [key for key in keys if not isinstance(manifest, dict) or key not in manifest]
@@ -204,51 +287,38 @@ def entries(manifest: Any, path: str | Path, *keys: str) -> dict[str, Any]:
     return {key: manifest[key] for key in keys}
 
 
-def with_folder(command: str, feature_save: str | Path) -> str:
-    """A tool's command for artefacts that are not in the default folder."""
-    if Path(feature_save) == ROOT / "feature_save":
-        return command
-    option = "feature_save=" if "extract_features" in command else "--feature-save "
-    return f"{command} {option}{shlex.quote(str(feature_save))}"
-
-
-def open_features(
-    feature_save: str | Path, sd: str
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+def open_features(place: Place) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
     """Embeddings (n, D), labels (n,) and what a further artefact inherits from their manifest.
 
     Raises BctError when one is missing or damaged, or when they do not belong together.
     """
-    how = f"python tools/extract_features.py <the old model's config> --SD {sd}"
-    how = with_folder(how, feature_save)
-    scenario = scenario_of(sd)
-    features, manifest = open_artefact(
-        artefact_path("old_embedding", feature_save, scenario, sd), how
-    )
-    labels, of_labels = open_artefact(
-        artefact_path("old_embedding_label", feature_save, scenario, sd), how
-    )
+    how = place.command("old_embedding")
+    features, manifest = open_artefact(place.path("old_embedding"), how)
+    labels, of_labels = open_artefact(place.path("old_embedding_label"), how)
     keys = ("model", "data", "parity", "amp", "weights", "data_path")
+    of_these = {"absent": manifest["absent"]} if manifest.get("absent") else {}
+    if manifest.get("imported"):  # the model's digest says nothing of which rows were brought
+        of_these["features"] = manifest.get("digest")
     made_from = entries(manifest, features.filename, *keys)
     if made_from != entries(of_labels, labels.filename, *keys):
         raise BctError(
-            f"embeddings and labels of {sd} come from different runs", f"make both: {how}"
+            f"embeddings and labels of {place.name} come from different runs", f"make both: {how}"
         )
-    return features, np.array(labels), made_from
+    return features, np.array(labels), made_from | of_these
 
 
 def make_artefact(
     kind: str,
-    sd: str,
-    feature_save: str | Path,
-    compute: Callable[[np.ndarray, np.ndarray, list[int]], np.ndarray],
+    place: Place,
+    compute: Callable[[np.ndarray, np.ndarray, list[int], bool], np.ndarray],
     said: Callable[[np.ndarray], str],
     **settings: float,
 ) -> str:
     """Makes an artefact from the embeddings of an old model, unless a valid one is there.
 
     Args:
-        compute: embeddings (n, D), labels (n,), a list that takes the rows of zeros -> the array.
+        compute: embeddings (n, D), labels (n,), a list that takes the rows of zeros, whether the
+            embeddings are those of a part of the images -> the array.
         said: the array -> what is in it, for people.
         settings: of the artefact, T; they are in its manifest.
 
@@ -257,19 +327,21 @@ def make_artefact(
 
     Raises BctError like open_features and `compute`.
     """
-    path = artefact_path(kind, feature_save, scenario_of(sd), sd, **settings)
-    features, labels, made_from = open_features(feature_save, sd)
+    path = place.path(kind, **settings)
+    features, labels, made_from = open_features(place)
     made_from |= {"kind": kind, **settings}
     if is_valid(path, **made_from):
         return f"{path} is up to date: reusing it"
     zeros: list[int] = []
-    array = compute(features, labels, zeros)
+    array = compute(features, labels, zeros, "absent" in made_from)
     if array.dtype.names:
         made_from["dim"] = features.shape[1]
     with write_artefact(path, array.shape, array.dtype, **made_from) as out:
         out[:] = array
     lines = [f"{path}: {said(array)}"]
-    if zeros:
+    if "absent" in made_from:
+        lines.append(f"{features.filename}: {len(zeros)} of {len(features)} rows are absent")
+    elif zeros:
         lines.append(
             zeros_remark(str(features.filename), np.array(zeros), len(features), so="are left out")
         )

@@ -47,6 +47,7 @@ from bct.training.run_record import (
 _FREE = {
     *("name", "output", "resume", "overwrite", "rec", "rec_val", "rec_backend", "num_workers"),
     *("frequent", "verbose", "val_targets", "feature_save", "num_classes", "num_image"),
+    *("old_model", "new_model"),  # what is in them is an input, see OldModel.fingerprint
     *("save_every", "keep_checkpoints", "timeout", "on_bad_record", "max_bad_rate", "lock"),
     *("convention", "convention_why"),
 }

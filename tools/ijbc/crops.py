@@ -7,8 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from bct.data.image_set import ImageSet
-from bct.data.images import decode
-from bct.data.views import View
+from bct.data.images import SIZE, decode
 from bct.errors import BctError
 from bct.files import sha256
 from tools.ijbc.align import align, similarity_to_template
@@ -36,7 +35,7 @@ class LooseCrops(ImageSet):
             are one point, or of NaN; its picture is not looked at, it is black.
     """
 
-    resizable, mirror, view = False, True, View()
+    native, mirror = SIZE, True
     num_classes = 1
     recipe = "align5-112-v1"
 
@@ -80,6 +79,11 @@ class LooseCrops(ImageSet):
                 "give landmarks in pixels of the very files in loose_crop",
             )
         return 0
+
+    def image(self, index: int) -> np.ndarray:
+        out = np.empty((SIZE, SIZE, 3), np.uint8)
+        self.load(index, out)
+        return out
 
     def describe(self, index: int) -> str:
         return str(self.file(index))
