@@ -84,13 +84,11 @@ def from_state(state: dict[str, torch.Tensor], uncertainty: bool = False) -> nn.
     Raises:
         BctError: weights of something else.
     """
-    state = {_our_name(key): value for key, value in state.items()}
+    state = own_keys(state)
     try:
         d_old, hidden = state["old.0.0.weight"].shape[1], state["mixer.0.0.weight"].shape[0]
         d_side = state["side.0.0.weight"].shape[1] if "side.0.0.weight" in state else 0
         sizes = (d_old, len(state["mixer.2.weight"]), d_side, hidden, "uncertainty.weight" in state)
-        # the published 1x1 convolutions have weights (out, in, 1, 1)
-        state = {k: v.flatten(1) if v.ndim == 4 else v for k, v in state.items()}
         for device in ("meta", "cpu"):  # no memory before it is known that they fit
             with torch.device(device):
                 model = (Transformation if uncertainty else TransformedOnly)(*sizes)
@@ -102,6 +100,11 @@ def from_state(state: dict[str, torch.Tensor], uncertainty: bool = False) -> nn.
             "give the model.pt that methods/FCT/train.py has written",
         ) from None
     return model.eval()
+
+
+def own_keys(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The same by our names and shapes: the published 1x1 convolutions have (out, in, 1, 1)."""
+    return {_our_name(k): v.flatten(1) if v.ndim == 4 else v for k, v in state.items()}
 
 
 _NAMES = (

@@ -18,10 +18,8 @@ from bct.keys import Key, known_keys, plain, shown
 from bct.scenarios import new_shard, shard_file
 
 # insightface keys that have no effect here: configs that set them load, with a warning
-NO_OP = {
-    *("dali", "dali_aug", "save_all_states", "loss", "notes", "suffix_run_name", "save_artifacts"),
-    *("using_wandb", "wandb_key", "wandb_entity", "wandb_project", "wandb_log_all", "wandb_resume"),
-}
+NO_OP = {"dali", "dali_aug", "save_all_states", "loss"}
+SECRET = ("wandb_key",)  # keys that no file of a run holds
 
 
 _UNSAVED = ("name", "convention_why")  # of a resolved config: no keys
@@ -162,10 +160,9 @@ def require(cfg: EasyDict, *keys: str) -> None:
 
 
 def save_config(cfg: EasyDict, path: str | Path) -> None:
-    """Writes the resolved config as a config file."""
-    keys = "\n".join(
-        f"config.{key} = {value!r}" for key, value in cfg.items() if key not in _UNSAVED
-    )
+    """Writes the resolved config as a config file, without secrets."""
+    said = {key: value for key, value in cfg.items() if key not in (*_UNSAVED, *SECRET)}
+    keys = "\n".join(f"config.{key} = {value!r}" for key, value in said.items())
     write_text(
         path,
         f"{f'{cfg.name}, resolved.'!r}\n\nfrom easydict import EasyDict as edict\n\n"

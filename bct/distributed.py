@@ -202,6 +202,26 @@ def all_gather_shares(local: torch.Tensor, total: int) -> torch.Tensor:
     return torch.cat([gathered[r, : contiguous_share(total, r, parts)[1]] for r in range(parts)])
 
 
+def shares_to_rank0(local: torch.Tensor, total: int) -> torch.Tensor | None:
+    """The ranks' contiguous shares of `total` rows -> (total, ...), in order, on rank 0's CPU.
+
+    Every rank has to call it; the others get None. No rank's device holds more than one share.
+    """
+    out = None
+    if is_main():
+        out = torch.empty(total, *local.shape[1:], dtype=local.dtype)
+        out[: len(local)] = local
+    for source in range(1, world_size()):
+        start, count = contiguous_share(total, source, world_size())
+        if rank() == source:
+            dist.send(local.contiguous(), 0)
+        elif is_main():
+            piece = local.new_empty(count, *local.shape[1:])
+            dist.recv(piece, source)
+            out[start : start + count] = piece
+    return out
+
+
 def reduce_scatter(tensor: torch.Tensor) -> torch.Tensor:
     """Sum over ranks of (world_size * B, ...), of which each rank gets its own B rows."""
     if world_size() == 1:
@@ -264,11 +284,13 @@ def gather_rows(local: torch.Tensor) -> torch.Tensor:
 
 
 def average_buffers(module: torch.nn.Module) -> None:
-    """Averages floating-point buffers (batch-norm statistics) over ranks, in place."""
+    """Averages floating-point buffers (batch-norm statistics) over ranks, in place, but those of
+    modules that are `frozen`."""
     if world_size() > 1:
-        for buffer in module.buffers():
-            if buffer.is_floating_point():
-                all_reduce(buffer).div_(world_size())
+        for part in module.modules():
+            for buffer in part.buffers(recurse=False):
+                if buffer.is_floating_point() and not getattr(part, "frozen", False):
+                    all_reduce(buffer).div_(world_size())
 
 
 def _keep_freed_memory() -> None:

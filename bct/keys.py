@@ -9,6 +9,7 @@ import ast
 import dataclasses
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import Any
 
 HUGE = 10**9  # above any count that makes sense
@@ -127,6 +128,18 @@ def several(each: Key, default: list | tuple | None, length: int | None = None) 
     count = "" if length is None else f" of {length}"
     once = ", none of them twice" if each.is_text else ""
     return Key(default, f"give a list{count}, each value {item}{once}", check, default is None)
+
+
+def either(default: Any, *kinds: Key) -> Key:
+    """What one of several kinds takes."""
+
+    def check(value: Any) -> Any:
+        for kind in kinds:
+            with suppress(ValueError):
+                return kind.check(value)
+        raise ValueError
+
+    return Key(default, ", or ".join(kind.advice for kind in kinds), check, default is None)
 
 
 def weights(default: Mapping[str, float], *names: str) -> Key:

@@ -1,4 +1,4 @@
-"""What a run says: insightface's log lines, TensorBoard, metrics.jsonl, progress bars."""
+"""What a run says: insightface's log lines, TensorBoard, metrics.jsonl, wandb, progress bars."""
 
 import errno
 import json
@@ -19,6 +19,7 @@ from tqdm import tqdm
 from bct import distributed
 from bct.errors import BctError
 from bct.files import atomic
+from bct.wandb_run import open_wandb
 
 
 def progress(items: Iterable, what: str, total: int | None = None, unit: str = "it") -> tqdm:
@@ -89,6 +90,9 @@ class RunLog:
         events_suffix: how the names of TensorBoard's event files end.
         scaler: its scale and the steps it has skipped are logged, if it is at work.
         bad: counts the images that were skipped, if they are.
+        run: the name of the run, for wandb.
+
+    Raises BctError if wandb is asked for and does not start.
     """
 
     def __init__(
@@ -99,7 +103,9 @@ class RunLog:
         scaler: torch.amp.GradScaler,
         events_suffix: str = "",
         bad: "BadRecords | None" = None,
+        run: str = "",
     ):
+        self.wandb = open_wandb(cfg, run)  # first: it may refuse
         self.cfg, self.total, self.first = cfg, total_steps, start_step
         self.scaler, self.bad = scaler, bad
         self.sums: dict[str, torch.Tensor] = {}
@@ -114,6 +120,7 @@ class RunLog:
 
             output = Path(cfg.output)
             self.screen = _BesideBars()
+            self.screen.addFilter(lambda record: not getattr(record, "file_only", False))
             self.handlers = [
                 self.screen,
                 # names of files may be no text
@@ -189,7 +196,7 @@ class RunLog:
         self.count, self.waited, self.pauses = 0, 0.0, 0.0
 
     def scalars(self, step: int, **values: Any) -> None:
-        """Writes values to metrics.jsonl and TensorBoard under their names."""
+        """Writes values to metrics.jsonl, TensorBoard and wandb under their names."""
         if self.jsonl is not None:
             try:
                 self.jsonl.write(json.dumps({"step": step, **values}) + "\n")
@@ -202,6 +209,16 @@ class RunLog:
                     self.writer.add_scalar(name, value, step)
             except OSError as error:
                 self.writer = _lost("tensorboard/", self.writer.close, error)
+        if self.wandb is not None:
+            self.wandb.log(step, values)
+
+    def model(self, step: int, epoch: int) -> None:
+        """Tells wandb of the model.pt that an epoch, from 0, has left."""
+        if self.wandb is not None and distributed.is_main():
+            file = Path(self.cfg.output) / "model.pt"
+            self.wandb.model(file, f"E{epoch}")
+            if step == self.total:
+                self.wandb.model(file, "Final")
 
     @property
     def unread(self) -> bool:
@@ -222,8 +239,10 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         _on_screen(self.bar.close)
+        if self.wandb is not None:
+            self.wandb.finish(failed=kind is not None)
         for sink in (self.jsonl, self.writer):
             if sink is not None:
                 try:

@@ -20,6 +20,7 @@ from bct.data.sets import SyntheticSet, open_images
 from bct.errors import BctError
 from bct.files import ROOT
 from bct.models import widths
+from bct.models.embed import embedding_of
 from bct.old_model import OldModel
 from bct.rows import any_number
 
@@ -78,6 +79,11 @@ class Method(nn.Module):
     def output_width(cls, cfg: EasyDict, old: int | None) -> int:
         """Width of the trained network's embeddings, old being that of the old ones."""
         return cfg.embedding_size
+
+    @staticmethod
+    def classified(output: torch.Tensor | tuple) -> torch.Tensor:
+        """What the head classifies of the network's output, (B, D); here the embedding."""
+        return embedding_of(output)
 
     @classmethod
     def check_dimensions(cls, cfg: EasyDict, old: int) -> None:

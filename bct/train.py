@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bct import distributed
 from bct.amp import allow_fast_matmul, amp_dtype, make_scaler
 from bct.command import run_cli
-from bct.config import command_line, convention_line, load_config, require
+from bct.config import SECRET, command_line, convention_line, load_config, require
 from bct.data.image_set import ImageSet
 from bct.data.loader import Batch, Loader
 from bct.errors import BctError
@@ -29,17 +29,27 @@ from bct.method import Method
 from bct.models.about import view_of_config
 from bct.models.embed import embedded
 from bct.old_model import OldModel
-from bct.protocols.pairs import VerificationSet, load_bins, verify
 from bct.signals import StopRequest
 from bct.streams import generator, seed_of
 from bct.training.checkpoint import load_checkpoint, save_checkpoint
-from bct.training.feasible import check_batch_norm, check_steps
+from bct.training.feasible import check_batch_norm, check_steps, check_trained
 from bct.training.finite import FiniteCheck, Outcome
+from bct.training.frozen import freeze, train_mode
 from bct.training.heads import make_head
-from bct.training.optimizer import group_named, learning_rate, loss_share, make_optimizer
+from bct.training.initial import Start, digest, start_from
+from bct.training.longer import say_longer
+from bct.training.optimizer import (
+    group_named,
+    learning_rate,
+    loss_share,
+    make_optimizer,
+    set_rate,
+)
 from bct.training.replicas import replicate, share_statistics
-from bct.training.run_folder import describe, prepared_output, run_identity, save_model
+from bct.training.run_folder import describe, goes_on, prepared_output, run_identity, save_model
 from bct.training.run_record import RunRecord
+from bct.validation import Validation, highest_until, open_validation, validate
+from bct.wandb_run import check_wandb
 
 
 def main(method_class: type[Method], default_config: str | None = None) -> None:
@@ -76,9 +86,10 @@ class Job(NamedTuple):
     optimizer: torch.optim.Optimizer
     scaler: torch.amp.GradScaler
     loader: Loader
-    sets: list[VerificationSet]
+    validation: Validation
     bad: BadRecords | None  # images that were skipped
     about: dict[str, Any]  # for model.json
+    start: Start | None  # what init_from has given
     record: RunRecord | None = None  # of the output, once it is prepared
 
     @property
@@ -103,13 +114,14 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
     """
     # everything that can be refused is refused before the output is touched
     require(cfg, "num_epoch")
+    check_wandb(cfg)
     dataset = method_class.data(cfg)
     read_counts(cfg, dataset)
     old = OldModel(cfg, dataset, method_class.needs(cfg))
     if old.dim is not None:
         method_class.check_dimensions(cfg, old.dim)
     identity = agreed_identity(cfg, method_class, dataset, old)
-    job = build(cfg, method_class, dataset, old, device)
+    job = build(cfg, method_class, dataset, old, device, goes_on(cfg, identity))
 
     dtype = amp_dtype(cfg.amp, device, cfg.fp16)
     check_steps(cfg, len(job.loader))
@@ -119,18 +131,23 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
             distributed.say(f"{cfg.output} holds this run, finished: reusing it")
             return 0
         trained = [replicate(module, device) for module in (job.backbone, job.method, job.head)]
-        step, best = 0, 0.0
+        step, highest = 0, {}
         if start == "resume":
-            step, best = continue_from(load_checkpoint(record, *job.whole), job)
+            step, highest = continue_from(load_checkpoint(record, *job.whole), job)
+        elif cfg.init_from and not job.start:
+            raise BctError(f"{cfg.output} has changed meanwhile", "start again")
         job = job._replace(record=record)
-        log = RunLog(cfg, job.total, step, job.scaler, record.events_suffix, job.bad)
+        log = RunLog(cfg, job.total, step, job.scaler, record.events_suffix, job.bad, record.run)
         with log, StopRequest() as stop:
             logging.info(convention_line(cfg))
             logging.info(
                 f"{method_class.__name__}: {cfg.network} in {dtype or torch.float32} on {device}, "
                 f"{len(dataset)} images of {cfg.num_classes} classes, {job.total} steps"
             )
-            stopped_by = take_steps(job, trained, step, best, log, stop)
+            if start == "fresh" and job.start:
+                job.start.log()
+            say_longer(record, cfg, step, job.steps_per_epoch)
+            stopped_by = take_steps(job, trained, step, highest, log, stop)
         if stopped_by:
             return 128 + stopped_by
         if not (Path(cfg.output) / "model.pt").is_file():  # lost after the last checkpoint
@@ -141,13 +158,17 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
         return 0
 
 
+# keys whose values may differ between machines, or that no message may show
+_OWN = ("rec", "rec_val", "val_data", "val_old_features", *SECRET)
+
+
 def agreed_identity(
     cfg: EasyDict, method_class: type[Method], dataset: ImageSet, old: OldModel
 ) -> dict[str, Any]:
     """What the run depends on. Raises BctError when the ranks do not agree on it."""
-    inputs = {"data": dataset.fingerprint, "old": old.fingerprint}
-    settings = {key: repr(value) for key, value in cfg.items() if key not in ("rec", "rec_val")}
-    distributed.agree(**settings, **inputs)
+    inputs = {"data": dataset.fingerprint, "old": old.fingerprint, "init_from": digest(cfg)}
+    settings = {key: repr(value) for key, value in cfg.items() if key not in _OWN}
+    distributed.agree(**(settings | {key: str(value) for key, value in inputs.items()}))
     return run_identity(cfg, method=method_class.__name__, **inputs)
 
 
@@ -157,14 +178,19 @@ def build(
     dataset: ImageSet,
     old: OldModel,
     device: torch.device,
+    resumed: bool = False,
 ) -> Job:
-    """Network, method, head and all else, as they are before the first step."""
+    """Network, method, head and all else, as they are before the first step; resumed: without
+    init_from, since a checkpoint has their weights."""
     torch.manual_seed(cfg.seed)
     dtype = amp_dtype(cfg.amp, device, cfg.fp16)
     allow_fast_matmul(dtype, device)
     backbone = method_class.backbone(cfg, old, dtype).to(device)
     head = make_head(cfg).to(device)
+    start = start_from(cfg, dataset, backbone, head) if cfg.init_from and not resumed else None
+    freeze(backbone, cfg.freeze)
     method = method_class(cfg, old).to(device)
+    check_trained(backbone, method, head)
     scaler = make_scaler(dtype, device)
     optimizer = make_optimizer(cfg, backbone, method, head, fused=not scaler.is_enabled())
     bad = BadRecords(cfg) if cfg.on_bad_record == "skip" else None
@@ -178,18 +204,24 @@ def build(
         view=view_of_config(cfg),
         broken=bad,
     )
-    sets = load_bins(rec_val_folder(cfg, dataset), cfg.val_targets)
+    validation = open_validation(cfg, dataset, old, method_class)
     about = describe(cfg, dataset, method_class.output_width(cfg, old.dim))
     modules = backbone, method, head, optimizer, scaler
-    return Job(cfg, device, dataset, *modules, loader, sets, bad, about)
+    return Job(cfg, device, dataset, *modules, loader, validation, bad, about, start)
 
 
 def take_steps(
-    job: Job, trained: list[nn.Module], step: int, best: float, log: RunLog, stop: StopRequest
+    job: Job,
+    trained: list[nn.Module],
+    step: int,
+    highest: dict[str, float],
+    log: RunLog,
+    stop: StopRequest,
 ) -> int:
     """Trains from a step to the end; the number of the signal that has stopped it before, or 0.
 
     trained: backbone, method and head, as train_step takes them.
+    highest: the best of each figure of the validation so far.
     """
     cfg, check = job.cfg, FiniteCheck(job.cfg, job.dataset)
     embed = partial(embed_images, cfg, job.backbone, job.dataset, job.device)
@@ -203,7 +235,7 @@ def take_steps(
         for _ in range(done, job.steps_per_epoch):
             lr = learning_rate(cfg, step, job.steps_per_epoch)
             frozen = cfg.freeze_statistics_at
-            job.backbone.train(frozen is None or step < job.total * frozen)
+            train_mode(job.backbone, frozen is None or step < job.total * frozen)
             outcome = train_step(cfg, batches, trained, job.optimizer, job.scaler, lr, step)
             step += 1
             check.note(step, lr, outcome)
@@ -214,7 +246,7 @@ def take_steps(
             if log.unread:  # `| head`, or a tee that was killed
                 stop.ask(signal.SIGPIPE)
             with log.paused():
-                best = keep(job, due, step, best, log)
+                highest = keep(job, due, step, highest, log)
             if due.stop:
                 name = signal.Signals(due.stop).name
                 logging.info(f"stopped by {name} after step {step}: go on with resume=True")
@@ -225,7 +257,7 @@ def take_steps(
 class Due(NamedTuple):
     """What has to be done after a step."""
 
-    verification: bool
+    validation: bool
     model: bool
     checkpoint: bool
     stop: int  # the signal to stop for, or 0
@@ -233,32 +265,41 @@ class Due(NamedTuple):
     @property
     def any(self) -> bool:
         """Whether something is written."""
-        return self.verification or self.checkpoint
+        return self.validation or self.checkpoint
 
 
 def due_after(job: Job, step: int, asked: int) -> Due:
     """asked: the number of a signal that has asked any rank to stop, or 0."""
     end, last = step % job.steps_per_epoch == 0, step == job.total
-    verification = bool(job.sets) and (step % job.cfg.verbose == 0 or last)
+    validation = bool(job.validation) and (step % job.cfg.verbose == 0 or last)
     checkpoint = bool(asked) or end or step % job.cfg.save_every == 0
-    return Due(verification, end, checkpoint, 0 if last else asked)
+    return Due(validation, end, checkpoint, 0 if last else asked)
 
 
-def keep(job: Job, due: Due, step: int, best: float, log: RunLog) -> float:
-    """Verifies and saves what is due after a step; the best verification result so far."""
-    if due.verification:
-        best = evaluate(job, step, best, log)
+def keep(job: Job, due: Due, step: int, highest: dict[str, float], log: RunLog) -> dict[str, float]:
+    """Validates and saves what is due after a step.
+
+    Returns:
+        The best of each figure of the validation so far.
+    """
+    if due.validation:
+        share_statistics(job.cfg, job.backbone)
+        whole = job.backbone, job.method, job.head, job.device
+        highest, rises = validate(job.cfg, job.validation, *whole, step, highest, log)
+        if rises:
+            save_model(job.cfg, job.backbone, job.head, step, "best.pt", job.about)
     if due.model:
         share_statistics(job.cfg, job.backbone)
         save_model(job.cfg, job.backbone, job.head, step, "model.pt", job.about)
+        log.model(step, step // job.steps_per_epoch - 1)
     if due.checkpoint:
-        save(job, step, best, log)
-    return best
+        save(job, step, highest, log)
+    return highest
 
 
-def continue_from(progress: dict[str, Any], job: Job) -> tuple[int, float]:
-    """The step to go on from and the best verification result until then; says what differs when
-    the batches are cut in another way."""
+def continue_from(progress: dict[str, Any], job: Job) -> tuple[int, dict[str, float]]:
+    """The step to go on from and the best of each figure of the validation until then; says what
+    differs when the batches are cut in another way."""
     then = {key: progress[key] for key in ("world_size", "batch_size", "gradient_acc")}
     now = {"world_size": distributed.world_size(), **batch_shape(job.cfg)}
     step = progress["step"]
@@ -269,18 +310,18 @@ def continue_from(progress: dict[str, Any], job: Job) -> tuple[int, float]:
             "momentum and epoch are the same; batches, mirroring, random draws, each rank's batch "
             "statistics and rounding are not what they would have been"
         )
-    return step, progress["best"]
+    return step, highest_until(progress, job.validation)
 
 
 def batch_shape(cfg: EasyDict) -> dict[str, int]:
     return {"batch_size": cfg.batch_size, "gradient_acc": cfg.gradient_acc}
 
 
-def save(job: Job, step: int, best: float, log: RunLog) -> None:
+def save(job: Job, step: int, highest: dict[str, float], log: RunLog) -> None:
     """Writes a checkpoint and logs how long the training stood still for it."""
     cfg, began = job.cfg, time.perf_counter()
-    progress = {"step": step, "best": best, "steps_per_epoch": job.steps_per_epoch}
-    progress |= batch_shape(cfg)
+    progress = {"step": step, "steps_per_epoch": job.steps_per_epoch, **batch_shape(cfg)}
+    progress |= {"best": highest, "best_by": job.validation.best}
     save_checkpoint(job.record, progress, *job.whole, keep=cfg.keep_checkpoints)
     log.scalars(step, checkpoint_seconds=time.perf_counter() - began)
 
@@ -317,8 +358,7 @@ def train_step(
         for name, value in losses.items():
             totals[name] = totals.get(name, 0) + value.detach() / cfg.gradient_acc
 
-    for group in optimizer.param_groups:
-        group["lr"] = lr
+    set_rate(optimizer, lr)
     scaler.unscale_(optimizer)
     norm = nn.utils.clip_grad_norm_(group_named(optimizer, "body"), cfg.clip_norm)
     scaler.step(optimizer)
@@ -359,29 +399,3 @@ def read_counts(cfg: EasyDict, dataset: ImageSet) -> None:
                 f"remove {key} from the config: it is read from the data",
             )
         cfg[key] = found
-
-
-def rec_val_folder(cfg: EasyDict, dataset: ImageSet) -> Path:
-    """Where the verification sets are: cfg.rec_val, or the folder of the data."""
-    return Path(cfg.rec_val or (dataset.path if dataset.path.is_dir() else dataset.path.parent))
-
-
-def evaluate(job: Job, step: int, best: float, log: RunLog) -> float:
-    """Verifies on cfg.val_targets, logs in insightface's form, and keeps the best network.
-
-    Returns:
-        The best mean accuracy so far.
-    """
-    share_statistics(job.cfg, job.backbone)
-    results = verify(job.backbone, job.sets, job.device)
-    for images, (name, result) in zip(job.sets, results.items(), strict=True):
-        logging.info(f"[{name}][{step}]XNorm: {result.xnorm:f}")
-        note = f" ({images.only} pairs only: it says nothing)" if images.only else ""
-        logging.info(f"[{name}][{step}]Accuracy-Flip: {result.mean:1.5f}+-{result.std:1.5f}{note}")
-    log.scalars(step, **{name: result.mean for name, result in results.items()})
-    mean = sum(result.mean for result in results.values()) / len(results)
-    if mean > best:
-        save_model(job.cfg, job.backbone, job.head, step, "best.pt", job.about)
-    best = max(mean, best)
-    logging.info(f"[mean][{step}]Accuracy-Highest: {best:1.5f}")
-    return best

@@ -8,7 +8,7 @@ what whole(128, least=1) and the like take; a choice lists all there is, the def
 
 from easydict import EasyDict as edict
 
-from bct.keys import LARGEST_IMAGE, choice, flag, number, path, several, text, whole
+from bct.keys import LARGEST_IMAGE, choice, either, flag, number, path, several, text, whole
 from bct.scenarios import SCENARIOS
 
 config = edict()
@@ -22,6 +22,11 @@ config.network = text("r50")
 config.embedding_size = whole(512, least=1, most=65536)
 config.amp = choice(None, "bf16", "fp16", "off")  # None: bf16 where the hardware has it
 config.fp16 = flag(None)  # insightface's switch: True is amp="fp16" (on a GPU), False is amp="off"
+# a file of weights, or a model's folder, to start from instead of drawn weights
+config.init_from = path(None)
+# ["conv1", "layer1"]: these parts, or 0.5: this share of the parameters from the input on, stay as
+# they are
+config.freeze = either(None, several(text(None), []), number(None, 0, 1))
 
 # classification head: PartialFC with margin_list, a linear layer, or none
 config.head = choice("margin", "softmax", "none")
@@ -82,6 +87,7 @@ config.num_epoch = whole(None, least=1)
 config.warmup_epoch = whole(0, least=-1)  # -1: the rate starts where an epoch would have left it
 config.optimizer = choice("sgd", "adam", "adamw")
 config.lr = number(0.1, above=0)
+config.backbone_lr_factor = number(1.0, above=0)  # of the backbone's rate, beside that of the head
 # lr * (1 - progress) ** lr_power after the warm-up; insightface has 1, MixBCT 2
 config.lr_power = number(2.0, 0)
 # "cosine": half a wave down to 0 after the warm-up
@@ -106,6 +112,29 @@ config.keep_checkpoints = whole(2, least=1)  # how many are left
 # minutes that a rank waits for the others before the job is taken down
 config.timeout = number(10.0, above=0, most=1e6)
 config.frequent = whole(20, least=1)  # steps between log lines
-config.verbose = whole(2000, least=1)  # steps between verifications
+config.verbose = whole(2000, least=1)  # steps between validations
+
+# validation, every `verbose` steps and at the end; bct/validation.py has the figures' names
 config.val_targets = several(text(None), [])  # names of verification sets, <rec_val>/<name>.bin
 config.rec_val = path(None)  # their folder; None: the folder of `rec`
+config.strict_val = flag(False)  # True: a set that is not there stops the training before it starts
+config.val_data = path(None)  # images with classes: anything that `rec` takes
+# True: val_data's labels are the training set's, where not both name their classes
+config.val_same_labels = flag(False)
+# .npy: the old model's features of val_data, in its order; None: those in old_model's folder
+config.val_old_features = path(None)
+# the figure that best.pt is chosen by, e.g. "lfw", "val/cross_map". None: the sets' "mean"; with
+# val_data alone "val/loo_map", or "val/top1" where no class has two images
+config.best = text(None)
+
+# Weights & Biases, see bct/wandb_run.py; needs the extra: pip install -e ".[wandb]"
+config.using_wandb = flag(False)
+# written nowhere; None: WANDB_API_KEY, or what `wandb login` has kept
+config.wandb_key = text(None)
+config.wandb_entity = text(None)
+config.wandb_project = text(None)
+config.suffix_run_name = text(None)  # a run is called <date>_<time>_GPU<rank>[_<suffix_run_name>]
+config.notes = text(None)
+config.wandb_log_all = flag(False)  # a run for every rank; False: rank 0's alone
+config.wandb_resume = flag(False)  # a resumed training goes on in its former run of wandb
+config.save_artifacts = flag(False)  # keep model.pt of every epoch there

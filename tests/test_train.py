@@ -264,12 +264,12 @@ def test_a_foreign_model_is_not_overwritten(job):
         ("num_image=21", "num_image = 21"),
         ("num_epoch=none", "num_epoch"),
         ("network=r51", "did you mean r50"),
-        ("val_targets=['lfw']", "lfw.bin"),
+        ("val_targets=['lfw'] strict_val=True", "lfw.bin"),
     ],
 )
 def test_bad_input_is_named(job, override, word):
     with pytest.raises(BctError, match=re.escape(word)):
-        train(job(override), Method, CPU)
+        train(job(*override.split()), Method, CPU)
     assert not (job.output / "model.pt").exists()
 
 

@@ -25,7 +25,7 @@ from bct.models.reference_checkpoints import (
 from bct.safe.tensor_files import shown
 from bct.safe.tensors import read_state
 
-_HEADS = ("cls_fc.", "BCT_FC.", "NormFace.", "discriminator.", "eboundary.")  # not the network's
+HEADS = ("cls_fc.", "BCT_FC.", "NormFace.", "discriminator.", "eboundary.")  # not the network's
 _BASIS = "+basis"
 
 
@@ -78,7 +78,7 @@ def load_backbone(
     if network == TORCHSCRIPT or is_torchscript(weights):
         script = load_torchscript(weights, network)
         return Script(script, view_of_model(weights).size, weights).eval()
-    state = {k: v for k, v in read_state(weights).items() if not k.startswith(_HEADS)}
+    state = {k: v for k, v in read_state(weights).items() if not k.startswith(HEADS)}
     if network == "fct":
         from backbones import fct
 

@@ -24,7 +24,7 @@ from torch import nn
 from bct import distributed
 from bct.errors import BctError
 from bct.safe.tensors import read_tensors, save_tensors
-from bct.training.class_shards import classes_to_rank0, own_classes
+from bct.training.class_shards import own_classes
 from bct.training.run_record import RunRecord, lives_elsewhere, record_of
 
 _NAME = re.compile(r"step_(\d+)\.pt")
@@ -103,7 +103,7 @@ def save_checkpoint(
     head_state = {key: head.to_global(value) for key, value in head.state_dict().items()}
     method_state = method.state_dict()
     for key in method.class_sharded:
-        method_state[key] = classes_to_rank0(method_state[key], method.cfg.num_classes)
+        method_state[key] = distributed.shares_to_rank0(method_state[key], method.cfg.num_classes)
     state = optimizer.state_dict()
     state["state"] = _map_head_state(state, head.to_global)
     buffers = _buffers_of_ranks(backbone, method)

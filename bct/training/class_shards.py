@@ -1,7 +1,6 @@
-"""Classes cut over the ranks: which rank has which, and carrying their rows to and from rank 0."""
+"""Classes cut over the ranks: which rank has which, and its rows of what all have."""
 
 import torch
-import torch.distributed as dist
 
 from bct.distributed import contiguous_share, rank, world_size
 from bct.errors import BctError
@@ -20,26 +19,6 @@ def own_columns(labels: torch.Tensor, start: int, count: int) -> torch.Tensor:
     """Position of each label among this rank's classes, -1 if it is another rank's."""
     target = labels - start
     return target.where((target >= 0) & (target < count), -1)
-
-
-def classes_to_rank0(rows: torch.Tensor, num_classes: int) -> torch.Tensor | None:
-    """This rank's rows (n, ...) -> all classes' (C, ...), in class order, on rank 0's CPU.
-
-    Every rank has to call it; the others get None.
-    """
-    out = None
-    if rank() == 0:
-        out = torch.empty(num_classes, *rows.shape[1:], dtype=rows.dtype)
-        out[: len(rows)] = rows
-    for source in range(1, world_size()):
-        start, count = contiguous_share(num_classes, source, world_size())
-        if rank() == source:
-            dist.send(rows.contiguous(), 0)
-        elif rank() == 0:
-            piece = rows.new_empty(count, *rows.shape[1:])
-            dist.recv(piece, source)
-            out[start : start + count] = piece
-    return out
 
 
 def own_classes(rows: torch.Tensor, num_classes: int) -> torch.Tensor:

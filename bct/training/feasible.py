@@ -7,6 +7,7 @@ from easydict import EasyDict
 from torch import nn
 
 from bct.errors import BctError
+from bct.training.frozen import train_mode
 
 
 def check_steps(cfg: EasyDict, batches: int) -> None:
@@ -17,6 +18,12 @@ def check_steps(cfg: EasyDict, batches: int) -> None:
             f"there are {batches}",
             "give a smaller gradient_acc or batch_size, or a larger data set",
         )
+
+
+def check_trained(*modules: nn.Module) -> None:
+    """Raises BctError if none of these has a parameter that is trained."""
+    if not any(p.requires_grad for module in modules for p in module.parameters()):
+        raise BctError("freeze leaves nothing to train", "freeze less of the network")
 
 
 def check_batch_norm(
@@ -33,7 +40,9 @@ def check_batch_norm(
     learning = cfg.freeze_statistics_at != 0  # or its statistics are kept from the first step on
     try:
         with torch.no_grad():
-            copy.deepcopy(backbone).train(learning)(image)
+            tried = copy.deepcopy(backbone)
+            train_mode(tried, learning)
+            tried(image)
     except ValueError as error:
         if "more than 1 value per channel" not in str(error):
             raise

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from easydict import EasyDict
 from torch import nn
 
-from bct.distributed import all_gather, gather_rows, rank
+from bct.distributed import all_gather, gather_rows, rank, shares_to_rank0
 from bct.errors import BctError
 from bct.streams import generator
-from bct.training.class_shards import class_share, classes_to_rank0, own_classes, own_columns
+from bct.training.class_shards import class_share, own_classes, own_columns
 from bct.training.margin_softmax import BLOCK, ShardedMarginSoftmax, margin_logit
 
 _INIT_BLOCK = 4096  # classes per random stream when centres are initialised
@@ -122,7 +122,7 @@ class PartialFC(nn.Module):
         return cosines * self.scale
 
     def to_global(self, rows: torch.Tensor) -> torch.Tensor | None:
-        return classes_to_rank0(rows, self.num_classes)
+        return shares_to_rank0(rows, self.num_classes)
 
     def to_local(self, rows: torch.Tensor) -> torch.Tensor:
         return own_classes(rows, self.num_classes)
@@ -163,9 +163,12 @@ class SoftmaxHead(nn.Linear):
     def forward(
         self, embeddings: torch.Tensor, labels: torch.Tensor, rng: torch.Generator | None = None
     ) -> torch.Tensor:
+        return F.cross_entropy(self.scores(embeddings), labels, label_smoothing=self.smoothing)
+
+    def scores(self, embeddings: torch.Tensor) -> torch.Tensor:
+        """Logits (N, C) of embeddings (N, D)."""
         embeddings = embeddings.float()
-        logits = super().forward(F.normalize(embeddings) if self.unit else embeddings)
-        return F.cross_entropy(logits, labels, label_smoothing=self.smoothing)
+        return super().forward(F.normalize(embeddings) if self.unit else embeddings)
 
 
 class NoHead(nn.Module):

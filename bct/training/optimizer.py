@@ -1,6 +1,8 @@
 """Optimiser and learning rate of a run."""
 
 import math
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from easydict import EasyDict
@@ -16,7 +18,8 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """SGD, Adam or AdamW. The parameter groups are named: "body" is what gradient clipping acts on,
     backbone and method; "undecayed" what these keep from weight decay; "head" the head's. Of
-    the first two those without parameters are left out.
+    the first two those without parameters are left out. With a backbone_lr_factor they are there
+    twice, the backbone's first, whose "lr_factor" it is.
 
     SGD moves the centres that a step has sampled and lets the others follow later, see RowSGD;
     Adam's steps on a row without a gradient are no linear map, so they sweep all of them.
@@ -25,13 +28,15 @@ def make_optimizer(
     ranks that overflowed is 1, and with replicated gradients it is all of them.
     """
     free = [*method.undecayed(), *(backbone.undecayed() if hasattr(backbone, "undecayed") else [])]
-    body = [*backbone.parameters(), *method.parameters()]
-    body = [p for p in body if p.requires_grad and not any(p is q for q in free)]
-    groups = [
-        {"name": "body", "params": body},
-        {"name": "undecayed", "params": free, "weight_decay": 0.0},
-        {"name": "head", "params": list(head.parameters())},
-    ]
+    if cfg.backbone_lr_factor == 1:
+        groups = _groups([*backbone.parameters(), *method.parameters()], free)
+    else:
+        groups = [
+            {**group, "lr_factor": cfg.backbone_lr_factor}
+            for group in _groups(backbone.parameters(), free)
+        ]
+        groups += _groups(method.parameters(), free)
+    groups.append({"name": "head", "params": list(head.parameters())})
     groups = [group for group in groups if group["params"] or group["name"] == "head"]
     if cfg.optimizer in ("adam", "adamw"):
         kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[cfg.optimizer]
@@ -46,8 +51,25 @@ def make_optimizer(
     return optimizer
 
 
+def _groups(parameters: Iterable[nn.Parameter], free: list[nn.Parameter]) -> list[dict[str, Any]]:
+    """ "body" and "undecayed" of those that are trained. free: what has no weight decay."""
+    trained = [p for p in parameters if p.requires_grad]
+    apart = [p for p in free if any(p is q for q in trained)]
+    body = [p for p in trained if not any(p is q for q in free)]
+    return [
+        {"name": "body", "params": body},
+        {"name": "undecayed", "params": apart, "weight_decay": 0.0},
+    ]
+
+
+def set_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Gives every group a step's rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = lr * group.get("lr_factor", 1.0)
+
+
 def group_named(optimizer: torch.optim.Optimizer, name: str) -> list[nn.Parameter]:
-    """The parameters of the group called so; none if there is no such group."""
+    """The parameters of the groups called so; none if there is no such group."""
     return [p for g in optimizer.param_groups if g["name"] == name for p in g["params"]]
 
 

@@ -5,9 +5,10 @@ run.json        the run's record: what it depends on, what it has written, wheth
 run.lock        who trains here, as long as it does
 model.pt        the network's state_dict (insightface's keys), after every epoch
 model.json      network, embedding size and what else is needed to use model.pt
-best.pt         the same at the best verification result, when there are val_targets
+best.pt         the same at the best validation result, see bct.validation
 checkpoints/    everything needed to resume, see bct.training.checkpoint
 training.log, metrics.jsonl, tensorboard/
+wandb/          with using_wandb: its own folder, which nothing here removes
 bad_records.txt, nonfinite_rank*.json   images that were skipped, or that a run has failed on
 """
 
@@ -33,6 +34,7 @@ from bct.files import remove_leftovers, sha256_file, write_json
 from bct.models.about import view_of_config
 from bct.safe.tensors import save_tensors
 from bct.training.checkpoint import of_another_run, own_checkpoints, record_in_checkpoints
+from bct.training.longer import epochs_of, is_longer
 from bct.training.run_lock import release_lock, take_lock
 from bct.training.run_record import (
     FILES,
@@ -46,7 +48,10 @@ from bct.training.run_record import (
 # keys that do not change what is learnt
 _FREE = {
     *("name", "output", "resume", "overwrite", "rec", "rec_val", "rec_backend", "num_workers"),
+    *("strict_val", "val_data", "val_same_labels", "val_old_features", "best"),
     *("frequent", "verbose", "val_targets", "feature_save", "num_classes", "num_image"),
+    *("using_wandb", "wandb_key", "wandb_entity", "wandb_project", "wandb_log_all"),
+    *("wandb_resume", "suffix_run_name", "notes", "save_artifacts"),
     *("old_model", "new_model"),  # what is in them is an input, see OldModel.fingerprint
     *("save_every", "keep_checkpoints", "timeout", "on_bad_record", "max_bad_rate", "lock"),
     *("convention", "convention_why"),
@@ -124,12 +129,29 @@ def _prepare(cfg: EasyDict, identity: dict[str, Any]) -> tuple[str, RunRecord]:
     for name in record.files:  # a checkpoint that was being written may never be written again
         if (output / name).parent.is_dir():
             remove_leftovers(output / name)
+    before, now = epochs_of(record.identity), epochs_of(identity)
+    if before < now and start == "resume":
+        record.longer.append({"before": before, "now": now, "step": None})
     record.identity, record.world_size = identity, ranks  # a resumed run may be cut in another way
     record.finished = False
     record.name(f"nonfinite_rank{rank}.json" for rank in range(ranks))
     record.write()
     save_config(cfg, output / "config.py")
     return start, record
+
+
+def goes_on(cfg: EasyDict, identity: dict[str, Any]) -> bool:
+    """Whether a start would continue the run in the output from a checkpoint, or reuse it; only
+    looks. prepared_output decides anew."""
+    try:
+        record = read_record(cfg.output)
+    except BctError:
+        record = None
+    record = record or record_in_checkpoints(Path(cfg.output))
+    if record is None or not cfg.resume:
+        return False
+    changed = _changed(record, identity, is_longer(cfg, record, identity))
+    return not changed and bool(own_checkpoints(record))
 
 
 def _decide(cfg: EasyDict, identity: dict[str, Any]) -> tuple[str, RunRecord | None]:
@@ -141,14 +163,15 @@ def _decide(cfg: EasyDict, identity: dict[str, Any]) -> tuple[str, RunRecord | N
         return _without_record(cfg, identity, damage)
     if record is None:
         return _without_record(cfg, identity)
-    changed = _changed(record, identity)
+    longer = is_longer(cfg, record, identity)
+    changed = _changed(record, identity, longer)
     if changed and not cfg.overwrite:
         raise BctError(
             f"{output} holds a run with other settings or inputs ({changed})",
             "choose another output=..., or pass overwrite=True to replace that run",
         )
     if cfg.resume and not changed:
-        if record.finished and (output / "model.pt").is_file():
+        if record.finished and (output / "model.pt").is_file() and not longer:
             return "finished", record
         if own_checkpoints(record):
             return "resume", record
@@ -167,11 +190,12 @@ def _decide(cfg: EasyDict, identity: dict[str, Any]) -> tuple[str, RunRecord | N
     )
 
 
-def _changed(record: RunRecord, identity: dict[str, Any]) -> str:
-    """What of the identity differs, for a message; "" if it is the same run."""
+def _changed(record: RunRecord, identity: dict[str, Any], longer: bool = False) -> str:
+    """What of the identity differs, for a message; "" if it is the same run, or a longer one."""
     before = {**base_config(), **record.identity}  # of a run from before a key existed
     changed = {key for key in identity if identity.get(key) != before.get(key)}
     changed |= record.identity.keys() - identity.keys()
+    changed -= {"num_epoch"} if longer else set()
     if record.world_size != distributed.world_size():
         changed -= {"batch_size", "gradient_acc"}  # to keep the global batch on other ranks
     return ", ".join(
@@ -190,7 +214,7 @@ def _without_record(
         if damage is not None:
             raise damage
         return "fresh", None
-    changed = _changed(record, identity)
+    changed = _changed(record, identity, is_longer(cfg, record, identity))
     if not cfg.resume or changed:
         kept = "the checkpoints beside it are intact"
         raise BctError(

@@ -40,6 +40,8 @@ class RunRecord:
         files: what it has written or is about to write, relative to output; the newest last.
         step: that of its latest checkpoint; 0 as long as there has been none.
         home: where it lived when this was written down, if that is known.
+        longer: each time it was continued for more epochs: {"before": epochs, "now": epochs,
+            "step": the first of these; None as long as no process has got there}.
     """
 
     output: Path
@@ -50,12 +52,14 @@ class RunRecord:
     files: list[str] = field(default_factory=list)
     step: int = 0
     home: str | None = None
+    longer: list[dict[str, int | None]] = field(default_factory=list)
 
     def said(self) -> dict[str, Any]:
         """What run.json says."""
         keys = ("run", "finished", "step", "world_size", "identity", "files")
         about = {key: getattr(self, key) for key in keys}
-        return {"by": "bct", "output": str(self.output.resolve()), **about}
+        more = {"longer": self.longer} if self.longer else {}
+        return {"by": "bct", "output": str(self.output.resolve()), **about, **more}
 
     def write(self) -> None:
         """Writes run.json, on rank 0."""
@@ -106,9 +110,17 @@ def record_of(said: Any, output: Path, what: str, do: str) -> RunRecord:
         raise BctError(what, do)
     if not all(isinstance(name, str) and _OURS.fullmatch(name) for name in files):
         raise BctError(what, do)
+    longer = said.get("longer", [])
+    if not isinstance(longer, list) or not all(map(_is_longer, longer)):
+        raise BctError(what, do)
     home = said.get("output")
     home = home if isinstance(home, str) else None
-    return RunRecord(output, identity, ranks, finished, run, list(files), step, home)
+    return RunRecord(output, identity, ranks, finished, run, list(files), step, home, longer)
+
+
+def _is_longer(said: Any) -> bool:
+    counts = isinstance(said, dict) and said.keys() == {"before", "now", "step"}
+    return counts and all(type(v) is int or (k == "step" and v is None) for k, v in said.items())
 
 
 def lives_elsewhere(record: RunRecord) -> bool:

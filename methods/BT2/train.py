@@ -65,6 +65,10 @@ class BT2(Method):
         widths = cfg.embedding_size, old.dim, cfg.extra_dim
         return basis.BasisNetwork(body, *widths, cfg.C, rotation)
 
+    @staticmethod
+    def classified(output):
+        return output.new
+
     def __init__(self, cfg, old):
         super().__init__(cfg, old)
         published = cfg.parity == "published"

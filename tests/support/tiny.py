@@ -34,7 +34,9 @@ class Job:
 def small_cfg(**more):
     """What an optimiser and a step of training read of a config."""
     base = {"gradient_acc": 1, "clip_norm": 5.0, "seed": 1, "optimizer": "sgd", "lr": 0.1}
-    return EasyDict({**base, "momentum": 0.9, "weight_decay": 5e-4, **more})
+    return EasyDict(
+        {**base, "momentum": 0.9, "weight_decay": 5e-4, "backbone_lr_factor": 1.0, **more}
+    )
 
 
 def stopping_at(method: type[Method], step: int, number: int = signal.SIGTERM) -> type[Method]:
