@@ -8,7 +8,14 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from support.bt2 import BT2Basis, BT2ResNet, bt2_checkpoint, trained
+from support.foreign_files import (
+    BT2Basis,
+    BT2ResNet,
+    bt2_checkpoint,
+    openbct,
+    save_script,
+    trained,
+)
 from support.networks import settle
 from torch import nn
 
@@ -28,21 +35,6 @@ def close(got, want):
 
 
 # ---- OpenBCT
-
-
-def openbct(path, prefix, **extra):
-    """A checkpoint as its training leaves one; returns the model."""
-    torch.manual_seed(0)
-    model = trained(torchvision.models.resnet18(weights=None, num_classes=5))
-    saved = model.state_dict() | extra
-    saved = {prefix + key: value for key, value in saved.items()}
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    torch.save(
-        {"epoch": 3, "arch": "resnet18", "state_dict": saved, "best_acc1": torch.tensor(12.5),
-         "optimizer": optimizer.state_dict()},
-        path,
-    )  # fmt: skip
-    return model
 
 
 def test_openbct(tmp_path):
@@ -194,12 +186,6 @@ class Tiny(nn.Module):
         if self.outputs == 3:
             return logits, logits, feature.flatten(1)
         return logits, logits, logits, feature.flatten(1)
-
-
-def save_script(model, path, example=IMAGES):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated, which is not what is tested
-        torch.jit.trace(model, example).save(str(path))
 
 
 @pytest.mark.parametrize("outputs", [1, 2, 3, 4])
