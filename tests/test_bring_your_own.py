@@ -173,7 +173,9 @@ def features(bench: Bench, kind: str) -> None:
     print(sorted(p.name for p in (folder / "features").iterdir()))
 
 
-RUN = dict(zip(PLACES, (evaluate, old_model, teacher, classifier, init_from, features)))
+RUN = dict(
+    zip(PLACES, (evaluate, old_model, teacher, classifier, init_from, features), strict=True)
+)
 
 
 @pytest.mark.parametrize("place", PLACES)
