@@ -21,6 +21,7 @@ from bct.errors import BctError
 from bct.files import ROOT
 from bct.models import widths
 from bct.old_model import OldModel
+from bct.rows import any_number
 
 
 class Method(nn.Module):
@@ -59,6 +60,11 @@ class Method(nn.Module):
         return ()
 
     @classmethod
+    def takes_a_part(cls, cfg: EasyDict) -> bool:
+        """Whether it can train where some images have no old embedding (OldModel.absent)."""
+        return False
+
+    @classmethod
     def backbone(cls, cfg: EasyDict, old: OldModel, dtype: torch.dtype | None) -> nn.Module:
         """The network to train: a batch's images -> (B, D), or a NamedTuple with the field
         `embedding`, which forward then gets in place of the embeddings.
@@ -86,6 +92,13 @@ class Method(nn.Module):
     def __init__(self, cfg: EasyDict, old: OldModel):
         super().__init__()
         self.cfg, self.old = cfg, old
+        if old.absent and not self.takes_a_part(cfg):
+            raise BctError(
+                f"{old.absent} images have no old embedding, and {type(self).__name__} with these "
+                "settings can't do without",
+                "use MixBCT, L2 or FCT, or NCCL, BCT (of prototypes) or AdvBCT with "
+                'parity="corrected"; or store the embeddings of all images',
+            )
 
     def undecayed(self) -> list[nn.Parameter]:
         """Those of its parameters that weight decay must leave alone."""
@@ -126,6 +139,12 @@ class Method(nn.Module):
             rng: this step's random stream on this rank.
         """
         return {"cls": head(embeddings, batch.labels, rng)}
+
+
+def present(old: OldModel, features: torch.Tensor) -> dict[str, torch.Tensor]:
+    """{"present": which of these old embeddings (B, D) there are, bool (B,)}; {} if no image lacks
+    its own."""
+    return {"present": any_number(features)} if old.absent else {}
 
 
 def load_method(name: str) -> type[Method]:

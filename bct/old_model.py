@@ -29,6 +29,7 @@ from bct.stored.artefacts import (
     open_artefact,
     place_of_model,
     place_of_sd,
+    was_imported,
 )
 
 
@@ -62,6 +63,15 @@ class OldModel:
                 f"the artefacts {', '.join(needs)} come from different old models",
                 "make all of them again from the same one (tools/, in the README's order)",
             )
+        digests = {m["features"] for m in self.manifests.values() if m.get("features")}
+        if "old_embedding" in self.manifests and digests:
+            digests.add(self.manifests["old_embedding"].get("digest"))
+        if len(digests) > 1:
+            raise BctError(
+                f"the artefacts {', '.join(needs)} were made from embeddings imported at different "
+                "times",
+                "make those of tools/ again, and import the others with --overwrite",
+            )
         if "new_embedding" in self.manifests and self.manifests["new_embedding"]["model"] in models:
             raise BctError(
                 "the embeddings of the old and of the new model come from one model",
@@ -75,10 +85,17 @@ class OldModel:
         return next((dim for dim in dims if dim is not None), None)
 
     @property
+    def absent(self) -> int:
+        """How many images have no embedding among the artefacts: rows of zeros in them."""
+        return max((m.get("absent") or 0 for m in self.manifests.values()), default=0)
+
+    @property
     def fingerprint(self) -> str:
         """Changes when any of the artefacts does."""
         keys = ("kind", "model", "data", "parity", "T", "rows", "dim")
         parts = [repr([m.get(key) for key in keys]) for m in self.manifests.values()]
+        if self.absent:
+            parts.append(f"absent {self.absent}")
         return sha256(*parts)
 
     def rows(self, kind: str, index: torch.Tensor) -> torch.Tensor:
@@ -315,7 +332,7 @@ def place_of(cfg: EasyDict, kind: str, folder: str | Path = "configs") -> Place:
 def artefact_commands(
     cfg: EasyDict, kinds: tuple[str, ...], folder: str | Path = "configs"
 ) -> list[str]:
-    """The commands that make what a method needs, in order, each once.
+    """The commands that make what a method needs, in order, each once; none for what was imported.
 
     Args:
         cfg: the method's resolved config; kinds whose path it gives are left out.
@@ -341,7 +358,8 @@ def artefact_commands(
                 "set old_model or old_config; new_model or new_config for what is of a new model "
                 "trained alone",
             )
-        command = place_of(cfg, kind, folder).command(kind, cfg.get("T", 0.9))
-        if command not in commands:
+        place, T = place_of(cfg, kind, folder), cfg.get("T", 0.9)
+        command = place.command(kind, T)
+        if command not in commands and not was_imported(place.path(kind, T)):
             commands.append(command)
     return commands

@@ -235,6 +235,11 @@ def any_number(x: torch.Tensor) -> torch.Tensor:
     return found
 
 
+def present_rows(features: np.ndarray) -> np.ndarray:
+    """Which rows of (n, D) are not zeros, bool (n,), read in blocks."""
+    return np.concatenate([any_number(x).numpy() for _, x in row_blocks(features)])
+
+
 def row_blocks(features: np.ndarray, block: int = BLOCK) -> Iterator[tuple[slice, torch.Tensor]]:
     """(slice, float32 (block, D)) over the rows of an array.
 

@@ -3,11 +3,12 @@
     python eval/benchmark.py work_dirs/benchmark -d /data/ijb --bin lfw.bin --far 1e-2
 
 Reads <root>/<kind>/seed<k>/old and <root>/<scenario>/seed<k>/<method> and alone, runs that are
-finished, and evaluates each on IJB-C's 1:1 and 1:N protocols and, with --bin, on a verification
-set whose first images are the old model's and second ones the new model's. Embeddings of another
-width than the old ones are compared by `dimensions` of their training. Where a method maps the old
-gallery, the new model is the one trained alone, and meets the mapped embeddings of the old
-gallery's images. Writes <root>/table.md and table.json. Embeddings are cached.
+finished (the old model may be one of tools/import_model.py), and evaluates each on IJB-C's 1:1 and
+1:N protocols and, with --bin, on a verification set whose first images are the old model's and
+second ones the new model's. Embeddings of another width than the old ones are compared by
+`dimensions` of their training. Where a method maps the old gallery, the new model is the one
+trained alone, and meets the mapped embeddings of the old gallery's images. Writes <root>/table.md
+and table.json. Embeddings are cached.
 """
 
 from pathlib import Path
@@ -75,11 +76,13 @@ def set_remarks(pairs: Protocol, far: float) -> list[str]:
 
 
 def finished_runs(root: Path, scenario: str) -> dict[str, tuple[list[Path], ...]]:
-    """method -> its old models, its runs and the networks alone, seed by seed, all finished."""
+    """method -> its old models, its runs and the networks alone, seed by seed, all finished. An old
+    model may be imported."""
     found: dict[str, tuple[list[Path], ...]] = {}
     for folder in sorted((root / scenario).glob("seed*")):
         old, alone = root / scenario[2:] / folder.name / "old", folder / "alone"
-        if finished(alone) and finished(old):
+        imported = (old / "import.json").is_file()
+        if finished(alone) and (imported or finished(old)):
             for run in sorted(folder.iterdir()):
                 if run != alone and finished(run):
                     kept = found.setdefault(run.name, ([], [], []))

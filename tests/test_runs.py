@@ -65,6 +65,11 @@ ALL = {
          "NEW_EXTRA": FACE},
         "lfw/report/report.html",
     ),
+    "lfw_elsewhere.sh": (
+        {"LFW": "{faces}", "IJBC": "{ijb}", "OUT": "{out}", "FAR": "1e-1", "EPOCHS": "1",
+         "NEW": SIZES},
+        "features/table.md",
+    ),
     "ms1mv3_opclass.sh": (
         {"DATA": "{faces}", "IJB": "{ijb}", "OUT": "{out}", "FAR": "1e-1", "GPUS": "1",
          "OLD_EXTRA": FACE, "NEW_EXTRA": FACE},

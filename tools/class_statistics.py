@@ -21,7 +21,7 @@ def main() -> None:
 
 def said(statistics: np.ndarray) -> str:
     undefined = int((statistics["kept"] < 2).sum())
-    return f"{len(statistics)} classes, {undefined} of them without a radius (one image)"
+    return f"{len(statistics)} classes, {undefined} of them without a radius (one image or none)"
 
 
 if __name__ == "__main__":

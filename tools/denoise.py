@@ -33,8 +33,10 @@ def main() -> None:
     if args.T is not None:
         T = args.T
 
-    def compute(features: np.ndarray, labels: np.ndarray, zeros: list[int]) -> np.ndarray:
-        return mask_of(features, labels, T, zeros)
+    def compute(
+        features: np.ndarray, labels: np.ndarray, zeros: list[int], partial: bool
+    ) -> np.ndarray:
+        return mask_of(features, labels, T, zeros, partial)
 
     print(make_artefact(kind, place, compute, said, T=T))
 

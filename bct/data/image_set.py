@@ -30,6 +30,7 @@ class ImageSet:
             under which embeddings are kept.
         vectors: whether its items are float32 rows that `vector(index)` gives; then it has a
             `width` and no images, see bct.stored.vector_set.
+        chosen: the items that a training takes, int64 (k,); None: all.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class ImageSet:
     mirror = False
     recipe = ""
     vectors = False
+    chosen: np.ndarray | None = None
 
     @property
     def name(self) -> str:

@@ -88,8 +88,10 @@ class Loader:
         self.view = view
         self.mirror = (train and view.mirror) if mirror is None else mirror
         rank, world_size = distributed.rank(), distributed.world_size()
+        chosen = dataset.chosen if train else None
         if train:
-            sampler = DistributedSampler(dataset, world_size, rank, shuffle=True, seed=seed)
+            drawn = dataset if chosen is None else chosen
+            sampler = DistributedSampler(drawn, world_size, rank, shuffle=True, seed=seed)
         elif indices is not None:
             sampler = indices
         else:
@@ -98,7 +100,7 @@ class Loader:
         self.decoder = _Decoder(
             dataset, batch_size, num_workers, num_classes, view, train, seed, broken is not None
         )
-        self.batch_size, self.sampler = batch_size, _Rest(sampler, len(dataset))
+        self.batch_size, self.sampler = batch_size, _Rest(sampler, len(dataset), chosen)
         self.loader = DataLoader(
             self.decoder,
             batch_size,
@@ -113,8 +115,7 @@ class Loader:
         )
         if train and len(self.loader) == 0:
             raise BctError(
-                f"{len(dataset)} images on {world_size} rank(s) do not fill a batch of "
-                f"{batch_size}",
+                f"{len(drawn)} images on {world_size} rank(s) do not fill a batch of {batch_size}",
                 "lower batch_size",
             )
 
@@ -199,17 +200,23 @@ _PREFETCH = 2
 
 
 class _Rest(Sampler):
-    """A sampler without its first `start` indices; as long as the whole.
+    """A sampler without its first `start` indices; as long as the whole. If it draws numbers of the
+    `chosen` items, int64 (k,), these are the indices.
 
     To index i it adds epoch * n: workers live for many epochs and have no other news of them.
     """
 
-    def __init__(self, everything: Sequence[int] | Sampler, n: int):
-        self.all, self.n, self.start, self.epoch = everything, n, 0, 0
+    def __init__(
+        self, everything: Sequence[int] | Sampler, n: int, chosen: np.ndarray | None = None
+    ):
+        self.all, self.n, self.chosen, self.start, self.epoch = everything, n, chosen, 0, 0
 
     def __iter__(self) -> Iterator[int]:
         past = self.epoch * self.n
-        return (int(index) + past for index in islice(iter(self.all), self.start, None))
+        indices = islice(iter(self.all), self.start, None)
+        if self.chosen is not None:
+            indices = self.chosen[list(indices)]
+        return (int(index) + past for index in indices)
 
     def __len__(self) -> int:
         return len(self.all)

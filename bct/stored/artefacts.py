@@ -33,6 +33,7 @@ from bct.errors import BctError
 from bct.files import ROOT, atomic, read_json, write_json
 from bct.rows import zeros_remark
 from bct.scenarios import scenario_of, set_name
+from bct.stored.elsewhere import elsewhere
 
 _EXTRACT = "python tools/extract_features.py"
 # kind: (end of the file name, how the command that makes it begins)
@@ -151,6 +152,15 @@ def write_artefact(
     )
 
 
+def was_imported(path: Path) -> bool:
+    """Whether an artefact was brought by tools/import_features.py, so that no tool makes it."""
+    try:
+        said = read_json(manifest_path(path))
+    except BctError:
+        return False
+    return isinstance(said, dict) and bool(said.get("imported"))
+
+
 def _refuse_to_replace(path: Path, importing: bool) -> None:
     """Raises BctError if a .json is no manifest: model.npy would take a model.json for its own; and
     for embeddings that somebody has brought, which no tool makes again."""
@@ -230,7 +240,7 @@ def open_artefact(path: Path, how: str = "") -> tuple[np.ndarray, dict[str, Any]
     """
     make = f"make it with: {how}" if how else "make it again with the tool that wrote it"
     if not path.is_file():
-        raise BctError(f"artefact {path} does not exist", make)
+        raise BctError(f"artefact {path} does not exist", _or_elsewhere(path, make))
     if not manifest_path(path).is_file():
         raise BctError(f"{path} has no manifest, so it can't be checked against the data", make)
     manifest = read_json(manifest_path(path))
@@ -257,6 +267,15 @@ def open_artefact(path: Path, how: str = "") -> tuple[np.ndarray, dict[str, Any]
     return array, manifest
 
 
+def _or_elsewhere(path: Path, make: str) -> str:
+    """What to do about a missing artefact: it may have been made in another folder."""
+    if found := elsewhere(path):
+        return f"{found}; or {make}"
+    if "--SD" in make and "--feature-save" not in make and "feature_save=" not in make:
+        return f"{make}; if it is made, name its folder: --feature-save, in a config feature_save="
+    return make
+
+
 def entries(manifest: Any, path: str | Path, *keys: str) -> dict[str, Any]:
     """These entries of an artefact's manifest. Raises BctError if it has not all of them."""
     missing = [key for key in keys if not isinstance(manifest, dict) or key not in manifest]
@@ -277,25 +296,29 @@ def open_features(place: Place) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]
     features, manifest = open_artefact(place.path("old_embedding"), how)
     labels, of_labels = open_artefact(place.path("old_embedding_label"), how)
     keys = ("model", "data", "parity", "amp", "weights", "data_path")
+    of_these = {"absent": manifest["absent"]} if manifest.get("absent") else {}
+    if manifest.get("imported"):  # the model's digest says nothing of which rows were brought
+        of_these["features"] = manifest.get("digest")
     made_from = entries(manifest, features.filename, *keys)
     if made_from != entries(of_labels, labels.filename, *keys):
         raise BctError(
             f"embeddings and labels of {place.name} come from different runs", f"make both: {how}"
         )
-    return features, np.array(labels), made_from
+    return features, np.array(labels), made_from | of_these
 
 
 def make_artefact(
     kind: str,
     place: Place,
-    compute: Callable[[np.ndarray, np.ndarray, list[int]], np.ndarray],
+    compute: Callable[[np.ndarray, np.ndarray, list[int], bool], np.ndarray],
     said: Callable[[np.ndarray], str],
     **settings: float,
 ) -> str:
     """Makes an artefact from the embeddings of an old model, unless a valid one is there.
 
     Args:
-        compute: embeddings (n, D), labels (n,), a list that takes the rows of zeros -> the array.
+        compute: embeddings (n, D), labels (n,), a list that takes the rows of zeros, whether the
+            embeddings are those of a part of the images -> the array.
         said: the array -> what is in it, for people.
         settings: of the artefact, T; they are in its manifest.
 
@@ -310,13 +333,15 @@ def make_artefact(
     if is_valid(path, **made_from):
         return f"{path} is up to date: reusing it"
     zeros: list[int] = []
-    array = compute(features, labels, zeros)
+    array = compute(features, labels, zeros, "absent" in made_from)
     if array.dtype.names:
         made_from["dim"] = features.shape[1]
     with write_artefact(path, array.shape, array.dtype, **made_from) as out:
         out[:] = array
     lines = [f"{path}: {said(array)}"]
-    if zeros:
+    if "absent" in made_from:
+        lines.append(f"{features.filename}: {len(zeros)} of {len(features)} rows are absent")
+    elif zeros:
         lines.append(
             zeros_remark(str(features.filename), np.array(zeros), len(features), so="are left out")
         )

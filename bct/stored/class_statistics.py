@@ -5,6 +5,8 @@ sums of a block are taken in float32, at most CHUNK rows of a class at once, and
 
 Rows that are no embeddings are treated as bct/rows.py says: one that is not finite is refused, and
 rows of zeros stay out of sums, masks and radii. Whoever wants to know which gives a list, `zeros`.
+A class that has nothing else is refused, unless the features are said to be partial: then its mean
+is zeros, too, and its count 0.
 """
 
 import math
@@ -18,7 +20,7 @@ from scipy.sparse import csc_matrix
 
 from bct.errors import BctError
 from bct.rows import BLOCK, is_odd, read_rows, refuse_not_finite, unit_blocks, unit_rows
-from bct.stored.within_classes import nearest, within_fences
+from bct.stored.within_classes import nearest, numbered, within_fences
 from bct.threads import each_in_threads, in_threads
 
 CHUNK = 1 << 11  # rows of one thread: they stay in its cache while it works on them
@@ -139,15 +141,18 @@ def _name(features: np.ndarray) -> str:
     return str(getattr(features, "filename", None) or "the embeddings")
 
 
-def _require_embeddings(features: np.ndarray, found: _Rows, zeros: list[int] | None) -> None:
-    """Adds the rows of zeros to `zeros`. Raises BctError for a class that has nothing else."""
+def _require_embeddings(
+    features: np.ndarray, found: _Rows, zeros: list[int] | None, partial: bool
+) -> None:
+    """Adds the rows of zeros to `zeros`. Raises BctError for a class that has nothing else, unless
+    the features are partial."""
     of_zeros = found.zeros
     if len(of_zeros) == len(found.lengths):
         raise BctError(
             f"{_name(features)}: all {len(of_zeros)} rows are zeros",
             "check the old model, then extract its embeddings again",
         )
-    if (found.counts == 0).any():
+    if not partial and (found.counts == 0).any():
         raise BctError(
             f"{_name(features)}: all rows of class {np.argmin(found.counts)} are zeros, so it has "
             "no mean",
@@ -185,7 +190,7 @@ def _means(
 
     def finish(rows: slice) -> None:
         m = sums[rows]
-        m /= counts[rows, None]
+        m /= np.maximum(counts[rows, None], 1)
         means[rows] = weighted = m * weights
         squares[rows] = np.einsum("cd,cd->c", m, weighted)
 
@@ -240,12 +245,12 @@ def _to_means(
 
 
 def class_means(
-    features: np.ndarray, labels: np.ndarray, zeros: list[int] | None = None
+    features: np.ndarray, labels: np.ndarray, zeros: list[int] | None = None, partial: bool = False
 ) -> np.ndarray:
     """BCT's old prototypes: the mean of each class's *raw* embeddings, L2-normalised afterwards.
 
     Args:
-        features: float (n, D); labels: int64 (n,). zeros: see above.
+        features: float (n, D); labels: int64 (n,). zeros, partial: see above.
 
     Returns:
         float32 (C, D), row c = class c.
@@ -254,7 +259,7 @@ def class_means(
         BctError: a class without an embedding; a row that is not finite.
     """
     sums, found, _ = _class_sums(features, labels, unit=False)
-    _require_embeddings(features, found, zeros)
+    _require_embeddings(features, found, zeros, partial)
     means = np.empty(sums.shape, np.float32)
 
     def finish(rows: slice) -> None:
@@ -265,7 +270,11 @@ def class_means(
 
 
 def credible_mask(
-    features: np.ndarray, labels: np.ndarray, T: float, zeros: list[int] | None = None
+    features: np.ndarray,
+    labels: np.ndarray,
+    T: float,
+    zeros: list[int] | None = None,
+    partial: bool = False,
 ) -> np.ndarray:
     """MixBCT's denoising: which old embeddings are near their class (arXiv 2308.06948, sec. 3.3).
 
@@ -276,7 +285,8 @@ def credible_mask(
     so the two images of a class of two always are. Classes need not be contiguous.
 
     Args:
-        features: float (n, D); labels: int64 (n,); T: kept share, in (0, 1]. zeros: see above.
+        features: float (n, D); labels: int64 (n,); T: kept share, in (0, 1].
+        zeros, partial: see above.
 
     Returns:
         bool (n,).
@@ -285,20 +295,25 @@ def credible_mask(
         BctError: as class_means.
     """
     sums, found, squares = _class_sums(features, labels, unit=True, squares=True)
-    _require_embeddings(features, found, zeros)
+    _require_embeddings(features, found, zeros, partial)
     squares[squares < np.finfo(np.float32).tiny] = 1.0
     weights = 1 / squares
     means, of_means = _means(sums, found.counts, weights)
     del sums
     distance, _ = _to_means(features, labels, found, means, of_means, weights.astype(np.float32))
     error = 8 * np.finfo(np.float32).eps * np.sqrt(distance * (distance + of_means[labels]))
-    keep, mask, some = np.ceil(T * found.counts), np.zeros(len(labels), bool), found.embedded
-    mask[some] = nearest(distance[some], error[some], labels[some], keep.astype(np.int64))
+    mask, some, known = np.zeros(len(labels), bool), found.embedded, found.counts > 0
+    keep = np.ceil(T * found.counts[known]).astype(np.int64)
+    mask[some] = nearest(distance[some], error[some], numbered(labels[some], known), keep)
     return mask
 
 
 def entropy_mask(
-    features: np.ndarray, labels: np.ndarray, T: float, zeros: list[int] | None = None
+    features: np.ndarray,
+    labels: np.ndarray,
+    T: float,
+    zeros: list[int] | None = None,
+    partial: bool = False,
 ) -> np.ndarray:
     """NCCL's filter: which old embeddings the old space assigns to few classes (Wu et al., AAAI
     2022, "highly credible" samples).
@@ -311,7 +326,7 @@ def entropy_mask(
 
     Args:
         features: float (n, D); labels: int64 (n,); T: share of the largest possible entropy.
-        zeros: see above.
+        zeros, partial: see above.
 
     Returns:
         bool (n,).
@@ -320,8 +335,10 @@ def entropy_mask(
         BctError: as class_means.
     """
     sums, found, _ = _class_sums(features, labels, unit=True)
-    _require_embeddings(features, found, zeros)
+    _require_embeddings(features, found, zeros, partial)
     sums, counts = torch.from_numpy(sums), torch.from_numpy(found.counts)
+    known = counts > 0
+    sums, counts = sums[known], counts[known]  # the other classes are nobody's
     means = (sums / counts[:, None]).float()
     # the mean square distance to the own mean is 1 - |m|^2, weighted by class size
     spread = 1 - (counts * means.double().square().sum(1)).sum().item() / counts.sum().item()
@@ -338,7 +355,7 @@ def entropy_mask(
 
 
 def class_statistics(
-    features: np.ndarray, labels: np.ndarray, zeros: list[int] | None = None
+    features: np.ndarray, labels: np.ndarray, zeros: list[int] | None = None, partial: bool = False
 ) -> np.ndarray:
     """How far each class reaches in the old space (AdvBCT's and LCE's class statistics).
 
@@ -348,7 +365,7 @@ def class_statistics(
     the angles to the centre's direction. Source: Pan et al., AdvBCT, CVPR 2023.
 
     Args:
-        features: float (n, D); labels: int64 (n,). zeros: see above.
+        features: float (n, D); labels: int64 (n,). zeros, partial: see above.
 
     Returns:
         (C,) records: centre float32 (D,); radius and smallest_radius, the largest and smallest
@@ -359,7 +376,7 @@ def class_statistics(
         BctError: as class_means.
     """
     sums, found, _ = _class_sums(features, labels, unit=True)
-    _require_embeddings(features, found, zeros)
+    _require_embeddings(features, found, zeros, partial)
     centres, squares = _means(sums, found.counts, np.ones(features.shape[1]))
     del sums
     radii, angles = _to_means(features, labels, found, centres, squares)
@@ -369,9 +386,11 @@ def class_statistics(
     out = np.zeros(len(centres), class_statistics_dtype(features.shape[1]))
     out["centre"], out["count"] = centres, found.counts
     some = found.embedded
-    radii, angles, labels = radii[some], angles[some], labels[some]
-    out["smallest_radius"], out["radius"], out["kept"] = within_fences(radii, labels)
-    _, out["angle"], _ = within_fences(angles, labels)
+    known = found.counts > 0
+    radii, angles, labels = radii[some], angles[some], numbered(labels[some], known)
+    figures = *within_fences(radii, labels), within_fences(angles, labels)[1]
+    for name, values in zip(("smallest_radius", "radius", "kept", "angle"), figures, strict=True):
+        out[name][known] = values
     return out
 
 

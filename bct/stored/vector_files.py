@@ -70,6 +70,12 @@ def open_vectors(
     return found, manifest
 
 
+def open_array(path: Path) -> np.ndarray:
+    """The array of a .npy, of any shape and type, memory-mapped. BctError if it can't be read."""
+    with _readable(path, "an array"):
+        return _mapped(path, lambda shape, dtype: None)
+
+
 def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
     """All arrays of a .npz. Raises BctError for any other file, and for pickled objects."""
     path = Path(path)

@@ -8,6 +8,7 @@ import numpy as np
 
 from bct.errors import BctError
 from bct.files import sha256_file
+from bct.rows import present_rows
 from bct.stored.artefacts import open_artefact
 from bct.stored.vector_files import open_vectors
 
@@ -16,24 +17,37 @@ class Vectors:
     """The old embeddings of a training set, one row per image, with side information or without.
 
     Its fingerprint is that of the images, so that the new model's embeddings of the same images
-    belong to it.
+    belong to it. A training takes those that have an old embedding, and one among `new`.
 
     Args:
         features: an artefact old_embedding; its labels lie beside it, see bct/stored/artefacts.py.
         side: stored side information of the same images, row by row: another artefact, or any
             .npy of floats with as many rows.
         how: the command that makes the features, for error messages.
+        new: an artefact new_embedding and how it is made, to see which images have one.
 
     Raises:
         BctError: missing or damaged files; labels or side information that belong to other images.
     """
 
     class_names = None
-    native, resizable, vectors = None, False, True  # see bct.data.image_set
+    native, resizable, vectors, chosen = None, False, True, None  # see bct.data.image_set
 
-    def __init__(self, features: str | Path, side: str | Path | None = None, how: str = ""):
+    def __init__(
+        self,
+        features: str | Path,
+        side: str | Path | None = None,
+        how: str = "",
+        new: tuple[str | Path, str] | None = None,
+    ):
         self.path = Path(features)
         old, made_from = open_artefact(self.path, how)
+        both = [(old, made_from)]
+        if new is not None:
+            both.append(open_artefact(Path(new[0]), new[1]))
+        partial = [rows for rows, said in both if said.get("absent")]
+        if partial and len({len(rows) for rows, _ in both}) == 1:
+            self.chosen = np.flatnonzero(np.all([present_rows(rows) for rows in partial], axis=0))
         self.fingerprint = made_from.get("data")
         name = f"{self.path.stem.removesuffix('feature')}label.npy"
         labels, of_labels = open_artefact(self.path.with_name(name), how)

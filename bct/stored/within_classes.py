@@ -43,6 +43,11 @@ def within_fences(values: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, .
     return _values(keys[start]), _values(keys[stop - 1]), stop - start
 
 
+def numbered(labels: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Labels of known classes, bool (C,), numbered without the others."""
+    return labels if known.all() else (np.cumsum(known) - 1)[labels]
+
+
 def _keys(values: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Whole numbers, uint64, in the order of the labels and then of the float32 values >= 0: the
     label above the bits of the value, which are in its order."""

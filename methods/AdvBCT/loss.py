@@ -27,7 +27,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bct.distributed import mean_of_chosen, sum_over_ranks, world_size
+from bct.distributed import all_reduce, mean_of_chosen, sum_over_ranks
 
 
 class AdvBCTLoss(nn.Module):
@@ -67,19 +67,22 @@ class AdvBCTLoss(nn.Module):
         old: torch.Tensor,
         epoch: float,
         epochs: int,
+        present: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """The terms p2s and adv, weighted, whose means over ranks are those of the global batch.
 
         Args:
             embeddings: float32 (B, D), new; labels: int64 (B,); old: (B, D), of the same images.
             epoch: e with the part of it that is done, from 0; epochs: E.
+            present: bool (B,), which old embeddings there are: D sees no others. None: all. Not
+                published.
         """
         f, old = F.normalize(embeddings.float()), F.normalize(old)
         fading = (epochs - math.floor(epoch) + 1) / epochs
         strength = 2 / (1 + math.exp(-10 * epoch / epochs)) - 1
         return {
             "p2s": self.weight * self.point_to_set(f, labels),
-            "adv": self.weight * fading * self.adversary(_Reverse.apply(f, strength), old),
+            "adv": self.weight * fading * self.adversary(_Reverse.apply(f, strength), old, present),
         }
 
     def point_to_set(self, f: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -92,8 +95,12 @@ class AdvBCTLoss(nn.Module):
             return torch.where(outside, excess, 0).sum() / outside.sum().clamp_min(1)
         return mean_of_chosen(excess, outside)
 
-    def adversary(self, new: torch.Tensor, old: torch.Tensor) -> torch.Tensor:
+    def adversary(
+        self, new: torch.Tensor, old: torch.Tensor, present: torch.Tensor | None = None
+    ) -> torch.Tensor:
         """Cross-entropy of the discriminator, 0 = new, 1 = old; 2 ln 2 is chance."""
+        if present is not None:
+            return self._adversary_of_some(new, old, present)
         if self.published:
             of_new, of_old = self.discriminator(new), self.discriminator(old)
         else:
@@ -101,12 +108,18 @@ class AdvBCTLoss(nn.Module):
         zeros = torch.zeros(len(new), dtype=torch.long, device=new.device)
         return F.cross_entropy(of_new, zeros) + F.cross_entropy(of_old, zeros + 1)
 
+    def _adversary_of_some(self, new, old, present) -> torch.Tensor:
+        logits = self.discriminator(torch.cat((new, old[present])))
+        is_old = torch.arange(len(logits), device=new.device) >= len(new)
+        each = F.cross_entropy(logits, is_old.long(), reduction="none")
+        return mean_of_chosen(each, ~is_old) + mean_of_chosen(each, is_old)
+
 
 class JointNorm(nn.BatchNorm1d):
     """Batch norm over the batch of all ranks. Without evaluation mode: D is only ever trained."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        rows = len(x) * world_size()
+        rows = all_reduce(torch.tensor(float(len(x)), device=x.device))
         mean = sum_over_ranks(x.sum(0)) / rows
         variance = sum_over_ranks((x - mean).square().sum(0)) / rows
         return (x - mean) * (variance + self.eps).rsqrt() * self.weight + self.bias

@@ -7,7 +7,7 @@ import logging
 
 from bct.errors import BctError
 from bct.keys import number, text, whole
-from bct.method import Method
+from bct.method import Method, present
 from bct.train import main
 from methods.AdvBCT.loss import AdvBCTLoss
 
@@ -25,6 +25,10 @@ class AdvBCT(Method):
     def needs(cls, cfg):
         return "old_embedding", "class_statistics"
 
+    @classmethod
+    def takes_a_part(cls, cfg):
+        return cfg.parity == "corrected"
+
     def __init__(self, cfg, old):
         super().__init__(cfg, old)
         table = old.table("class_statistics")
@@ -34,7 +38,7 @@ class AdvBCT(Method):
                 "no class has two images, so no class has a radius", "use data with more images"
             )
         if undefined:
-            logging.warning("%d classes have one image, so no radius and no p2s", undefined)
+            logging.warning("%d classes have one image or none, so no radius and no p2s", undefined)
         balls = table["centre"], table["radius"], table["kept"]
         settings = cfg.threshold, cfg.adv_weight, cfg.hidden, cfg.parity == "published"
         self.loss = AdvBCTLoss(*balls, *settings)
@@ -43,11 +47,12 @@ class AdvBCT(Method):
         return [] if self.cfg.parity == "published" else [self.loss.boundary]
 
     def fetch(self, index, labels, rng):
-        return {"features": self.old.rows("old_embedding", index)}
+        features = self.old.rows("old_embedding", index)
+        return {"features": features} | present(self.old, features)
 
     def forward(self, embeddings, batch, head, rng):
         old, progress = batch.old["features"], (batch.epoch, self.cfg.num_epoch)
-        terms = self.loss(embeddings, batch.labels, old, *progress)
+        terms = self.loss(embeddings, batch.labels, old, *progress, batch.old.get("present"))
         return {"cls": head(embeddings, batch.labels, rng), **terms}
 
 

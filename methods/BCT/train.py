@@ -36,6 +36,10 @@ class BCT(Method):
     def needs(cls, cfg):
         return ("old_prototype",)
 
+    @classmethod
+    def takes_a_part(cls, cfg):
+        return cfg.influence == "old_classifier" or cfg.parity == "corrected"
+
     def __init__(self, cfg, old):
         super().__init__(cfg, old)
         if cfg.parity == "published" and cfg.unseen == "ignore":
@@ -43,7 +47,8 @@ class BCT(Method):
                 "the published BCT ignores no class",
                 'use unseen="synthesise" or parity="corrected"',
             )
-        old_label = torch.arange(cfg.num_classes)  # -1: its images have no influence
+        # each class's row of the prototypes or the classifier, -1: its images have no influence
+        row = torch.arange(cfg.num_classes)
         if cfg.influence == "old_classifier":
             weight, bias = old.classifier()
             self.unit = old.classifies_unit()
@@ -52,17 +57,22 @@ class BCT(Method):
         else:
             prototypes = old.whole("old_prototype")
             if cfg.parity == "corrected":
-                prototypes = own_classes(prototypes, cfg.num_classes).clone()
-                self.start, _ = class_share(cfg.num_classes)
+                if old.absent:  # classes of which no image has an old embedding
+                    known = prototypes.any(1)
+                    row, prototypes = (known.cumsum(0) - 1).where(known, -1), prototypes[known]
+                count = len(prototypes)
+                prototypes = own_classes(prototypes, count).clone()
+                self.start, _ = class_share(count)
             self.register_buffer("prototypes", prototypes, persistent=False)
         if cfg.influence == "old_classifier" or cfg.unseen == "ignore":
             old_label = old.new_to_old()
-            if (old_label < 0).all():
+            row = old_label if cfg.influence == "old_classifier" else row.where(old_label >= 0, -1)
+            if (row < 0).all():
                 raise BctError(
                     f"in {cfg.scenario} the old model has seen none of the new classes",
                     'use influence="prototype" with unseen="synthesise"',
                 )
-        self.register_buffer("old_label", old_label, persistent=False)
+        self.register_buffer("row", row, persistent=False)
 
     def forward(self, embeddings, batch, head, rng):
         influence = self.influence(embeddings.float(), batch.labels)
@@ -72,15 +82,14 @@ class BCT(Method):
         }
 
     def influence(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        cfg, old_labels = self.cfg, self.old_label[labels]
+        cfg, rows = self.cfg, self.row[labels]
         if cfg.influence == "old_classifier":
             features = F.normalize(embeddings) if self.unit else embeddings
-            return classifier_influence(features, old_labels, self.weight, self.bias)
+            return classifier_influence(features, rows, self.weight, self.bias)
         if cfg.parity == "published":
             return published_influence(embeddings, labels, self.prototypes)
-        labels = labels.where(old_labels >= 0, -1)
         settings = cfg.influence_margin, cfg.influence_scale
-        return prototype_influence(embeddings, labels, self.prototypes, *settings, self.start)
+        return prototype_influence(embeddings, rows, self.prototypes, *settings, self.start)
 
 
 if __name__ == "__main__":

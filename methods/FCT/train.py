@@ -54,8 +54,13 @@ class FCT(Method):
         """h takes old embeddings of any width."""
 
     @classmethod
+    def takes_a_part(cls, cfg):
+        """It trains on the images that both models have an embedding of: Vectors.chosen."""
+        return True
+
+    @classmethod
     def data(cls, cfg):
-        vectors = _vectors(cfg)
+        vectors = _vectors(cfg, OldModel.locate(cfg, "new_embedding"))
         cfg.side_digest = vectors.side_digest  # so that the run depends on what is in the file
         return vectors
 
@@ -112,10 +117,10 @@ class FCT(Method):
         )
 
 
-def _vectors(cfg):
+def _vectors(cfg, new=None):
     path, how = OldModel.locate(cfg, "old_embedding")
     side = cfg.side_embedding or (path if cfg.parity == "published" else None)
-    return Vectors(path, side, how)
+    return Vectors(path, side, how, new)
 
 
 if __name__ == "__main__":

@@ -13,8 +13,21 @@ Differs from the published code in nothing but that it starts: parity = "publish
 import torch
 import torch.nn.functional as F
 
+from bct.distributed import mean_of_chosen
 
-def l2(embeddings: torch.Tensor, old: torch.Tensor, threshold: float = 0.0) -> torch.Tensor:
-    """The loss of float32 embeddings (B, D), new, and old (B, D), of the same images."""
+
+def l2(
+    embeddings: torch.Tensor,
+    old: torch.Tensor,
+    threshold: float = 0.0,
+    present: torch.Tensor | None = None,
+) -> torch.Tensor:
+    """The loss, whose mean over ranks is that of the global batch.
+
+    Args:
+        embeddings: float32 (B, D), new; old: (B, D), of the same images.
+        present: bool (B,), which old ones there are; the mean is over them. None: all.
+    """
     distance = torch.linalg.vector_norm(F.normalize(old) - F.normalize(embeddings), dim=1)  # (B,)
-    return F.relu(distance - threshold).mean()
+    each = F.relu(distance - threshold)
+    return each.mean() if present is None else mean_of_chosen(each, present)

@@ -4,7 +4,7 @@ Needs of the old model: its embeddings of the new model's training set.
 """
 
 from bct.keys import number, several, text
-from bct.method import Method
+from bct.method import Method, present
 from bct.train import main
 from methods.L2.loss import l2
 
@@ -21,12 +21,18 @@ class L2(Method):
     def needs(cls, cfg):
         return ("old_embedding",)
 
+    @classmethod
+    def takes_a_part(cls, cfg):
+        return True
+
     def fetch(self, index, labels, rng):
-        return {"features": self.old.rows("old_embedding", index)}
+        features = self.old.rows("old_embedding", index)
+        return {"features": features} | present(self.old, features)
 
     def forward(self, embeddings, batch, head, rng):
         classify, stay = self.cfg.loss_weight
-        distance = l2(embeddings, batch.old["features"], self.cfg.threshold)
+        old, chosen = batch.old["features"], batch.old.get("present")
+        distance = l2(embeddings, old, self.cfg.threshold, chosen)
         return {"cls": classify * head(embeddings, batch.labels, rng), "l2": stay * distance}
 
 

@@ -7,6 +7,7 @@ import logging
 
 from bct.keys import number, text
 from bct.method import Method
+from bct.rows import any_number
 from bct.train import main
 from methods.MixBCT.loss import draw_rows, mixbct
 
@@ -23,6 +24,10 @@ class MixBCT(Method):
     def needs(cls, cfg):
         return "old_embedding", "credible_old_feature"
 
+    @classmethod
+    def takes_a_part(cls, cfg):
+        return True
+
     def __init__(self, cfg, old):
         super().__init__(cfg, old)
         self.register_buffer("credible", old.whole("credible_old_feature"), persistent=False)
@@ -37,7 +42,11 @@ class MixBCT(Method):
                 len(rows), wanted,
             )  # fmt: skip
             self.warned = True
-        return {"rows": rows, "features": self.old.rows("old_embedding", index[rows])}
+        features = self.old.rows("old_embedding", index[rows])
+        if self.old.absent:  # whatever a mask from elsewhere says
+            there = any_number(features)
+            rows, features = rows[there], features[there]
+        return {"rows": rows, "features": features}
 
     def forward(self, embeddings, batch, head, rng):
         old = batch.old["rows"], batch.old["features"]

@@ -26,7 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bct.distributed import all_gather, all_gather_shares, gather_rows, rank
+from bct.distributed import all_gather, all_gather_shares, gather_rows, mean_of_chosen, rank
 from bct.training.class_shards import class_share
 from bct.training.class_similarity import class_probabilities, class_similarity
 
@@ -70,6 +70,7 @@ class NCCLLoss(nn.Module):
         old: torch.Tensor,
         classify: Classify,
         credible: torch.Tensor | None = None,
+        present: torch.Tensor | None = None,
     ) -> dict[str, torch.Tensor]:
         """The terms C(a), "feature", and C(b), "class", of which the first has taken the batch in.
 
@@ -78,13 +79,19 @@ class NCCLLoss(nn.Module):
             classify: the new classifier: unit rows (N, D) of all ranks' images, their labels (N,)
                 -> s cos(x, W_c), (N, C); on several ranks (N, n), this rank's classes.
             credible: bool (B,), which old embeddings may be anybody's positive; None: all.
+            present: bool (B,), which old embeddings there are; the others come into no queue, and
+                the terms are means over the images that have one. None: all. Not published.
         """
         old = F.normalize(old)
         with torch.no_grad():
             stored = labels if credible is None else labels.where(credible, -1)
             everything, everyone = all_gather(old), all_gather(labels)
-            opinions = self.opinion(classify, everything, everyone)
-            self.push(everything, opinions, all_gather(stored))
+            given, whose, stored = everything, everyone, all_gather(stored)
+            if present is not None:
+                there = all_gather(present)
+                given, whose, stored = given[there], whose[there], stored[there]
+            if len(given):
+                self.push(given, self.opinion(classify, given, whose), stored)
         f = gather_rows(F.normalize(embeddings.float()))  # (N, D)
         mine = slice(rank() * len(labels), (rank() + 1) * len(labels))
         if self.published:
@@ -98,18 +105,23 @@ class NCCLLoss(nn.Module):
         positive = labels[:, None] == self.queue_labels
         a = local @ self.queue.t()
         return {
-            "feature": self.consensus(a / self.temperature, weight, positive),
-            "class": self.consensus(b / self.temperature, weight, positive),
+            "feature": self.consensus(a / self.temperature, weight, positive, present),
+            "class": self.consensus(b / self.temperature, weight, positive, present),
         }
 
     def consensus(
-        self, similarity: torch.Tensor, weight: torch.Tensor, positive: torch.Tensor
+        self,
+        similarity: torch.Tensor,
+        weight: torch.Tensor,
+        positive: torch.Tensor,
+        present: torch.Tensor | None = None,
     ) -> torch.Tensor:
-        """C(s): similarity, weight float (B, Q), positive bool (B, Q)."""
+        """C(s): similarity, weight float (B, Q), positive bool (B, Q), present bool (B,)."""
         if not self.published:
             similarity = similarity.masked_fill(self.queue_labels < 0, -1e9)
         each = torch.where(positive, weight * similarity.log_softmax(1), 0).sum(1)
-        return -(each / positive.sum(1).clamp_min(1)).mean()
+        each = -each / positive.sum(1).clamp_min(1)
+        return each.mean() if present is None else mean_of_chosen(each, present)
 
     def opinion(self, classify: Classify, e: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         """What the classifier says of unit rows (N, D), as the queue stores it: (n, N)."""

@@ -7,7 +7,7 @@ the mask of tools/denoise.py --by entropy: the others then are no positives.
 from bct.distributed import world_size
 from bct.errors import BctError
 from bct.keys import flag, number, text, whole
-from bct.method import Method
+from bct.method import Method, present
 from bct.train import main
 from methods.NCCL.loss import NCCLLoss
 
@@ -28,6 +28,10 @@ class NCCL(Method):
     def needs(cls, cfg):
         return ("old_embedding", "credible_by_entropy") if cfg.credible else ("old_embedding",)
 
+    @classmethod
+    def takes_a_part(cls, cfg):
+        return cfg.parity == "corrected"
+
     def __init__(self, cfg, old):
         super().__init__(cfg, old)
         check(cfg)
@@ -44,7 +48,8 @@ class NCCL(Method):
         self.register_buffer("credible", mask, persistent=False)
 
     def fetch(self, index, labels, rng):
-        old = {"features": self.old.rows("old_embedding", index)}
+        features = self.old.rows("old_embedding", index)
+        old = {"features": features} | present(self.old, features)
         if self.cfg.credible:
             old["credible"] = self.credible[index]
         return old
@@ -55,7 +60,8 @@ class NCCL(Method):
 
         classification = head(embeddings, batch.labels, rng)
         old = batch.old["features"]
-        terms = self.loss(embeddings, batch.labels, old, classify, batch.old.get("credible"))
+        masks = batch.old.get("credible"), batch.old.get("present")
+        terms = self.loss(embeddings, batch.labels, old, classify, *masks)
         return {
             "cls": classification,
             "feature": self.cfg.alpha * terms["feature"],

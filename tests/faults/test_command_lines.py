@@ -51,6 +51,10 @@ COMMANDS = {
     "tools/export_onnx.py": ("new.pt", "-net", "demo_w16", "-o", "new.onnx", "--overwrite"),
     "tools/extract_features.py": ("{house}/old_class30.py", "--SD", "old_class70", "num_workers=0"),
     "tools/folder_to_rec.py": ("images", "packed"),
+    "tools/gallery_maps.py": (DEMO,),
+    "tools/import_features.py": (
+        *("feats.npy", "classes.npy", "--rec", "train.rec", "-o", "brought"),
+    ),
     "tools/make_artefacts.py": (DEMO, "--set", "feature_save=made"),
     "tools/make_demo_data.py": (
         "--out",
@@ -98,6 +102,8 @@ def place(tmp_path, ijb, weights):
         f"config['feature_save'] = {str(tmp_path / 'features')!r}\n"
     )
     np.save(tmp_path / "vectors.npy", np.eye(6, dtype=np.float32))
+    np.save(tmp_path / "feats.npy", np.eye(16, dtype=np.float32))
+    np.save(tmp_path / "classes.npy", np.repeat(np.arange(4), 4))
     for name, content in (
         ("empty", b""),
         ("junk.bin", bytes(range(256)) * 9),

@@ -7,7 +7,8 @@ import torch
 class OldArrays:
     """Old artefacts held in memory; records which rows were read."""
 
-    def __init__(self, **arrays):
+    def __init__(self, absent=0, **arrays):
+        self.absent = absent
         self.arrays, self.read = {k: np.asarray(v) for k, v in arrays.items()}, []
 
     def rows(self, kind, index):

@@ -14,6 +14,7 @@ from bct.files import read_json
 from bct.method import load_method
 from bct.metrics.bootstrap import bootstrap_tar
 from bct.metrics.scores import rate_name, tar_at_far
+from bct.models.about import model_in
 from bct.models.embed import embed_models
 from bct.models.model import open_model
 from bct.models.widths import same_width
@@ -68,7 +69,7 @@ class Judge:
 
     def items(self, side: Side, protocol: Protocol) -> np.ndarray:
         """Unit embeddings of a protocol's items, float32 (T, D)."""
-        models = {"x": open_model(side.network / "model.pt", dtype=self.dtype)}
+        models = {"x": open_model(model_in(side.network), dtype=self.dtype)}
         rows = embed_models(models, protocol.images, self.cache, device=self.device)["x"]
         if side.mapped_by:
             # a map is trained on embeddings of one image, as long as half of a sum with its mirror
