@@ -63,6 +63,7 @@ def train(
     network: nn.Module, centres: nn.Parameter, images: torch.Tensor, labels: torch.Tensor,
     epochs: int, batch: int = 64,
 ) -> None:  # fmt: skip
+    batch = min(batch, len(images))
     groups = [{"params": network.parameters()}, {"params": [centres]}]
     optimizer = torch.optim.SGD(groups, 0.1, momentum=0.9, weight_decay=5e-4)
     steps, step, started = len(images) // batch * epochs, 0, time.perf_counter()

@@ -51,7 +51,6 @@ COMMANDS = {
     "tools/export_onnx.py": ("new.pt", "-net", "demo_w16", "-o", "new.onnx", "--overwrite"),
     "tools/extract_features.py": ("{house}/old_class30.py", "--SD", "old_class70", "num_workers=0"),
     "tools/folder_to_rec.py": ("images", "packed"),
-    "tools/gallery_maps.py": (DEMO,),
     "tools/import_features.py": (
         *("feats.npy", "classes.npy", "--rec", "train.rec", "-o", "brought"),
     ),
