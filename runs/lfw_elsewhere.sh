@@ -10,6 +10,7 @@
 #
 #   OUT=work_dirs/elsewhere   where everything goes   FAR=1e-2   of the tables
 #   NEW="network=demo_w32 ..." config values of the new networks   EPOCHS=20 of the old model's training
+#   MAP="num_epoch=80 ..."    of the map of the gallery
 set -euo pipefail
 source "$(dirname "$0")/lib/start.sh"
 : "${LFW:?set LFW to the folder with train.rec}" "${IJBC:?set IJBC to the folder that contains IJBC/}"
@@ -46,7 +47,7 @@ for what in onnx features; do ln -sfn "$ALONE" "$OUT/$what/EXclass/seed0/alone";
 # 4. the upgrades. Which old class a new one is, nobody has said: labels follow from the people's order
 upgrade() {  # what, old model's folder, method, name, more settings
     local config="methods/$3/configs/bench_$3.py" out="$OUT/$1/EXclass/seed0/$4" here=(old_model="$2" "${@:5}")
-    [[ $3 == FCT ]] && here+=(new_model="$ALONE" rec="$LFW" embedding_size=512 resume=True) || here+=($NEW)
+    [[ $3 == FCT ]] && here+=(new_model="$ALONE" rec="$LFW" embedding_size=512 resume=True ${MAP:-}) || here+=($NEW)
     $PYTHON tools/make_artefacts.py "$config" --set "${here[@]}"
     (cd "methods/$3" && $PYTHON train.py "configs/bench_$3.py" "${here[@]}" seed=$SEED output="$out")
 }
