@@ -112,7 +112,9 @@ def test_the_classifier_has_a_row_per_class(own):
     weight, bias = old_model(own).classifier()
     assert weight.shape == (2, 8) and bias.shape == (2,)
     said = json.loads((own / "old" / "model.json").read_text())
-    (own / "old" / "model.json").write_text(json.dumps({**said, "num_classes": 3}))
+    (own / "old" / "model.json").write_text(
+        json.dumps({**said, "num_classes": 3, "class_names": ["a9", "b", "c"]})
+    )
     with pytest.raises(BctError, match=r"2 rows, its model.json says 3 classes"):
         old_model(own).classifier()
 
@@ -132,7 +134,7 @@ def test_the_old_network_is_frozen_and_nobodys_child(built):
 
 
 def test_a_network_that_sees_other_images_is_refused(built):
-    with pytest.raises(BctError, match="sees imagenet images of 28 pixels"):
+    with pytest.raises(BctError, match="sees images of 28 pixels, this training of 32"):
         old_model(built, "image_size=32").network()
 
 

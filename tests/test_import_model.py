@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from PIL import Image
+from support.bt2 import BT2Basis, bt2_checkpoint, trained
 from support.networks import settle
 from support.old_models import CPU, TRAINING, tool
 from support.onnx_graphs import graph, own_normalisation
@@ -147,8 +148,6 @@ def test_torchvision_and_openbct_keep_their_classifier(tmp_path, capsys, thing):
 
 
 def test_bt2s_transformation_needs_its_json_no_more(tmp_path, capsys):
-    from test_reference_checkpoints import BT2Basis, bt2_checkpoint, trained
-
     torch.manual_seed(0)
     model = trained(BT2Basis(24, 16, 6, 1.5, classes=7))
     bt2_checkpoint(tmp_path / "transfer.checkpoint", model, "module.")
@@ -270,13 +269,16 @@ def test_class_centres_of_ranks_are_joined_by_their_numbers(tmp_path, capsys, fi
     assert old.classifies_unit() and old.num_classes() == 23
 
     given = (file, "-net", "demo_w16", "-o", tmp_path / "no", "--classifier")
-    refused(capsys, "rank 1 are missing", *given, paths[0], paths[2])
+    refused(capsys, "but lies beside the files", *given, *paths[:-1])
+    paths[1].rename(tmp_path / "away")
+    refused(capsys, "rank 1 are missing", *given, paths[0], *paths[2:])
+    (tmp_path / "away").rename(paths[1])
     refused(capsys, "two files of rank 0", *given, paths[0], paths[0])
     refused(capsys, "has 23 rows, but there are 24", *given, *paths, "--classes", 24)
     torch.save(RANKS[name](torch.randn(2, D - 1)), paths[1])
     refused(capsys, "15 and 16 dimensions", *given, *paths)
     shutil.copy(paths[0], tmp_path / "other.pt")
-    refused(capsys, "does not say which rank", *given, paths[0], tmp_path / "other.pt")
+    refused(capsys, "does not say which rank", *given, tmp_path / "other.pt", paths[0])
     assert not (tmp_path / "no").exists()
 
 
@@ -430,27 +432,24 @@ def upgrade(tmp_path_factory, face):
     ("name", "extra"),
     [
         ("MixBCT", []),
-        ("BCT", ["loss=old_classifier", "scenario=EXclass"]),
+        ("BCT", ["influence=old_classifier", "scenario=EXclass"]),
         ("OpenBCT", ["terms={'cls':1.0,'influence':1.0,'lwf':1.0}", "teacher=view", "fill=missing",
                      "scenario=EXclass"]),
     ],
 )  # fmt: skip
 def test_methods(upgrade, tmp_path, name, extra):
     method = load_method(name)
-    if name == "BCT":
-        extra = ["bct_loss=old_classifier" if "bct_loss" in method.defaults else e for e in extra]
     words = [f"old_model={upgrade / 'old'}", f"rec={upgrade / 'set'}", f"output={tmp_path / 'new'}"]
     words += ["network=demo_w32", f"embedding_size={D}", *TRAINING, "num_epoch=1", *extra]
     cfg = load_config(upgrade / "new.py", words, method.defaults)
     assert train(cfg, method, CPU) == 0
     steps = (tmp_path / "new" / "metrics.jsonl").read_text().splitlines()
     assert all(np.isfinite(json.loads(line).get("loss", 0)) for line in steps)
-    assert RecordSet(upgrade / "set").num_classes == len(COUNTS)
 
 
 def test_a_run_depends_on_the_classifier_beside_the_model(upgrade, tmp_path):
     shutil.copytree(upgrade / "old", tmp_path / "old")
-    words = [f"old_model={tmp_path / 'old'}", f"rec={upgrade / 'set'}"]
+    words = [f"old_model={tmp_path / 'old'}", f"rec={upgrade / 'set' / 'train.rec'}"]
     cfg = load_config(upgrade / "new.py", words)
     before = OldModel(cfg, RecordSet(cfg.rec), ("old_embedding",)).fingerprint
     moved = load_config(upgrade / "new.py", [f"old_model={upgrade / 'old'}", words[1]])

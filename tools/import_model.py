@@ -32,7 +32,7 @@ from bct.errors import BctError
 from bct.files import atomic, read_json, sha256_file, without_mark, write_json
 from bct.keys import LARGEST_IMAGE, number, whole
 from bct.models.about import described_in, said_beside, view_of_model
-from bct.models.classifiers import Classifier, read_classifier
+from bct.models.classifiers import Classifier, is_of_rank, read_classifier
 from bct.models.onnx_model import OnnxBackbone, size_in
 from bct.models.reference_checkpoints import TORCHSCRIPT, Script, is_torchscript
 from bct.models.weights import load_backbone, network_of
@@ -200,6 +200,9 @@ def classifier_of(args: argparse.Namespace, network: str, width: int) -> Classif
     if args.weights.suffix.lower() == ".onnx":
         return None
     if network == TORCHSCRIPT and not is_torchscript(args.weights):
+        return None
+    if is_of_rank(args.weights):
+        say(f"{args.weights} may hold a part of the class centres: name them, --classifier")
         return None
     try:
         found = read_classifier([args.weights], None, network)

@@ -71,7 +71,7 @@ def described_in(weights: str | Path) -> dict[str, Any]:
     for key, good in fits.items():
         if not good:
             raise BctError(
-                f"{about}: {key} can't be {shown(said[key], 60)}",
+                f"{about}: {key} can't be {shown(repr(said[key]), 60)}",
                 "num_classes is a number, class_names a list of as many names or null, network a "
                 "name, head_unit true or false",
             )
