@@ -11,6 +11,7 @@ from support.foreign_files import WRITERS, D, Foreign, face_network, network_inp
 from support.old_models import tool
 
 from backbones import get_model
+from backbones.basis import BasisNetwork
 from bct.config import load_config
 from bct.data.sets import open_images
 from bct.errors import BctError
@@ -23,6 +24,7 @@ from bct.training.initial import start_from
 from tools import import_features, import_model
 
 SIDES, PIXELS = {"faces": 112, "things": 32}, {"faces": "face", "things": "imagenet"}
+ENDS = {"old_embedding": "_feature", "old_prototype": "_avg_feature", "class_statistics": "_class_statistics"}
 PLACES = ("evaluate", "old model", "teacher", "classifier", "init_from", "features")
 
 
@@ -115,6 +117,10 @@ def close(got, want) -> None:
 def evaluate(bench: Bench, kind: str) -> None:
     """eval/*.py and tools/embed.py open a model so, and embed a set so."""
     found = bench.file(kind)
+    if found.role == "images":
+        paths = [open_images(found.files[0]).describe(row) for row in range(9)]
+        assert paths == [open_images(bench.home / "things").describe(row) for row in range(9)]
+        return
     view = {"size": SIDES[found.sees], "crop": "none", "pixels": PIXELS[found.sees]}
     model = open_model(found.files[0], found.network, **(view if found.sees == "things" else {}))
     close(model.embed(open_images(bench.home / found.sees)), found.embed(bench.plain[found.sees]))
@@ -131,14 +137,20 @@ def old_model(bench: Bench, kind: str) -> None:
 def teacher(bench: Bench, kind: str) -> None:
     """The network that a method asks during training."""
     found = bench.file(kind)
-    folder, sees = bench.extracted(kind) if found.network or not found.beside else (None, None)
+    if found.role == "features":
+        needs = {"mask": "credible_old_feature", "avg": "old_prototype"}
+        folder, sees = bench.features(kind), found.sees
+        kinds = [k for k in ("old_embedding", "old_prototype", "class_statistics")
+                 if list(folder.glob(f"features/*{ENDS[k]}.npy"))]
+        bench.opened(folder, sees, kinds[0]).network()
+    folder, sees = bench.extracted(kind)
     network = bench.opened(folder, sees, "old_embedding").network()
     close(network(bench.plain[sees]), found.embed(bench.plain[sees]))
 
 
 def classifier(bench: Bench, kind: str) -> None:
     found = bench.file(kind)
-    if found.embed is None or found.beside or found.files[0].suffix == ".npy":
+    if found.role != "network" or len(found.files) > 1:
         folder = bench.home / f"with{len(bench.brought)}"
         bench.run(import_model, bench.home / "face.pt", "-net", "demo_w16", "-o", folder,
                   "--classifier", *found.files)  # fmt: skip
@@ -162,10 +174,13 @@ def init_from(bench: Bench, kind: str) -> None:
     width = D if found.embed is None else found.embed(bench.plain[found.sees]).shape[1]
     if network == "torchscript":
         network = "demo_w16"
-    backbone = get_model(network.partition("+")[0], width)
-    start_from(cfg, open_images(bench.home / found.sees), backbone, SoftmaxHead(width, 3))
+    backbone = get_model(network, width) if "+" not in network else BasisNetwork(
+        get_model("resnet18_narrow", 24 + 16), 24, 16, 6)
+    start = start_from(cfg, open_images(bench.home / found.sees), backbone, SoftmaxHead(width, 3))
+    print(start.fit)
     with torch.inference_mode():
-        close(backbone.eval()(bench.plain[found.sees]), found.embed(bench.plain[found.sees]))
+        body = backbone.eval() if found.body is None else backbone.eval().body
+        close(body(bench.plain[found.sees]), (found.body or found.embed)(bench.plain[found.sees]))
 
 
 def features(bench: Bench, kind: str) -> None:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from PIL import Image
-from support.foreign_files import BT2Basis, bt2_checkpoint, trained
+from support.bt2 import BT2Basis, bt2_checkpoint, trained
 from support.networks import settle
 from support.old_models import CPU, TRAINING, tool
 from support.onnx_graphs import graph, own_normalisation

@@ -8,14 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
-from support.foreign_files import (
-    BT2Basis,
-    BT2ResNet,
-    bt2_checkpoint,
-    openbct,
-    save_script,
-    trained,
-)
+from support.bt2 import BT2Basis, BT2ResNet, bt2_checkpoint, trained
+from support.foreign_files import openbct, save_script
 from support.networks import settle
 from torch import nn
 

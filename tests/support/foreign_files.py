@@ -19,13 +19,13 @@ import torch.nn.functional as F
 import torchvision
 from PIL import Image
 from torch import nn
-from torch.nn.utils.parametrizations import orthogonal
 
 from backbones import get_model
 from bct.config import load_config
 from bct.files import write_json
 from bct.method import Method
 from bct.train import train
+from support.bt2 import BT2Basis, BT2ResNet, bt2_checkpoint, trained
 from support.networks import settle
 from support.pictures import picture
 
@@ -36,11 +36,6 @@ ADVBCT, OPENCOMPATIBLE = ("yacs.config", "CfgNode"), ("parse_config", "ConfigPar
 
 
 # ---- networks and writers of single systems
-
-
-def trained(model):
-    """As ours in memory, so that the same sums are taken in the same order."""
-    return settle(model).to(memory_format=torch.channels_last)
 
 
 def openbct(path, prefix, classes=5, **extra):
@@ -58,60 +53,6 @@ def openbct(path, prefix, classes=5, **extra):
     return model
 
 
-class BT2ResNet(nn.Module):
-    """ResNet-18 with a last block of d channels; logits and embedding (B, d, 1, 1)."""
-
-    def __init__(self, d, classes, norm):
-        super().__init__()
-        net, block = torchvision.models.resnet18(weights=None), torchvision.models.resnet.BasicBlock
-        for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3"):
-            self.add_module(name, getattr(net, name))
-        last = block(
-            512, d, downsample=nn.Sequential(nn.Conv2d(512, d, 1, bias=False), nn.BatchNorm2d(d))
-        )
-        self.layer4 = nn.Sequential(net.layer4[0], last)
-        self.fc = nn.Conv2d(d, classes, 1, bias=False)
-        self.norm = norm
-
-    def forward(self, x):
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        feature = F.adaptive_avg_pool2d(x, 1)
-        if self.norm:
-            feature = F.normalize(feature)
-        return self.fc(feature).flatten(1), feature
-
-
-class BT2Basis(nn.Module):
-    """What the paper's network computes, with all rows of the old branch."""
-
-    def __init__(self, d, d_old, a, C, classes):
-        super().__init__()
-        self.resnet = BT2ResNet(d + d_old, 9, norm=False)
-        self.fc3 = nn.Conv2d(d + d_old, d_old, 1)
-        self.fc_out = nn.Linear(d, classes, bias=False)
-        self.ortholinear_p = orthogonal(nn.Linear(d, d, bias=False))
-        self.ortholinear_old2 = orthogonal(nn.Linear(d_old, d_old, bias=False))
-        self.d, self.d_old, self.a, self.C = d, d_old, a, C
-
-    def forward(self, x):
-        h = self.resnet(x)[1]
-        f = F.normalize(h.flatten(1)[:, : self.d])
-        o = F.normalize(F.normalize(self.fc3(F.relu(h)).flatten(1))[:, : self.a])
-        u = torch.cat([o, self.ortholinear_p(self.C * f)], 1)
-        b = self.ortholinear_old2(u[:, : self.d_old])
-        return self.fc_out(f), b, f, torch.cat([b, u[:, self.d_old :]], 1)
-
-
-def bt2_checkpoint(path, model, prefix):
-    state = {prefix + key: value for key, value in model.state_dict().items()}
-    optimizer = torch.optim.Adam(model.parameters()).state_dict()
-    torch.save(
-        {"epoch": 5, "model_state_dict": state, "optimizer_state_dict": optimizer, "loss": 0.5},
-        path,
-    )
-
-
 def save_script(model, path, *example):
     """TorchScript of a network; example: what it takes, if not images of 32 x 32."""
     example = example or (torch.zeros(2, 3, SIDE, SIDE),)
@@ -127,10 +68,10 @@ def write_images(folder: Path, side: int) -> np.ndarray:
     """A folder of class folders; its images in its order, uint8 (n, side, side, 3)."""
     images = []
     for label in range(KNOWN):
-        (folder / f"class{label}").mkdir(parents=True)
+        (folder / f"n{label:08}").mkdir(parents=True)
         for variant in range(PER_CLASS):
             images.append(picture(label, variant, side))
-            Image.fromarray(images[-1]).save(folder / f"class{label}" / f"{variant}.png")
+            Image.fromarray(images[-1]).save(folder / f"n{label:08}" / f"{variant}.png")
     return np.stack(images)
 
 
@@ -146,24 +87,29 @@ def network_input(images: np.ndarray, pixels: str) -> torch.Tensor:
 
 # ---- what each system writes
 
+ROLES = ("network", "classifier", "features", "images")
 Images = Callable[[torch.Tensor], torch.Tensor]
 
 
 class Foreign(NamedTuple):
     """What a system has left.
 
+    role: what it is, see ROLES.
     files: as they are given to a tool, the one that is meant first.
     network: the name that it needs. sees: "faces" or "things", the images it is for.
     embed, logits: of a network's input (n, 3, H, W), by plain torch; None where it has none.
     beside: files that belong to the first one, but are not meant.
+    body: what init_from takes of it, if not the whole network.
     """
 
+    role: str
     files: tuple[Path, ...]
     network: str | None = None
     sees: str = "faces"
     embed: Images | None = None
     logits: Images | None = None
     beside: tuple[Path, ...] = ()
+    body: Images | None = None
 
 
 def plain(network: nn.Module) -> Images:
@@ -222,25 +168,25 @@ def _of_run(run: Path) -> tuple[Images, Images]:
 
 def our_model(folder: Path) -> Foreign:
     run = our_run(folder)
-    return Foreign((run / "model.pt",), None, "faces", *_of_run(run))
+    return Foreign("network", (run / "model.pt",), None, "faces", *_of_run(run))
 
 
 def our_folder(folder: Path) -> Foreign:
     run = our_run(folder)
-    return Foreign((run,), None, "faces", *_of_run(run))
+    return Foreign("network", (run,), None, "faces", *_of_run(run))
 
 
 def our_checkpoint(folder: Path) -> Foreign:
     run = our_run(folder)
     (file,) = (run / "checkpoints").glob("step_*.pt")
-    return Foreign((file,), "demo_w16", "faces", *_of_run(run))
+    return Foreign("network", (file,), "demo_w16", "faces", *_of_run(run))
 
 
 def insightface_model(folder: Path) -> Foreign:
     """Its newer model.pt; older ones are the same with module. before each key."""
     network = face_network()
     file = _saved(folder / "model.pt", network.state_dict())
-    return Foreign((file,), "demo_w16", "faces", plain(network))
+    return Foreign("network", (file,), "demo_w16", "faces", plain(network))
 
 
 def insightface_checkpoint(folder: Path) -> Foreign:
@@ -255,14 +201,14 @@ def insightface_checkpoint(folder: Path) -> Foreign:
         }  # fmt: skip
         files.append(_saved(folder / f"checkpoint_gpu_{rank}.pt", saved))
     logits = cosine(64, network, centres())
-    return Foreign(tuple(files), "demo_w16", "faces", plain(network), logits)
+    return Foreign("network", tuple(files), "demo_w16", "faces", plain(network), logits)
 
 
 def insightface_centres(folder: Path) -> Foreign:
     parts = centres().tensor_split(2)
     names = (f"rank_{rank}_softmax_weight.pt" for rank in range(2))
     files = tuple(_saved(folder / n, p.clone()) for n, p in zip(names, parts, strict=True))
-    return Foreign(files, "demo_w16", logits=cosine(64, face_network(), centres()))
+    return Foreign("classifier", files, "demo_w16", logits=cosine(64, face_network(), centres()))
 
 
 def insightface_onnx(folder: Path) -> Foreign:
@@ -275,7 +221,7 @@ def insightface_onnx(folder: Path) -> Foreign:
     model = onnx.load(file)
     model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "None"
     onnx.save(model, file)
-    return Foreign((file,), None, "faces", plain(network))
+    return Foreign("network", (file,), None, "faces", plain(network))
 
 
 def mixbct_model(folder: Path) -> Foreign:
@@ -284,7 +230,7 @@ def mixbct_model(folder: Path) -> Foreign:
     head = {f"cls_fc.{key}": value for key, value in fc.state_dict().items()}
     file = _saved(folder / "model.pt", network.state_dict() | head)
     logits = plain(nn.Sequential(network, fc))
-    return Foreign((file,), "demo_w16", "faces", plain(network), logits)
+    return Foreign("network", (file,), "demo_w16", "faces", plain(network), logits)
 
 
 def mixbct_centres(folder: Path) -> Foreign:
@@ -293,7 +239,7 @@ def mixbct_centres(folder: Path) -> Foreign:
     files = tuple(
         _saved(folder / n, {"weight": p.clone()}) for n, p in zip(names, parts, strict=True)
     )
-    return Foreign(files, "demo_w16", logits=cosine(64, face_network(), centres()))
+    return Foreign("classifier", files, "demo_w16", logits=cosine(64, face_network(), centres()))
 
 
 def _rows(images: np.ndarray) -> np.ndarray:
@@ -317,23 +263,27 @@ def _mixbct_files(folder: Path) -> dict[str, Path]:
 
 def mixbct_features(folder: Path) -> Foreign:
     files = _mixbct_files(folder)
-    return Foreign((files["feature"],), embed=plain(face_network()), beside=(files["label"],))
+    return Foreign(
+        "features", (files["feature"],), embed=plain(face_network()), beside=(files["label"],)
+    )
 
 
 def mixbct_mask(folder: Path) -> Foreign:
     files = _mixbct_files(folder)
     beside = files["feature"], files["label"]
-    return Foreign((files["credible_ratio_90_feature"],), beside=beside)
+    return Foreign("features", (files["credible_ratio_90_feature"],), beside=beside)
 
 
 def mixbct_means(folder: Path) -> Foreign:
-    return Foreign((_mixbct_files(folder)["avg_feature"],))
+    file = _mixbct_files(folder)["avg_feature"]
+    logits = _linear(torch.from_numpy(np.load(file)), None)
+    return Foreign("features", (file,), logits=logits)
 
 
 def openbct_checkpoint(folder: Path) -> Foreign:
     file = folder / "epoch_3_checkpoint.pth.tar"
     model = openbct(file, "module.", classes=KNOWN)
-    return Foreign((file,), None, "things", plain(_without_fc(model)), plain(model))
+    return Foreign("network", (file,), None, "things", plain(_without_fc(model)), plain(model))
 
 
 def _without_fc(model: nn.Module) -> nn.Module:
@@ -344,19 +294,23 @@ def _without_fc(model: nn.Module) -> nn.Module:
 
 def openbct_old_npy(folder: Path) -> Foreign:
     np.save(folder / "old_fc.npy", centres().numpy())
-    return Foreign((folder / "old_fc.npy",), logits=_linear(centres(), None))
+    return Foreign("classifier", (folder / "old_fc.npy",), logits=_linear(centres(), None))
 
 
 def openbct_old_pth(folder: Path) -> Foreign:
     saved = {"fc.weight": centres(), "fc.bias": torch.tensor([0.5, -1.0, 2.0])}
     file = _saved(folder / "old_fc.pth", saved)
-    return Foreign((file,), logits=_linear(saved["fc.weight"], saved["fc.bias"]))
+    return Foreign(
+        "classifier", (file,), "demo_w16", logits=_linear(saved["fc.weight"], saved["fc.bias"])
+    )
 
 
 def openbct_synthetic(folder: Path) -> Foreign:
     """The means of -g: float64, not of length 1."""
     np.save(folder / "synth_clsfier.npy", 0.5 * centres().double().numpy())
-    return Foreign((folder / "synth_clsfier.npy",), logits=_linear(0.5 * centres(), None))
+    return Foreign(
+        "classifier", (folder / "synth_clsfier.npy",), logits=_linear(0.5 * centres(), None)
+    )
 
 
 def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Images:
@@ -367,17 +321,19 @@ def _linear(weight: torch.Tensor, bias: torch.Tensor | None) -> Images:
 def openbct_list(folder: Path) -> Foreign:
     """Its lines: <path> <label>, found in the folder's train/."""
     write_images(folder / "train", SIDE)
-    lines = [f"class{label}/{variant}.png {label}\n" for label in range(KNOWN)
+    lines = [f"n{label:08}/{variant}.png {label}\n" for label in range(KNOWN)
              for variant in range(PER_CLASS)]  # fmt: skip
     (folder / "imgnet_train_img_list_for_old.txt").write_text("".join(lines))
-    return Foreign((folder / "imgnet_train_img_list_for_old.txt",), sees="things")
+    return Foreign("images", (folder / "imgnet_train_img_list_for_old.txt",), sees="things")
 
 
 def bt2_backbone(folder: Path) -> Foreign:
     torch.manual_seed(0)
     model = settle(BT2ResNet(24, KNOWN, norm=False))
     bt2_checkpoint(folder / "backbone.checkpoint", model, "module.")
-    return Foreign((folder / "backbone.checkpoint",), "resnet18_narrow", "things", *_pair(model))
+    return Foreign(
+        "network", (folder / "backbone.checkpoint",), "resnet18_narrow", "things", *_pair(model)
+    )
 
 
 def _pair(model: nn.Module) -> tuple[Images, Images]:
@@ -399,14 +355,15 @@ def bt2_basis(folder: Path) -> Foreign:
     about = {"network": "resnet18_narrow+basis", "to_add_dim": 6, "C": 1.5}
     write_json(folder / "transfer.json", about)
     file = folder / "transfer.checkpoint"
-    return Foreign((file,), "resnet18_narrow+basis", "things", _pair(model)[0])
+    return Foreign("network", (file,), "resnet18_narrow+basis", "things", _pair(model)[0],
+                   body=_pair(model.resnet)[0])  # fmt: skip
 
 
 def bt2_script(folder: Path) -> Foreign:
     torch.manual_seed(0)
     model = settle(BT2ResNet(24, KNOWN, norm=False))
     save_script(model, folder / "old.pt")
-    return Foreign((folder / "old.pt",), "torchscript", "things", *_pair(model))
+    return Foreign("network", (folder / "old.pt",), "torchscript", "things", *_pair(model))
 
 
 def fct_script(folder: Path) -> Foreign:
@@ -415,7 +372,7 @@ def fct_script(folder: Path) -> Foreign:
     model = settle(_Feature(BT2ResNet(24, KNOWN, norm=False)))
     save_script(model, folder / "old.pt")
     embed = plain(nn.Sequential(model, nn.Flatten()))
-    return Foreign((folder / "old.pt",), "torchscript", "things", embed)
+    return Foreign("network", (folder / "old.pt",), "torchscript", "things", embed)
 
 
 class _Feature(nn.Module):
@@ -433,24 +390,37 @@ def fct_map(folder: Path) -> Foreign:
     model = settle(_Map(D, 8, D))
     save_script(model, folder / "transformation.pt", torch.zeros(2, D, 1, 1),
                 torch.zeros(2, 8, 1, 1))  # fmt: skip
-    return Foreign((folder / "transformation.pt",), "torchscript")
+    return Foreign("network", (folder / "transformation.pt",), "torchscript", "things")
 
 
 class _Map(nn.Module):
-    def __init__(self, old: int, side: int, new: int):
+    def __init__(self, old: int, side: int, new: int, hidden: int = 32):
         super().__init__()
-        self.p1, self.p2 = nn.Conv2d(old, 2 * new, 1), nn.Conv2d(side, 2 * new, 1)
-        self.mixer = nn.Conv2d(4 * new, new, 1)
+        self.p1 = nn.Sequential(_Layer(old, 2 * old), _Layer(2 * old, 2 * new))
+        self.p2 = nn.Sequential(_Layer(side, 2 * side), _Layer(2 * side, 2 * new))
+        layers = _Layer(4 * new, hidden), _Layer(hidden, hidden)
+        self.mixer = nn.Sequential(*layers, nn.Conv2d(hidden, new, 1))
 
     def forward(self, old: torch.Tensor, side: torch.Tensor) -> torch.Tensor:
-        return self.mixer(torch.cat([self.p1(old), self.p2(side)], 1).relu())
+        return self.mixer(torch.cat([self.p1(old), self.p2(side)], 1))
+
+
+class _Layer(nn.Module):
+    def __init__(self, wide: int, out: int):
+        super().__init__()
+        self.conv, self.normalizer = nn.Conv2d(wide, out, 1, bias=False), nn.BatchNorm2d(out)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.normalizer(self.conv(x)).relu()
 
 
 def torchvision_weights(folder: Path) -> Foreign:
     torch.manual_seed(0)
     model = settle(torchvision.models.resnet18(weights=None, num_classes=KNOWN))
     file = _saved(folder / "resnet18-f37072fd.pth", model.state_dict())
-    return Foreign((file,), "resnet18", "things", plain(_without_fc(model)), plain(model))
+    return Foreign(
+        "network", (file,), "resnet18", "things", plain(_without_fc(model)), plain(model)
+    )
 
 
 def advbct_checkpoint(folder: Path) -> Foreign:
@@ -463,7 +433,7 @@ def advbct_checkpoint(folder: Path) -> Foreign:
     saved = {"epoch": 10, "arch": "DistributedDataParallel", "model": state, "best_acc1": 0.5}
     file = folder / "checkpoint_epoch10.pth.tar"
     _save_with(file, saved, "config", *ADVBCT)
-    return Foreign((file,), "resnet18", "things")
+    return Foreign("network", (file,), "resnet18", "things")
 
 
 def advbct_features(folder: Path) -> Foreign:
@@ -472,7 +442,7 @@ def advbct_features(folder: Path) -> Foreign:
     files = tuple(folder / f"gldv2_{len(rows)}_{end}.npy" for end in ("feat", "label"))
     for file, array in zip(files, (rows, np.repeat(np.arange(KNOWN), PER_CLASS)), strict=True):
         np.save(file, array.astype(np.float32))
-    return Foreign(files[:1], embed=plain(face_network()), beside=files[1:])
+    return Foreign("features", files[:1], embed=plain(face_network()), beside=files[1:])
 
 
 def advbct_centres(folder: Path) -> Foreign:
@@ -484,7 +454,7 @@ def advbct_centres(folder: Path) -> Foreign:
         said[str(label)] = {"center": own.mean(axis=0).tolist(), "radius": sorted(radii.tolist())}
     file = folder / f"gldv2_{KNOWN * PER_CLASS}_meta_radius_centernorm.json"
     file.write_text(json.dumps(said))
-    return Foreign((file,))
+    return Foreign("features", (file,), "demo_w16")
 
 
 def opencompatible_checkpoint(folder: Path) -> Foreign:
@@ -494,7 +464,7 @@ def opencompatible_checkpoint(folder: Path) -> Foreign:
     file = folder / "checkpoint_epoch5.pth.tar"
     saved = {"epoch": 5, "arch": "ResNet", "model": state, "best_acc1": 0.5, "optimizer": {}}
     _save_with(file, saved, "config", *OPENCOMPATIBLE)
-    return Foreign((file,), "resnet18", "things")
+    return Foreign("network", (file,), "resnet18", "things")
 
 
 def _save_with(file: Path, saved: dict, key: str, module: str, name: str) -> None:
