@@ -14,9 +14,10 @@ from torch import nn
 from bct.amp import amp_dtype
 from bct.data.image_set import ImageSet
 from bct.data.label_map import load_map, new_to_old
+from bct.data.views import normalised_as
 from bct.errors import BctError
-from bct.files import read_json, sha256, sha256_file
-from bct.models.about import model_in, view_of_config, view_of_model
+from bct.files import sha256, sha256_file
+from bct.models.about import described_in, model_in, view_of_config, view_of_model
 from bct.models.reference_checkpoints import reference_classifier
 from bct.models.weights import load_backbone
 from bct.rows import refuse_not_finite
@@ -31,6 +32,8 @@ from bct.stored.artefacts import (
     place_of_sd,
     was_imported,
 )
+
+CLASSIFIER = "classifier.pt"  # in the folder of an imported model, see bct.models.classifiers
 
 
 class OldModel:
@@ -96,6 +99,10 @@ class OldModel:
         parts = [repr([m.get(key) for key in keys]) for m in self.manifests.values()]
         if self.absent:
             parts.append(f"absent {self.absent}")
+        for side in ("old", "new"):  # of what is apart, the artefacts know nothing
+            apart = Path(self.cfg.get(f"{side}_model") or ".") / CLASSIFIER
+            if self.cfg.get(f"{side}_model") and apart.is_file():
+                parts.append(f"{side} classifier {sha256_file(apart)}")
         return sha256(*parts)
 
     def rows(self, kind: str, index: torch.Tensor) -> torch.Tensor:
@@ -151,44 +158,47 @@ class OldModel:
         labels = torch.arange(count)
         return labels.where(labels < seen, -1)
 
-    def classifier(self) -> tuple[torch.Tensor, torch.Tensor | None]:
+    def classifier(self, kind: str | None = None) -> tuple[torch.Tensor, torch.Tensor | None]:
         """The old model's own softmax classifier: weight (C_old, D) and bias (C_old,) or None.
 
-        It is one of unit embeddings if classifies_unit().
+        It is one of unit embeddings if classifies_unit(kind).
+
+        Args:
+            kind: "new_embedding" for that of the new model trained alone.
 
         Raises BctError when the old model has none (trained with a margin head) or is gone, and
         when its rows are not its classes.
         """
-        network, weights = self.about().get("network"), self._weights()
-        apart = weights.with_name("classifier.pt")  # of an imported model
+        network, weights = self.about(kind).get("network"), self._weights(kind)
+        apart = weights.with_name(CLASSIFIER)
         if weights.suffix == ".onnx" and not apart.is_file():
             raise BctError(
                 f"{weights} comes without its classifier",
                 "import it with --classifier, or use class means of its embeddings",
             )
         weight, bias = reference_classifier(apart if apart.is_file() else weights, network)
-        if len(weight) != self.num_classes():
+        if len(weight) != self.num_classes(kind):
             raise BctError(
                 f"{weights} has a classifier of {len(weight)} rows, its model.json says "
-                f"{self.num_classes()} classes",
+                f"{self.num_classes(kind)} classes",
                 "put the model.pt and model.json of one training together",
             )
         return weight, bias
 
-    def num_classes(self) -> int:
+    def num_classes(self, kind: str | None = None) -> int:
         """How many classes the old model knows. BctError if its model.json does not say it."""
-        known = self.about().get("num_classes")
-        if type(known) is not int or known < 1:
+        known = self.about(kind).get("num_classes")
+        if known is None:
             raise BctError(
-                f"{self._weights().with_suffix('.json')} does not say how many classes the old "
+                f"{self._weights(kind).with_suffix('.json')} does not say how many classes the old "
                 "model knows",
                 "import the model with its classes: python tools/import_model.py ... --classes",
             )
         return known
 
-    def classifies_unit(self) -> bool:
+    def classifies_unit(self, kind: str | None = None) -> bool:
         """Whether the old model's classifier was trained on embeddings of length 1 (head_unit)."""
-        return bool(self.about().get("head_unit"))
+        return bool(self.about(kind).get("head_unit"))
 
     def network(self, kind: str | None = None) -> Callable[[torch.Tensor], torch.Tensor]:
         """The network that an artefact was made with, frozen: a batch's images -> (B, D).
@@ -207,11 +217,10 @@ class OldModel:
         if sha256_file(weights) != self.manifests[kind]["model"]:
             raise BctError(f"{weights} has been trained anew since", "make its artefacts again")
         ours, its = view_of_config(self.cfg), view_of_model(weights)
-        if (its.size, its.pixels) != (ours.size, ours.pixels):
+        if its.size != ours.size:
             raise BctError(
-                f"{weights} sees {its.pixels} images of {its.size} pixels, this training "
-                f"{ours.pixels} of {ours.size}",
-                "train with the same image_size and pixels, or use stored embeddings",
+                f"{weights} sees images of {its.size} pixels, this training of {ours.size}",
+                "train with the same image_size, or use stored embeddings",
             )
 
         @cache
@@ -224,7 +233,8 @@ class OldModel:
 
         @torch.no_grad()
         def embed(images: torch.Tensor) -> torch.Tensor:
-            return on(images.device)(images).float()
+            seen = normalised_as(images, ours.pixels, its.pixels)
+            return on(images.device)(seen).float()
 
         return embed
 
@@ -256,13 +266,7 @@ class OldModel:
                     f"{file} is not there to say what the old model was trained on",
                     "put the old model's model.pt and model.json back where they were",
                 )
-        said = read_json(weights.with_suffix(".json"))
-        if not isinstance(said, dict):
-            raise BctError(
-                f"{weights.with_suffix('.json')} says nothing of a model",
-                "bring the right one back",
-            )
-        return said
+        return described_in(weights)
 
     @staticmethod
     def locate(cfg: EasyDict, kind: str) -> tuple[Path, str]:
@@ -296,7 +300,8 @@ class OldModel:
                 f"{'classes' if per_class else 'images'}",
                 f"make it again: {how}",
             )
-        weights = manifest["weights"] and Path(manifest["weights"])
+        folder = cfg.get(f"{_side(manifest['kind'])}_model") if manifest["weights"] else None
+        weights = model_in(folder) if folder else manifest["weights"] and Path(manifest["weights"])
         if weights and weights.is_file() and sha256_file(weights) != manifest["model"]:
             raise BctError(
                 f"{path} is stale: {weights} has been trained anew since", f"make it again: {how}"

@@ -240,7 +240,8 @@ def test_a_model_confirms_or_refuses(house, model, capsys):
     assert (said["model"], said["weights"]) == (sha256_file(weights), str(weights))
     assert said["parity"] == "corrected"
     assert "cosine to their own rows 1.0000 to 1.0000" in capsys.readouterr().out
-    for wrong in (np.roll(rows, 5, axis=0), RNG.standard_normal((N, D))):
+    swapped = rows[[N - 1, *range(1, N - 1), 0]]  # most rows are right
+    for wrong in (np.roll(rows, 5, axis=0), RNG.standard_normal((N, D)), swapped):
         save(house, "x_feature", wrong)
         with pytest.raises(BctError, match=r"not the embeddings of this model.*cosine"):
             bring(house, "-m", weights, out="other")

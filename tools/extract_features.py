@@ -50,6 +50,9 @@ from bct.stored.artefacts import (
     shared_artefact,
 )
 
+_HOW = ("amp", "fp16", "num_workers", "parity", "rec_backend", "seed")  # keys for --model
+_VIEW = ("image_size", "pixels", "augment")
+
 
 def main() -> None:
     parser = Parser(__doc__)
@@ -63,9 +66,10 @@ def main() -> None:
     args = parser.parse_intermixed_args()  # key=value may come before or after --SD
     if named_by_folder(parser, args):
         words = [word for word in (args.config, *args.overrides) if word is not None]
-        cfg = base_config(words)
-        cfg.rec = str(args.rec)
         weights, place = model_in(args.model), place_of_model(args.model, args.rec)
+        cfg = base_config(words)
+        refuse_settled(words, weights)
+        cfg.rec = str(args.rec)
         return run(cfg, weights, network_of(weights), place, args)
     if args.config is None:
         parser.error(f"no config is given{ADVICE}give the old model's, or --model FOLDER --rec SET")
@@ -87,6 +91,19 @@ def run(cfg: EasyDict, weights: Path, network: str, place: Place, args: argparse
     device = distributed.setup()
     extract(cfg, weights, network, place, device, args.batch_size, args.force)
     distributed.shutdown()
+
+
+def refuse_settled(words: list[str], weights: Path) -> None:
+    """Raises BctError for keys that the model's folder has settled, or that do nothing here."""
+    said = "view" in said_beside(weights)
+    for key in (word.partition("=")[0] for word in words):
+        if key in _HOW or (key in _VIEW and not said):
+            continue
+        settled = key in _VIEW or key == "network"
+        raise BctError(
+            f"{key}= has no effect here" + f": {weights.with_suffix('.json')} says it" * settled,
+            f"leave it out; with --model these may be given: {', '.join(_HOW)}",
+        )
 
 
 def trained_by(cfg: EasyDict) -> Path:

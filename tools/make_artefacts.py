@@ -5,8 +5,8 @@
         --model configs/omniglot_new_class100.py output=work_dirs/alone rec=x/train.txt
 
 Asks each config's method what it needs and runs the tools that make it, each once; what is still
-valid they keep. A model's embeddings are extracted by its config, as the method's config names it;
---model says where its file is and what to add to it.
+valid they keep. A model's embeddings are extracted by its config, as the method's config names it,
+or from its folder, old_model or new_model; --model says where that is and what to add to it.
 """
 
 import shlex
@@ -24,17 +24,22 @@ def main() -> None:
     add = parser.add_argument
     add("configs", nargs="+", type=file_path, help="of methods")
     add("--set", nargs="*", default=[], metavar="KEY=VALUE", help="for every method's config")
-    add("--model", nargs="+", action="append", default=[], metavar="CONFIG KEY=VALUE")
+    add("--model", nargs="+", action="append", default=[], metavar="CONFIG|FOLDER KEY=VALUE",
+        help="where that model is, and what to add to its extraction")  # fmt: skip
     add("--launch", type=words, default=[sys.executable], help="how an extraction is started")
     args = parser.parse_args()
+    folders = {Path(name).absolute(): added for name, *added in args.model if Path(name).is_dir()}
     models = {Path(config).stem: (config, added) for config, *added in args.model}
     for command in commands(args.configs, args.set):
         tool, *rest = command[1:]
         start = [sys.executable]
         if Path(tool).stem == "extract_features":
             start = args.launch
-            config, added = models.get(Path(rest[0]).stem, (rest[0], []))
-            rest = [config, *rest[1:], *added]
+            if rest[0] == "--model":
+                rest += folders.get(Path(rest[1]), [])
+            else:
+                config, added = models.get(Path(rest[0]).stem, (rest[0], []))
+                rest = [config, *rest[1:], *added]
         run_step([*start, tool, *rest])
 
 

@@ -82,6 +82,17 @@ def _shifted(image: torch.Tensor) -> torch.Tensor:
     return image[:, rows][:, :, columns]
 
 
+def normalised_as(images: torch.Tensor, pixels: str, wanted: str) -> torch.Tensor:
+    """A network's input (B, 3, H, W), normalised by one key of PIXELS, as by another one."""
+    if pixels == wanted:
+        return images
+    (mean, std), (new_mean, new_std) = (
+        [torch.tensor(v, device=images.device).view(3, 1, 1) for v in PIXELS[key]]
+        for key in (pixels, wanted)
+    )
+    return (images * std + mean - new_mean) / new_std
+
+
 def resized(images: torch.Tensor, size: int) -> torch.Tensor:
     """uint8 (B, H, W, 3) -> uint8 (B, size, size, 3), on its device; itself if it has the size."""
     if images.shape[1:3] == (size, size):

@@ -49,6 +49,35 @@ def said_beside(weights: str | Path) -> dict[str, Any]:
     return said if isinstance(said, dict) else {}
 
 
+def described_in(weights: str | Path) -> dict[str, Any]:
+    """The model.json beside these weights, somebody's or ours: what it says is of the right type.
+
+    class_names alone say num_classes, too. Raises BctError, naming file and entry.
+    """
+    about = Path(weights).with_suffix(".json")
+    said = read_json(about)
+    if not isinstance(said, dict):
+        raise BctError(f"{about} says nothing of a model", "bring the right one back")
+    names, count = said.get("class_names"), said.get("num_classes")
+    if isinstance(names, list) and count is None:
+        said["num_classes"] = count = len(names)
+    named = names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names))
+    fits = {
+        "network": isinstance(said.get("network", ""), str),
+        "class_names": named and (names is None or len(names) == count),
+        "num_classes": count is None or (type(count) is int and count > 0),
+        "head_unit": said.get("head_unit") in (None, True, False),
+    }
+    for key, good in fits.items():
+        if not good:
+            raise BctError(
+                f"{about}: {key} can't be {shown(said[key], 60)}",
+                "num_classes is a number, class_names a list of as many names or null, network a "
+                "name, head_unit true or false",
+            )
+    return said
+
+
 def view_of_model(weights: str | Path) -> View:
     """The view in the model.json beside these weights; that of faces if there is none.
 

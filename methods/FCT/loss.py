@@ -28,6 +28,7 @@ def fct(
     classifier: tuple[torch.Tensor, torch.Tensor | None] | None = None,
     weight: float = 1.0,
     label_smoothing: float = 0.0,
+    unit_classifier: bool = False,
 ) -> dict[str, torch.Tensor]:
     """The terms, whose sum is the loss: error, with a classifier cls, with a log_variance variance.
 
@@ -37,6 +38,7 @@ def fct(
         unit: compare directions.
         labels: int64 (B,), for the classifier: the new model's V (C, d_n) and b (C,) or None.
         weight: w.
+        unit_classifier: V is of embeddings of length 1, n(h).
     """
     if unit:
         error = (F.normalize(new) - F.normalize(mapped)).square().sum(1)  # (B,)
@@ -44,7 +46,8 @@ def fct(
         error = (new - mapped).square().mean(1)
     terms = {"error": error}
     if classifier is not None:
-        logits, smoothing = F.linear(mapped, *classifier), label_smoothing
+        seen = F.normalize(mapped) if unit_classifier else mapped
+        logits, smoothing = F.linear(seen, *classifier), label_smoothing
         ce = F.cross_entropy(logits, labels, reduction="none", label_smoothing=smoothing)
         terms["cls"] = weight * ce
     if log_variance is not None:

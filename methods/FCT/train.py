@@ -14,7 +14,6 @@ from backbones.fct import Transformation
 from bct.errors import BctError
 from bct.keys import choice, flag, number, text, whole
 from bct.method import Method
-from bct.models.reference_checkpoints import reference_classifier
 from bct.old_model import OldModel
 from bct.stored.vector_set import Vectors
 from bct.train import main
@@ -90,10 +89,11 @@ class FCT(Method):
                 "extract both with the same parity=",
             )
         if cfg.classification:
-            weight, bias = reference_classifier(new["weights"])
+            weight, bias = old.classifier("new_embedding")
+            self.unit = old.classifies_unit("new_embedding")
             if weight.shape != (cfg.num_classes, cfg.embedding_size):
                 raise BctError(
-                    f"{new['weights']} has a classifier {tuple(weight.shape)} for "
+                    f"the new model trained alone has a classifier {tuple(weight.shape)} for "
                     f"{cfg.num_classes} classes of {cfg.embedding_size}-d embeddings",
                     "give the embeddings of the model that was trained on these classes",
                 )
@@ -114,6 +114,7 @@ class FCT(Method):
             (self.weight, self.bias) if cfg.classification else None,
             cfg.classification,
             cfg.label_smoothing,
+            bool(cfg.classification) and self.unit,
         )
 
 
