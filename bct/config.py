@@ -50,11 +50,11 @@ def load_config(
         BctError: no such file, an unknown key, or a value that its Key does not take.
     """
     file = find_config(path)
-    added, given = method_defaults or {}, _config_of(file)
+    base, added, given = _base(), method_defaults or {}, _config_of(file)
     overridden = dict(_split(text) for text in overrides)
-    convention, why = _convention(file, given, overridden, known_keys(_base(), added))
+    convention, why = _convention(file, given, overridden, known_keys(base, added))
     defaults = defaults_of(convention, file.stem)
-    keys = known_keys(_with_defaults(_base(), defaults), added)
+    keys = known_keys(_with_defaults(base, defaults), added)
     given = in_our_words(convention, file, given, keys)
     ignored = NO_OP - keys.keys()
     no_op = sorted((given.keys() | overridden.keys()) & ignored)
@@ -74,7 +74,7 @@ def load_config(
             cfg[f"{side}_model"] = None
     cfg.name = file.stem
     cfg.convention, cfg.convention_why = convention, why
-    if convention != "bct":
+    if any(base[key].default != value for key, value in defaults.items()):
         say(f"{file.name}: {convention_line(cfg)}")
     cfg.feature_save = str(ROOT / cfg.feature_save)
     cfg.output = cfg.output or str(ROOT / "work_dirs" / cfg.name)

@@ -22,7 +22,14 @@ from bct.scenarios import SCENARIOS
 DEFAULTS: dict[str, dict[str, Any]] = {
     "bct": {},
     "mixbct": {"lr_power": 2.0, "seed": 666, "frequent": 20},
-    "insightface": {"lr_power": 1.0, "seed": 2048, "frequent": 10, "verbose": 2000, "fp16": False},
+    "insightface": {
+        "lr_power": 1.0,
+        "seed": 2048,
+        "frequent": 10,
+        "verbose": 2000,
+        "fp16": False,
+        "wandb_log_all": True,
+    },
 }
 
 # what its configs have had, from 2021 on

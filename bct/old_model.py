@@ -17,7 +17,13 @@ from bct.data.label_map import load_map, new_to_old
 from bct.data.views import normalised_as
 from bct.errors import BctError
 from bct.files import sha256, sha256_file
-from bct.models.about import described_in, model_in, view_of_config, view_of_model
+from bct.models.about import (
+    described_in,
+    holds_model,
+    model_in,
+    view_of_config,
+    view_of_model,
+)
 from bct.models.reference_checkpoints import reference_classifier
 from bct.models.weights import load_backbone
 from bct.rows import refuse_not_finite
@@ -57,7 +63,7 @@ class OldModel:
         for kind in needs:
             path, how = self.locate(cfg, kind)
             array, manifest = open_artefact(path, how)
-            self._check(cfg, dataset, path, manifest, how)
+            self._check(cfg, dataset, kind, path, manifest, how)
             self._arrays[kind], self.manifests[kind] = array, manifest
         self._classes = dataset.class_names
         models = {m["model"] for kind, m in self.manifests.items() if kind != "new_embedding"}
@@ -244,9 +250,9 @@ class OldModel:
         Raises BctError if only its embeddings are left.
         """
         kind = kind or next(iter(self.manifests))
-        if folder := self.cfg.get(f"{_side(kind)}_model"):
+        folder, weights = self.cfg.get(f"{_side(kind)}_model"), self.manifests[kind]["weights"]
+        if folder and (weights is None or holds_model(folder)):
             return model_in(folder)
-        weights = self.manifests[kind]["weights"]
         if weights is None:
             raise BctError(
                 f"{self._arrays[kind].filename} was imported without its model, which this needs",
@@ -285,7 +291,9 @@ class OldModel:
         return path, place.command(kind, T)
 
     @staticmethod
-    def _check(cfg: EasyDict, dataset: ImageSet, path: Path, manifest: dict, how: str) -> None:
+    def _check(
+        cfg: EasyDict, dataset: ImageSet, kind: str, path: Path, manifest: dict, how: str
+    ) -> None:
         entries(manifest, path, "kind", "model", "data", "data_path", "weights")
         if manifest["data"] != dataset.fingerprint:
             raise BctError(
@@ -300,8 +308,10 @@ class OldModel:
                 f"{'classes' if per_class else 'images'}",
                 f"make it again: {how}",
             )
-        folder = cfg.get(f"{_side(manifest['kind'])}_model") if manifest["weights"] else None
-        weights = model_in(folder) if folder else manifest["weights"] and Path(manifest["weights"])
+        folder = cfg.get(f"{_side(kind)}_model") if manifest["weights"] else None
+        weights = manifest["weights"] and Path(manifest["weights"])
+        if folder and holds_model(folder):  # which may have moved
+            weights = model_in(folder)
         if weights and weights.is_file() and sha256_file(weights) != manifest["model"]:
             raise BctError(
                 f"{path} is stale: {weights} has been trained anew since", f"make it again: {how}"

@@ -38,13 +38,7 @@ from bct.training.frozen import freeze, train_mode
 from bct.training.heads import make_head
 from bct.training.initial import Start, digest, start_from
 from bct.training.longer import say_longer
-from bct.training.optimizer import (
-    group_named,
-    learning_rate,
-    loss_share,
-    make_optimizer,
-    set_rate,
-)
+from bct.training.optimizer import group_named, learning_rate, loss_share, make_optimizer, set_rate
 from bct.training.replicas import replicate, share_statistics
 from bct.training.run_folder import describe, goes_on, prepared_output, run_identity, save_model
 from bct.training.run_record import RunRecord

@@ -103,7 +103,9 @@ config.freeze_statistics_at = number(None, 0, 1)
 # the run
 config.seed = whole(666, most=2**63 - 1)
 config.output = path(None)  # None: work_dirs/<config name>
-config.resume = flag(False)  # continue this config's run in `output`, or keep it if it is finished
+# continue this config's run in `output`, or keep it if it is finished; a larger num_epoch than it
+# had makes it longer
+config.resume = flag(False)
 config.overwrite = flag(False)  # replace a run that does not match
 config.lock = flag(True)  # keep other runs out of `output`; False where a file system has no locks
 # steps between checkpoints; there is one after every epoch, too

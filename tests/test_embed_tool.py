@@ -200,8 +200,8 @@ def test_sets_of_small_images_and_of_pairs(weights, tmp_path):
     wanted = plain(weights, [tmp_path / f"{k}.jpg" for k in (0, 1, 1, 1)])
     assert np.abs(np.load(tmp_path / "bin.npy") - wanted).max() < 1e-4
     assert names(tmp_path / "bin.npy") == [b"0", b"1", b"2", b"3"]
-    words = (tmp_path / "x.bin", tmp_path / "0.jpg", "-m", weights, *NET, "-o", tmp_path / "y.npy")
-    run(*words, code=1, says="by themselves")
+    rows = made(weights, [tmp_path / "0.jpg"], tmp_path / "y.npy")
+    assert np.abs(rows - wanted[:1]).max() < 1e-4
 
 
 def test_models_of_all_kinds(weights, faces, tmp_path):
@@ -228,8 +228,8 @@ def test_models_of_all_kinds(weights, faces, tmp_path):
         assert np.abs(np.load(out) - wanted).max() < 1e-4, name
     shutil.copy(weights, tmp_path / "onnx")
     for path, says in (
-        (tmp_path / "onnx", "holds both model.pt and model.onnx"),
-        (tmp_path, "holds neither"),
+        (tmp_path / "onnx", "holds model.pt and model.onnx"),
+        (tmp_path, "holds no model"),
         (tmp_path / "onnx.npy", "holds embeddings, not a network"),
         (tmp_path / "none.pt", "does not exist"),
         (weights, "does not say which network it is"),

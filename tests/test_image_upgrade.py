@@ -132,7 +132,7 @@ def test_the_old_network_is_frozen_and_nobodys_child(built):
 
 
 def test_a_network_that_sees_other_images_is_refused(built):
-    with pytest.raises(BctError, match="sees imagenet images of 28 pixels"):
+    with pytest.raises(BctError, match="sees images of 28 pixels, this training of 32"):
         old_model(built, "image_size=32").network()
 
 

@@ -152,7 +152,7 @@ def trains_after_the_demo(place, method):
     out = place.folder / "out"
     done = subprocess.run(
         [place.known["python"], "train.py", f"feature_save={out}/feature_save", f"rec={out}/data",
-         f"output={out}/{method}", "num_epoch=1"],
+         f"output={out}/{method}", "num_epoch=1", "batch_size=16"],
         cwd=ROOT / "methods" / method, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -46,6 +46,7 @@ from bct.data.sources import Source, open_sources
 from bct.errors import BctError
 from bct.files import read_json
 from bct.keys import LARGEST_IMAGE, number, whole
+from bct.models.about import model_in
 from bct.models.embed import embedded, made_from, refuse_batch
 from bct.models.model import Model, open_model
 from bct.outputs import check_outputs
@@ -99,13 +100,10 @@ def main() -> None:
     args = arguments()
     device = distributed.setup()
     view = {"size": args.size, "crop": args.crop, "pixels": args.pixels}
-    model = open_model(find_model(args.model), args.network, amp_dtype(args.amp, device), **view)
+    path = model_in(args.model) if args.model.is_dir() else args.model
+    model = open_model(path, args.network, amp_dtype(args.amp, device), **view)
     source = open_sources(args.images, opened=_pairs)
     if args.landmarks:
-        if (model.view or views.View()).crop != "none" or (model.view or views.View()).size != SIZE:
-            raise BctError(
-                f"{args.model} takes no aligned faces of {SIZE} pixels", "leave --landmarks out"
-            )
         faces = aligned(source.images, source.name, args.landmarks)
         source = source._replace(images=faces)
     again = "overwrite" if args.overwrite else "resume" if args.resume else None
@@ -116,17 +114,6 @@ def main() -> None:
         batch_size=args.batch_size, num_workers=args.num_workers,
     )  # fmt: skip
     distributed.shutdown()
-
-
-def find_model(path: Path) -> Path:
-    """A model's file, or the one in its folder. BctError if there is none, or two."""
-    if not path.is_dir():
-        return path
-    found = [file for name in ("model.pt", "model.onnx") if (file := path / name).is_file()]
-    if len(found) != 1:
-        there = "both model.pt and model.onnx" if found else "neither model.pt nor model.onnx"
-        raise BctError(f"{path} holds {there}", "name the model's file")
-    return found[0]
 
 
 def _pairs(path: Path) -> ImageSet | None:

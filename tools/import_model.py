@@ -7,9 +7,9 @@
 
 Takes what evaluations take: files of insightface, MixBCT, openBCT, BT-2 and torchvision, ONNX, and
 TorchScript if --network torchscript says that it is trusted. The folder then stands for the old
-model: old_model=work_dirs/prod. It gets the file as it is (model.pt or model.onnx), model.json
-(network, how it sees an image, its classes), classifier.pt if the classifier is in another file or
-is one of cosines, and import.json, which says where all this came from.
+model: old_model=work_dirs/prod. It gets the weights by our names, model.pt, or a copy of an ONNX or
+TorchScript file, model.json (network, how it sees an image, its classes), classifier.pt if there is
+a classifier, and import.json, which says where all this came from.
 
 Stored embeddings whose model is gone are for tools/import_features.py.
 """
@@ -27,19 +27,20 @@ from backbones import NETWORKS
 from bct.command import ADVICE, Parser, file_path, run_cli, some_text, takes
 from bct.data.sets import open_images
 from bct.data.views import AUGMENT, CROPS, PIXELS, View
+from bct.distributed import say
 from bct.errors import BctError
 from bct.files import atomic, read_json, sha256_file, without_mark, write_json
 from bct.keys import LARGEST_IMAGE, number, whole
-from bct.models.about import said_beside, view_of_model
-from bct.models.classifiers import Classifier, read_classifier
-from bct.models.reference_checkpoints import TORCHSCRIPT, is_torchscript
+from bct.models.about import described_in, said_beside, view_of_model
+from bct.models.classifiers import Classifier, is_of_rank, read_classifier
+from bct.models.onnx_model import OnnxBackbone, size_in
+from bct.models.reference_checkpoints import TORCHSCRIPT, Script, is_torchscript
 from bct.models.weights import load_backbone, network_of
 from bct.safe.tensors import save_tensors
 from bct.streams import generator
 
 RECORD = "import.json"
 _FILES = ("model.pt", "model.onnx", "model.json", "classifier.pt")
-_BT2 = ("to_add_dim", "C")  # what its file does not say, see bct.models.reference_checkpoints
 _OTHERS = View(224, *AUGMENT["resized_crop"], "imagenet")  # of networks that are not for faces
 
 
@@ -76,10 +77,13 @@ def import_model(args: argparse.Namespace) -> list[str]:
         raise BctError(f"{weights} does not exist", "check the path")
     onnx = weights.suffix.lower() == ".onnx"
     _refuse(args.output, args.overwrite)
-    said = said_beside(weights)
+    said = described_in(weights) if weights.with_suffix(".json").is_file() else {}
     network = None if onnx else network_of(weights, args.network)
     view, whence = view_of(args, network)
-    backbone = load_backbone(weights, args.network, size=view.size, pixels=view.pixels)
+    pixels = view.pixels if not onnx or args.pixels or "view" in said else None
+    backbone = load_backbone(weights, args.network, size=view.size, pixels=pixels)
+    if isinstance(backbone, OnnxBackbone) and pixels is None and backbone.takes_bytes:
+        view, whence = view._replace(pixels="raw"), f"{whence}; its graph takes 0..255"
     if onnx and weights.with_name(f"{weights.name}.data").exists():
         raise BctError(
             f"{weights} keeps its weights in a second file",
@@ -97,10 +101,9 @@ def import_model(args: argparse.Namespace) -> list[str]:
         "num_classes": count,
         "class_names": names,
         "view": view._asdict(),
-        **{key: said[key] for key in _BT2 if key in said},
     }
-    apart = classifier if classifier and (args.classifier or classifier.unit) else None
-    write(args, "model.onnx" if onnx else "model.pt", about, apart)
+    copied = onnx or isinstance(backbone, Script)
+    write(args, "model.onnx" if onnx else "model.pt", about, classifier, backbone, copied)
     seen = f"{view.pixels} pixels, {view.size} x {view.size}, crop {view.crop}"
     whole = (
         f"{count} classes, {'with' if names else 'without'} names" if count else "classes unknown"
@@ -108,7 +111,12 @@ def import_model(args: argparse.Namespace) -> list[str]:
     return [
         f"{args.output}: {network}, {backbone.embedding_size}-d; {whole}",
         f"it sees {seen} ({whence})",
-        "classifier: " + (_words(classifier) if classifier else "none"),
+        "classifier: "
+        + (
+            _words(classifier)
+            if classifier
+            else "none; methods that need one make it of class means, or give --classifier"
+        ),
         f"next: old_model={args.output} for a method, after tools/extract_features.py --model "
         f"{args.output} --rec <training set>",
     ]
@@ -142,6 +150,9 @@ def view_of(args: argparse.Namespace, network: str | None) -> tuple[View, str]:
         # a "+basis" is of the same kind as its body
         faces = network is None or network.partition("+")[0] in NETWORKS
         usual, whence = View() if faces else _OTHERS, "as such networks usually do"
+        size = size_in(args.weights) if network is None else None
+        if size is not None:
+            usual, whence = usual._replace(size=size), f"{size} pixels by the file, else {whence}"
     if not given:
         return usual, f"{whence}; --image-size, --crop, --pixels say otherwise"
     return usual._replace(**given), f"{whence}; {', '.join(given)} as given"
@@ -175,6 +186,10 @@ def classifier_of(args: argparse.Namespace, network: str, width: int) -> Classif
     """
     if args.classifier:
         found = read_classifier(args.classifier, args.classifier_scale, network)
+        if not all(t.isfinite().all() for t in found.tensors().values()):
+            raise BctError(
+                f"{args.classifier[0]} is not finite (NaN or infinity)", "give the trained one"
+            )
         if found.weight.shape[1] != width:
             raise BctError(
                 f"{args.classifier[0]} is of embeddings of {found.weight.shape[1]} dimensions, the "
@@ -186,12 +201,20 @@ def classifier_of(args: argparse.Namespace, network: str, width: int) -> Classif
         return None
     if network == TORCHSCRIPT and not is_torchscript(args.weights):
         return None
+    if is_of_rank(args.weights):
+        say(f"{args.weights} may hold a part of the class centres: name them, --classifier")
+        return None
     try:
         found = read_classifier([args.weights], None, network)
     except BctError:  # most networks come without one
         return None
-    unit = found.unit or bool(said_beside(args.weights).get("head_unit"))
-    return found._replace(unit=unit) if found.weight.shape[1] == width else None
+    if found.weight.shape[1] != width:
+        say(
+            f"{args.weights} holds a classifier of {found.weight.shape[1]}-d embeddings, the "
+            f"network gives {width}: it is left out"
+        )
+        return None
+    return found._replace(unit=found.unit or bool(said_beside(args.weights).get("head_unit")))
 
 
 def classes_of(
@@ -205,11 +228,8 @@ def classes_of(
     count, names = rows, None
     if args.classes:
         count, names = _read_classes(args.classes)
-    elif isinstance(said.get("class_names"), list):
-        names = said["class_names"]
-        count = len(names)
-    elif type(said.get("num_classes")) is int:
-        count = said["num_classes"]
+    elif said.get("num_classes") is not None:
+        count, names = said["num_classes"], said.get("class_names")
     if rows not in (None, count):
         raise BctError(
             f"the classifier has {rows} rows, but there are {count} classes by "
@@ -282,17 +302,21 @@ def _imported(output: Path) -> dict[str, str]:
 
 
 def write(
-    args: argparse.Namespace, name: str, about: dict[str, Any], classifier: Classifier | None
+    args: argparse.Namespace,
+    name: str,
+    about: dict[str, Any],
+    classifier: Classifier | None,
+    backbone: nn.Module,
+    copied: bool,
 ) -> None:
     """Writes the folder's files; the record, which names them, before them."""
     output = args.output
     output.mkdir(parents=True, exist_ok=True)
     files = [name, "model.json", *(["classifier.pt"] if classifier else [])]
-    digest = sha256_file(args.weights)
     before = _imported(output)
     record = {
         "source": str(args.weights.absolute()),
-        "sha256": digest,
+        "sha256": sha256_file(args.weights),
         "classifier": [str(path.absolute()) for path in args.classifier],
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "files": [*files, *(old for old in before if old not in files)],
@@ -300,10 +324,14 @@ def write(
     write_json(output / RECORD, record)
     for old in before.keys() & set(_FILES):
         (output / old).unlink(missing_ok=True)
-    with atomic(output / name) as temporary:
-        shutil.copyfile(args.weights, temporary)
+    if copied:
+        with atomic(output / name) as temporary:
+            shutil.copyfile(args.weights, temporary)
+    else:
+        save_tensors(output / name, backbone.state_dict())
     if classifier is not None:
         save_tensors(output / "classifier.pt", classifier.tensors())
+    digest = sha256_file(output / name)
     write_json(output / "model.json", {**about, "sha256": digest, "source": record["source"]})
     write_json(output / RECORD, {**record, "files": files})
 

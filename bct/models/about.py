@@ -26,6 +26,11 @@ def view_of_config(cfg: EasyDict) -> View:
     return View(cfg.image_size, *AUGMENT[cfg.augment], cfg.pixels)
 
 
+def holds_model(folder: str | Path) -> bool:
+    """Whether there are weights in a model's folder."""
+    return any((Path(folder) / name).is_file() for name in _WEIGHTS)
+
+
 def model_in(folder: str | Path) -> Path:
     """The weights in a model's folder: model.pt or model.onnx. BctError without, or with both."""
     there = [file for name in _WEIGHTS if (file := Path(folder) / name).is_file()]
@@ -71,7 +76,7 @@ def described_in(weights: str | Path) -> dict[str, Any]:
     for key, good in fits.items():
         if not good:
             raise BctError(
-                f"{about}: {key} can't be {shown(said[key], 60)}",
+                f"{about}: {key} can't be {shown(repr(said[key]), 60)}",
                 "num_classes is a number, class_names a list of as many names or null, network a "
                 "name, head_unit true or false",
             )

@@ -65,6 +65,11 @@ def read_classifier(
     return _linear(*reference_classifier(path, network), scale or (_KERNEL if kernel else None))
 
 
+def is_of_rank(file: Path) -> bool:
+    """Whether a file's name says that it holds one rank's part of the class centres."""
+    return _RANK.fullmatch(file.name) is not None
+
+
 def joined_centres(files: Sequence[Path]) -> torch.Tensor:
     """Class centres of all ranks, float32 (C, D), in the order of the classes.
 
@@ -91,6 +96,13 @@ def joined_centres(files: Sequence[Path]) -> torch.Tensor:
             f"{', '.join(map(str, sorted(ranks)))}",
             "give the files of all ranks; each holds a part of the classes",
         )
+    for file in files:
+        following = file.with_name(re.sub(r"\d+", str(max(ranks) + 1), file.name))
+        if following.is_file():
+            raise BctError(
+                f"{following} was not given, but lies beside the files of the other ranks",
+                "give the files of all ranks; each holds a part of the classes",
+            )
     parts = [ranks[rank] for rank in sorted(ranks)]
     widths = sorted({part.shape[1] for part in parts})
     if len(widths) > 1:

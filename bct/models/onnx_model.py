@@ -68,7 +68,7 @@ class OnnxBackbone(nn.Module):
         seconds: float = 1.0,
     ):
         super().__init__()
-        self.seconds, self.patience = seconds, 60.0
+        self.seconds, self.patience, self.pixels = seconds, 60.0, pixels
         self.session, self.embedding_size, self.batch = session, embedding_size, batch
         mean_in, std_in = (torch.tensor(v).view(3, 1, 1) for v in PIXELS[pixels])
         mean, std = (mean_in if mean is None else mean), (std_in if std is None else std)
@@ -76,6 +76,12 @@ class OnnxBackbone(nn.Module):
         self.network = network
         data = session.get_inputs()[0]
         self.input, self.dtype = data.name, _FLOATS[data.type]
+
+    @property
+    def takes_bytes(self) -> bool:
+        """Whether the graph is fed pixels of 0..255, which it normalises itself."""
+        mean_in, std_in = (torch.tensor(v).view(3, 1, 1) for v in PIXELS[self.pixels])
+        return torch.equal(self.scale, std_in) and torch.equal(self.shift, mean_in)
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         x = images.detach().float().cpu() * self.scale + self.shift  # (B, 3, H, W)
@@ -170,6 +176,25 @@ def load_onnx(path: str | Path, size: int = SIZE, pixels: str | None = None) -> 
         found["seconds"],
     )
     return model.eval()
+
+
+def size_in(path: str | Path) -> int | None:
+    """The height and width that an ONNX file says its images have; None: it does not say.
+
+    Raises BctError for a file that is none.
+    """
+    onnx = require("onnx")
+    try:
+        model = onnx.load(path, load_external_data=False)
+        said = {entry.key: entry.value for entry in model.metadata_props}.get(PREPROCESSING)
+        sides = [side.dim_value for side in model.graph.input[0].type.tensor_type.shape.dim[2:]]
+    except Exception as error:  # as in _graph
+        raise _unreadable(path, reason(error)) from None
+    try:
+        size = json.loads(said)["size"] if said else sides[0]
+    except (ValueError, KeyError, TypeError, IndexError):
+        return None  # whoever opens it says what is wrong
+    return size if type(size) is int and size > 0 else None
 
 
 def require(name: str) -> ModuleType:

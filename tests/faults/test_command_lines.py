@@ -56,6 +56,7 @@ COMMANDS = {
     "tools/import_features.py": (
         *("feats.npy", "classes.npy", "--rec", "train.rec", "-o", "brought"),
     ),
+    "tools/import_model.py": ("new.pt", "-net", "demo_w16", "-o", "bought", "--overwrite"),
     "tools/make_artefacts.py": (DEMO, "--set", "feature_save=made"),
     "tools/make_demo_data.py": (
         "--out",

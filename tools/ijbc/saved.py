@@ -64,7 +64,7 @@ def refuse_to_replace_curves(target: Path, made_from: dict) -> None:
     refuse_to_replace(target, made_from)
     record, *others = files_of(target)
     for file in others if not record.is_file() else ():
-        if file.exists():
+        if file.is_file():
             raise BctError(
                 f"{file} is there, and no {record.name} says from what",
                 "give another folder, -o, or --overwrite",
