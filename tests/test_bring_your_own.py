@@ -24,7 +24,11 @@ from bct.training.initial import start_from
 from tools import import_features, import_model
 
 SIDES, PIXELS = {"faces": 112, "things": 32}, {"faces": "face", "things": "imagenet"}
-ENDS = {"old_embedding": "_feature", "old_prototype": "_avg_feature", "class_statistics": "_class_statistics"}
+ENDS = {
+    "old_embedding": "_feature",
+    "old_prototype": "_avg_feature",
+    "class_statistics": "_class_statistics",
+}
 PLACES = ("evaluate", "old model", "teacher", "classifier", "init_from", "features")
 
 
@@ -138,10 +142,12 @@ def teacher(bench: Bench, kind: str) -> None:
     """The network that a method asks during training."""
     found = bench.file(kind)
     if found.role == "features":
-        needs = {"mask": "credible_old_feature", "avg": "old_prototype"}
         folder, sees = bench.features(kind), found.sees
-        kinds = [k for k in ("old_embedding", "old_prototype", "class_statistics")
-                 if list(folder.glob(f"features/*{ENDS[k]}.npy"))]
+        kinds = [
+            k
+            for k in ("old_embedding", "old_prototype", "class_statistics")
+            if list(folder.glob(f"features/*{ENDS[k]}.npy"))
+        ]
         bench.opened(folder, sees, kinds[0]).network()
     folder, sees = bench.extracted(kind)
     network = bench.opened(folder, sees, "old_embedding").network()
@@ -174,8 +180,11 @@ def init_from(bench: Bench, kind: str) -> None:
     width = D if found.embed is None else found.embed(bench.plain[found.sees]).shape[1]
     if network == "torchscript":
         network = "demo_w16"
-    backbone = get_model(network, width) if "+" not in network else BasisNetwork(
-        get_model("resnet18_narrow", 24 + 16), 24, 16, 6)
+    backbone = (
+        get_model(network, width)
+        if "+" not in network
+        else BasisNetwork(get_model("resnet18_narrow", 24 + 16), 24, 16, 6)
+    )
     start = start_from(cfg, open_images(bench.home / found.sees), backbone, SoftmaxHead(width, 3))
     print(start.fit)
     with torch.inference_mode():

@@ -4,6 +4,7 @@ The commands of a system run in the page's order in one folder, which holds what
 what makes a script cheap is appended.
 """
 
+import itertools
 import re
 import shlex
 from pathlib import Path
@@ -115,7 +116,7 @@ class Place:
         folder, script, words = self.tiny(command)
         done = run_script(script, *words, cwd=folder)
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
-        for option, value in zip(words, words[1:], strict=False):
+        for option, value in itertools.pairwise(words):
             if option in ("-o", "--output", "--out"):
                 assert (folder / value).exists(), f"{command}: {value} is not there"
         for word in words:
