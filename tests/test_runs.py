@@ -65,6 +65,11 @@ ALL = {
          "NEW_EXTRA": FACE},
         "lfw/report/report.html",
     ),
+    "lfw_init_from.sh": (
+        {"LFW": "{faces}", "IJBC": "{ijb}", "OUT": "{out}", "SEEDS": "0", "METHODS": "L2",
+         "FAR": "1e-1", "MODEL": "network=demo_w16 embedding_size=16", "OLD": SHORT, "NEW": SHORT},
+        "table.md",
+    ),
     "lfw_elsewhere.sh": (
         {"LFW": "{faces}", "IJBC": "{ijb}", "OUT": "{out}", "FAR": "1e-1", "EPOCHS": "1",
          "NEW": SIZES, "MAP": MAP},
