@@ -87,7 +87,7 @@ class Place:
             (folder / name).symlink_to(ROOT / name)
 
     def tiny(self, command):
-        """(working folder, script, words) of a command of the page. AssertionError: no tiny form."""
+        """(working folder, script, words) of a command of the page; AssertionError without one."""
         start, _, rest = command.rpartition(" && ")
         inside = start.removeprefix("cd ")
         program, *words = shlex.split(rest)
