@@ -17,7 +17,7 @@ from bct.data.label_map import load_map, new_to_old
 from bct.data.views import normalised_as
 from bct.errors import BctError
 from bct.files import sha256, sha256_file
-from bct.models.about import described_in, model_in, view_of_config, view_of_model
+from bct.models.about import described_in, holds_model, model_in, view_of_config, view_of_model
 from bct.models.reference_checkpoints import reference_classifier
 from bct.models.weights import load_backbone
 from bct.rows import refuse_not_finite
@@ -244,9 +244,9 @@ class OldModel:
         Raises BctError if only its embeddings are left.
         """
         kind = kind or next(iter(self.manifests))
-        if folder := self.cfg.get(f"{_side(kind)}_model"):
+        folder, weights = self.cfg.get(f"{_side(kind)}_model"), self.manifests[kind]["weights"]
+        if folder and (weights or holds_model(folder)):
             return model_in(folder)
-        weights = self.manifests[kind]["weights"]
         if weights is None:
             raise BctError(
                 f"{self._arrays[kind].filename} was imported without its model, which this needs",

@@ -227,7 +227,7 @@ def test_models_of_all_kinds(weights, faces, tmp_path):
         assert np.abs(np.load(out) - wanted).max() < 1e-4, name
     shutil.copy(weights, tmp_path / "onnx")
     for path, says in (
-        (tmp_path / "onnx", "holds both model.pt and model.onnx"),
+        (tmp_path / "onnx", "holds model.pt and model.onnx"),
         (tmp_path, "holds neither"),
         (tmp_path / "onnx.npy", "holds embeddings, not a network"),
         (tmp_path / "none.pt", "does not exist"),

@@ -99,7 +99,7 @@ def main() -> None:
     args = arguments()
     device = distributed.setup()
     view = {"size": args.size, "crop": args.crop, "pixels": args.pixels}
-    model = open_model(find_model(args.model), args.network, amp_dtype(args.amp, device), **view)
+    model = open_model(args.model, args.network, amp_dtype(args.amp, device), **view)
     source = open_sources(args.images, opened=_pairs)
     if args.landmarks:
         if (model.view or views.View()).crop != "none" or (model.view or views.View()).size != SIZE:
@@ -116,17 +116,6 @@ def main() -> None:
         batch_size=args.batch_size, num_workers=args.num_workers,
     )  # fmt: skip
     distributed.shutdown()
-
-
-def find_model(path: Path) -> Path:
-    """A model's file, or the one in its folder. BctError if there is none, or two."""
-    if not path.is_dir():
-        return path
-    found = [file for name in ("model.pt", "model.onnx") if (file := path / name).is_file()]
-    if len(found) != 1:
-        there = "both model.pt and model.onnx" if found else "neither model.pt nor model.onnx"
-        raise BctError(f"{path} holds {there}", "name the model's file")
-    return found[0]
 
 
 def _pairs(path: Path) -> ImageSet | None:

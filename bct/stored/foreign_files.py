@@ -27,7 +27,9 @@ from bct.stored.vector_files import open_array, read_arrays
 _MASK = re.compile(r"credible_(ratio|entropy)_(\d{1,3})(?!\d)")
 _MASKS = {"ratio": "credible_old_feature", "entropy": "credible_by_entropy"}
 _CENTRES = re.compile(r"(rank_\d+_softmax_weight|(softmax_fc|checkpoint)_gpu_\d+)\.(pt|pth)")
-_NETWORK = "a network is for tools/import_model.py, a classifier or class centres for its --classifier"
+_NETWORK = (
+    "a network is for tools/import_model.py, a classifier or class centres for its --classifier"
+)
 _PIECE, _LARGEST = 1 << 20, 1 << 26  # characters read at once, and of one class
 
 
