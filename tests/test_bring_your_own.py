@@ -23,7 +23,7 @@ from support.foreign_files import (
     network_input,
     write_images,
 )
-from support.old_models import tool
+from support.old_models import TRAINING, tool
 
 from backbones import get_model
 from backbones.basis import BasisNetwork
@@ -210,7 +210,8 @@ def bench(tmp_path_factory):
 
 
 def close(got, want) -> None:
-    got, want = (torch.as_tensor(x).float() for x in (got, want))
+    got, want = (torch.as_tensor(x if torch.is_tensor(x) else np.array(x)) for x in (got, want))
+    got, want = got.float(), want.float()
     assert got.shape == want.shape
     assert (got - want).abs().max() <= 1e-5 * max(1, want.abs().max())
 
@@ -347,3 +348,76 @@ def refers_to_what_exists(do: str) -> None:
         assert f'"{option}"' in sources, option
     for key in re.findall(r"\b(\w+)=", do):
         assert key in base_config(), key
+
+
+# ---- the page
+
+PAGE = ROOT / "docs" / "bring_your_own.md"
+
+
+def table() -> str:
+    """CELLS as the page has them: what to do instead is numbered in a list below."""
+    notes: list[str] = []
+    lines = [f"| file | {' | '.join(PLACES)} |", "| --- |" + " --- |" * len(PLACES)]
+    for kind, cells in CELLS.items():
+        row = [kind]
+        for place in PLACES:
+            cell = cells[place]
+            if isinstance(cell, No):
+                notes += [cell.do] if cell.do not in notes else []
+                row.append(f"no ({notes.index(cell.do) + 1})")
+            else:
+                row.append(cell)
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join([*lines, "", *(f"{n}. {note}" for n, note in enumerate(notes, 1))]) + "\n"
+
+
+def test_the_page_has_the_table():
+    assert table() in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_commands_of_the_page(tmp_path, monkeypatch):
+    """As they stand, one after the other, with a smaller network."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("dataset/train", "dataset/val", "photos"):
+        write_images(Path(folder), 112)
+    torch.save(face_network().state_dict(), "backbone.pth")
+    mixbct = WRITERS["MixBCT: `*_feature.npy`, `*_label.npy`"](tmp_path)
+    for file in (*mixbct.files, *mixbct.beside):
+        file.rename(f"x_{file.stem.rpartition('_')[2]}.npy")
+    text = PAGE.read_text(encoding="utf-8").replace("\\\n", "").replace(" r50", " demo_w16")
+    commands = re.findall(r"^python (.*)$", text.replace("=r50", "=demo_w16"), re.M)
+    assert len(commands) > 8
+    for command in commands:
+        script, *words = shlex.split(command)
+        words = [str(ROOT / w) if w.startswith(("configs/", "methods/")) else w for w in words]
+        if "train" in Path(script).stem:
+            words += [*TRAINING, f"embedding_size={D}", "num_epoch=1"]
+        run(script, words)
+    for made in ("prod/model.pt", "new/model.pt", "left/features", "again/model.pt"):
+        assert Path("work_dirs", made).exists()
+    assert np.load("out.npy").shape == (KNOWN * PER_CLASS, D)
+
+
+def run(script: str, words: list[str]) -> None:
+    before, sys.argv = sys.argv, [script, *words]
+    try:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, words
+    finally:
+        sys.argv = before
+
+
+def test_a_published_map_of_embeddings(bench):
+    """What the refusal of TorchScript of h advises."""
+    script = torch.jit.load(bench.file("ml-fct: TorchScript of h(old, side)").files[0])
+    torch.save(script.state_dict(), bench.home / "model.pt")
+    old, side = torch.randn(5, D), torch.randn(5, 8)
+    for name, rows in (("old", old), ("side", side)):
+        np.save(bench.home / f"{name}.npy", rows.numpy())
+    words = ("old.npy", "mapped.npy", "-m", "model.pt", "--side", "side.npy")
+    places = [w if w.startswith("-") else str(bench.home / w) for w in words]
+    run("tools/transform_gallery.py", places)
+    want = script.eval()(old[:, :, None, None], side[:, :, None, None]).flatten(1).detach()
+    close(np.load(bench.home / "mapped.npy"), want)
