@@ -1,20 +1,41 @@
-"""Every kind of file x every place it may go: docs/bring_your_own.md has the table."""
+"""Every kind of file x every place it may go, as docs/bring_your_own.md has them in its table.
 
+What is taken is compared with what plain torch makes of the file; what is refused says in its
+second line what to do instead, and what that line names is there.
+"""
+
+import re
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+<<<<<<< HEAD
 from support.foreign_files import WRITERS, D, Foreign, face_network, network_input, write_images
 from support.old_models import tool
+=======
+from support.foreign_files import (
+    KNOWN,
+    PER_CLASS,
+    WRITERS,
+    D,
+    Foreign,
+    face_network,
+    network_input,
+    write_images,
+)
+from support.old_models import TRAINING, tool
+>>>>>>> table2
 
 from backbones import get_model
 from backbones.basis import BasisNetwork
-from bct.config import load_config
+from bct.config import base_config, load_config
 from bct.data.sets import open_images
 from bct.errors import BctError
+from bct.files import ROOT
 from bct.models.model import open_model
 from bct.old_model import OldModel
 from bct.scenarios import set_name
@@ -24,12 +45,104 @@ from bct.training.initial import start_from
 from tools import import_features, import_model
 
 SIDES, PIXELS = {"faces": 112, "things": 32}, {"faces": "face", "things": "imagenet"}
+<<<<<<< HEAD
 ENDS = {
     "old_embedding": "_feature",
     "old_prototype": "_avg_feature",
     "class_statistics": "_class_statistics",
 }
+=======
+>>>>>>> table2
 PLACES = ("evaluate", "old model", "teacher", "classifier", "init_from", "features")
+
+
+class No(NamedTuple):
+    """A part of what a refusal says is wrong, and of what to do."""
+
+    what: str
+    do: str
+
+
+FOLDER = No("is a folder", "of a model that is there: tools/extract_features.py --model")
+WEIGHTS = No("holds a model's weights, not embeddings", "a network is for tools/import_model.py")
+OF_MODEL = No("is of a model, by its name", "a classifier or class centres for its --classifier")
+NONE_KEPT = No(
+    "holds no classifier",
+    "give that of a softmax model, tools/import_model.py --classifier, or use class means, "
+    "tools/average_features.py",
+)
+CENTRES = No("holds no state_dict", "class centres are for tools/import_model.py --classifier")
+HEAD = No("is no backbone of ours", "a classifier is for tools/import_model.py --classifier")
+OTHER = No(" 0 are in ", "give weights of the same network, or the network of these weights")
+ONNX = No("comes without its classifier", "import it with --classifier, or use class means")
+PROGRAM = No("a program that can't be trained", "give the state_dict that it was exported from")
+SCRIPT = No(
+    "a program that runs when it is loaded",
+    "where you trust it, name the network torchscript, as of tools/import_model.py",
+)
+ARRAY = No("is an array that numpy saved", "embeddings are for tools/import_features.py")
+GONE = No("imported without its model", "use a method that needs stored embeddings only")
+IMAGE_ROWS = No("has a row for each image, by its name", "give class means, ..._avg_feature.npy")
+CLASS_ROWS = No("has a row for each class", "call class means ..._avg_feature.npy")
+TOO_FEW = No("has 3 rows for 9 images", "store one row for each image, in their order")
+MASK = No("not floats (n, D)", "store one row for each item, as floats")
+LIST = No("is a text", "a list of images is data: rec=, --data or --rec")
+MAP = No("is a map of embeddings", "save its weights for tools/transform_gallery.py")
+OBJECTS = No("which runs code", "save its weights alone where its code is")
+JSON = No("is a JSON text", "AdvBCT's class centres are for tools/import_features.py")
+
+YES, ASK, APART = "yes", "yes, `--network torchscript`", "yes, `--classifier`"
+RANKS = "yes, all ranks', `--classifier`"
+_NETWORK = dict(zip(PLACES, (YES, YES, YES, YES, YES, WEIGHTS), strict=True))
+_SCRIPT = dict(zip(PLACES, (ASK, ASK, ASK, ASK, PROGRAM, SCRIPT), strict=True))
+_HEAD = dict(zip(PLACES, (HEAD, HEAD, HEAD, RANKS, OTHER, OF_MODEL), strict=True))
+_ROWS = dict(zip(PLACES, ("yes, its rows", ARRAY, GONE, IMAGE_ROWS, ARRAY, YES), strict=True))
+_FC = dict(zip(PLACES, (TOO_FEW, ARRAY, ARRAY, APART, ARRAY, CLASS_ROWS), strict=True))
+CELLS: dict[str, dict[str, str | No]] = {
+    "ours: `model.pt`": _NETWORK,
+    "ours: a model's folder": _NETWORK | {"old model": "yes, as it is", "features": FOLDER},
+    "ours: `checkpoints/step_*.pt`": _NETWORK,
+    "insightface: `model.pt`, `backbone.pth`": _NETWORK | {"classifier": NONE_KEPT},
+    "insightface: `checkpoint_gpu_*.pt`": _NETWORK | {"classifier": RANKS, "features": OF_MODEL},
+    "insightface: `rank_*_softmax_weight.pt`": {
+        **_HEAD, **dict.fromkeys(("evaluate", "old model", "teacher", "init_from"), CENTRES),
+    },
+    "insightface: `.onnx`": _NETWORK
+    | {"classifier": ONNX, "init_from": PROGRAM, "features": OF_MODEL},
+    "MixBCT: `model.pt`": _NETWORK,
+    "MixBCT: `softmax_fc_gpu_*.pt`": _HEAD,
+    "MixBCT: `*_feature.npy`, `*_label.npy`": _ROWS,
+    "MixBCT: `*_credible_ratio_90_feature.npy`": _ROWS
+    | {"evaluate": MASK, "features": "yes, with its features"},
+    "MixBCT: `*_avg_feature.npy`": _ROWS
+    | {"evaluate": TOO_FEW, "classifier": "yes, as class means, `--classifier`"},
+    "openBCT: `.pth.tar`": _NETWORK,
+    "openBCT: old classifier, `.npy`": _FC,
+    "openBCT: old classifier, `.pth`": _HEAD | {"classifier": APART, "features": WEIGHTS},
+    "openBCT: `synth_clsfier.npy`": _FC,
+    "openBCT: image list": dict.fromkeys(PLACES, LIST)
+    | {"evaluate": "yes, as the images, `--data`"},
+    "BT-2: `.checkpoint` of a backbone": _NETWORK,
+    "BT-2: `.checkpoint` of BT²": _NETWORK
+    | dict.fromkeys(("evaluate", "old model", "teacher"), "yes, with a `.json`")
+    | {"classifier": NONE_KEPT, "init_from": "yes, its body"},
+    "BT-2: TorchScript": _SCRIPT,
+    "ml-fct: TorchScript of a backbone": _SCRIPT | {"classifier": NONE_KEPT},
+    "ml-fct: TorchScript of h(old, side)": _SCRIPT
+    | dict.fromkeys(("evaluate", "old model", "teacher", "classifier"), MAP),
+    "torchvision: `.pth`": _NETWORK,
+    "AdvBCT: `.pth.tar`": dict.fromkeys(PLACES, OBJECTS),
+    "AdvBCT: `*_feat.npy`, `*_label.npy`": _ROWS,
+    "AdvBCT: JSON of centres": dict.fromkeys(PLACES, JSON) | {"teacher": GONE, "features": YES},
+    "OpenCompatible: `.pth.tar`": dict.fromkeys(PLACES, OBJECTS),
+}  # fmt: skip
+
+
+LABELS = np.repeat(np.arange(KNOWN), PER_CLASS)
+KINDS = {  # of artefacts, by the ends of their names
+    "feature": "old_embedding", "avg_feature": "old_prototype",
+    "class_statistics": "class_statistics",
+}  # fmt: skip
 
 
 class Bench:
@@ -110,7 +223,8 @@ def bench(tmp_path_factory):
 
 
 def close(got, want) -> None:
-    got, want = torch.as_tensor(np.array(got)).float(), torch.as_tensor(np.array(want)).float()
+    got, want = (torch.as_tensor(x if torch.is_tensor(x) else np.array(x)) for x in (got, want))
+    got, want = got.float(), want.float()
     assert got.shape == want.shape
     assert (got - want).abs().max() <= 1e-5 * max(1, want.abs().max())
 
@@ -121,13 +235,14 @@ def close(got, want) -> None:
 def evaluate(bench: Bench, kind: str) -> None:
     """eval/*.py and tools/embed.py open a model so, and embed a set so."""
     found = bench.file(kind)
-    if found.role == "images":
-        paths = [open_images(found.files[0]).describe(row) for row in range(9)]
-        assert paths == [open_images(bench.home / "things").describe(row) for row in range(9)]
-        return
+    if found.role == "images":  # they are what is embedded
+        found, images = bench.file("torchvision: `.pth`"), open_images(found.files[0])
+        assert images.labels.tolist() == LABELS.tolist()
+    else:
+        images = open_images(bench.home / found.sees)
     view = {"size": SIDES[found.sees], "crop": "none", "pixels": PIXELS[found.sees]}
     model = open_model(found.files[0], found.network, **(view if found.sees == "things" else {}))
-    close(model.embed(open_images(bench.home / found.sees)), found.embed(bench.plain[found.sees]))
+    close(model.embed(images), found.embed(bench.plain[found.sees]))
 
 
 def old_model(bench: Bench, kind: str) -> None:
@@ -142,6 +257,7 @@ def teacher(bench: Bench, kind: str) -> None:
     """The network that a method asks during training."""
     found = bench.file(kind)
     if found.role == "features":
+<<<<<<< HEAD
         folder, sees = bench.features(kind), found.sees
         kinds = [
             k
@@ -149,6 +265,11 @@ def teacher(bench: Bench, kind: str) -> None:
             if list(folder.glob(f"features/*{ENDS[k]}.npy"))
         ]
         bench.opened(folder, sees, kinds[0]).network()
+=======
+        folder = bench.features(kind)
+        ends = [end for end in KINDS if list(folder.glob(f"features/faces_train_{end}.npy"))]
+        bench.opened(folder, "faces", KINDS[ends[0]]).network()
+>>>>>>> table2
     folder, sees = bench.extracted(kind)
     network = bench.opened(folder, sees, "old_embedding").network()
     close(network(bench.plain[sees]), found.embed(bench.plain[sees]))
@@ -175,11 +296,13 @@ def classifier(bench: Bench, kind: str) -> None:
 def init_from(bench: Bench, kind: str) -> None:
     found = bench.file(kind)
     network = found.network or ("demo_w16" if found.sees == "faces" else "resnet18")
+    network, _, basis = network.partition("+")
     cfg = bench.config(bench.home, found.sees, f"init_from={found.files[0]}")
     cfg.network = network
     width = D if found.embed is None else found.embed(bench.plain[found.sees]).shape[1]
     if network == "torchscript":
         network = "demo_w16"
+<<<<<<< HEAD
     backbone = (
         get_model(network, width)
         if "+" not in network
@@ -187,23 +310,58 @@ def init_from(bench: Bench, kind: str) -> None:
     )
     start = start_from(cfg, open_images(bench.home / found.sees), backbone, SoftmaxHead(width, 3))
     print(start.fit)
+=======
+    backbone = get_model(network, width)
+    if basis:
+        backbone = BasisNetwork(get_model(network, 24 + 16), 24, 16, 6)
+    start_from(cfg, open_images(bench.home / found.sees), backbone, SoftmaxHead(width, KNOWN))
+>>>>>>> table2
     with torch.inference_mode():
         body = backbone.eval() if found.body is None else backbone.eval().body
         close(body(bench.plain[found.sees]), (found.body or found.embed)(bench.plain[found.sees]))
 
 
 def features(bench: Bench, kind: str) -> None:
-    folder = bench.features(kind)
-    print(sorted(p.name for p in (folder / "features").iterdir()))
+    """tools/import_features.py: all that it has stored."""
+    f = face_network().eval()(bench.plain["faces"]).detach().numpy()
+    groups = (f / np.linalg.norm(f, axis=1, keepdims=True)).reshape(KNOWN, PER_CLASS, D)
+    centre = groups.mean(axis=1)
+    radius = np.linalg.norm(groups - centre[:, None], axis=2).max(axis=1)
+    plain_means = f.reshape(KNOWN, PER_CLASS, D).mean(axis=1)
+    means = centre if "centres" in kind else plain_means
+    want = {
+        "feature": f, "label": LABELS, "credible_ratio_90_feature": np.arange(len(f)) % 4 > 0,
+        "avg_feature": means / np.linalg.norm(means, axis=1, keepdims=True),
+    }  # fmt: skip
+    found = sorted((bench.features(kind) / "features").glob("faces_train_*.npy"))
+    for file in found:
+        end, rows = file.stem.removeprefix("faces_train_"), np.load(file)
+        if end == "class_statistics":
+            close(rows["centre"], centre)
+            close(rows["radius"], radius)
+        else:
+            close(rows, want[end])
+    assert found
 
 
 RUN = dict(
     zip(PLACES, (evaluate, old_model, teacher, classifier, init_from, features), strict=True)
 )
+<<<<<<< HEAD
+=======
+
+
+# ---- the cells
+
+
+def test_the_table_has_all_kinds():
+    assert list(CELLS) == list(WRITERS)
+>>>>>>> table2
 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", WRITERS)
+<<<<<<< HEAD
 def test_cell(bench, kind, place, capfd):
     import time
 
@@ -217,3 +375,101 @@ def test_cell(bench, kind, place, capfd):
         r = f"!!! {type(e).__name__} {e}"[:300]
     with capfd.disabled():
         print(f"\n## {kind} x {place} ({time.time() - s:.2f}): {r}", flush=True)
+=======
+def test_cell(bench, kind, place):
+    cell = CELLS[kind][place]
+    if not isinstance(cell, No):
+        RUN[place](bench, kind)
+        return
+    with pytest.raises(BctError) as error:
+        RUN[place](bench, kind)
+    what, do = str(error.value).splitlines()
+    assert cell.what in what and cell.do in do
+    refers_to_what_exists(do)
+
+
+def refers_to_what_exists(do: str) -> None:
+    scripts = re.findall(r"(?:tools|eval)/\w+\.py", do)
+    for script in scripts:
+        assert (ROOT / script).is_file()
+    scripts += ["bct/command.py", "tools/import_model.py", "tools/import_features.py"]
+    scripts += ["eval/retrieval.py"]
+    sources = "".join((ROOT / script).read_text() for script in scripts)
+    for option in re.findall(r"--[a-z-]+", do):
+        assert f'"{option}"' in sources, option
+    for key in re.findall(r"\b(\w+)=", do):
+        assert key in base_config(), key
+
+
+# ---- the page
+
+PAGE = ROOT / "docs" / "bring_your_own.md"
+
+
+def table() -> str:
+    """CELLS as the page has them: what to do instead is numbered in a list below."""
+    notes: list[str] = []
+    lines = [f"| file | {' | '.join(PLACES)} |", "| --- |" + " --- |" * len(PLACES)]
+    for kind, cells in CELLS.items():
+        row = [kind]
+        for place in PLACES:
+            cell = cells[place]
+            if isinstance(cell, No):
+                notes += [cell.do] if cell.do not in notes else []
+                row.append(f"no ({notes.index(cell.do) + 1})")
+            else:
+                row.append(cell)
+        lines.append(f"| {' | '.join(row)} |")
+    return "\n".join([*lines, "", *(f"{n}. {note}" for n, note in enumerate(notes, 1))]) + "\n"
+
+
+def test_the_page_has_the_table():
+    assert table() in PAGE.read_text(encoding="utf-8")
+
+
+def test_the_commands_of_the_page(tmp_path, monkeypatch):
+    """As they stand, one after the other, with a smaller network."""
+    monkeypatch.chdir(tmp_path)
+    for folder in ("dataset/train", "dataset/val", "photos"):
+        write_images(Path(folder), 112)
+    torch.save(face_network().state_dict(), "backbone.pth")
+    mixbct = WRITERS["MixBCT: `*_feature.npy`, `*_label.npy`"](tmp_path)
+    for file in (*mixbct.files, *mixbct.beside):
+        file.rename(f"x_{file.stem.rpartition('_')[2]}.npy")
+    text = PAGE.read_text(encoding="utf-8").replace("\\\n", "").replace(" r50", " demo_w16")
+    commands = re.findall(r"^python (.*)$", text.replace("=r50", "=demo_w16"), re.M)
+    assert len(commands) > 8
+    for command in commands:
+        script, *words = shlex.split(command)
+        words = [str(ROOT / w) if w.startswith(("configs/", "methods/")) else w for w in words]
+        if "train" in Path(script).stem:
+            words += [*TRAINING, f"embedding_size={D}", "num_epoch=1"]
+        run(script, words)
+    for made in ("prod/model.pt", "new/model.pt", "left/features", "again/model.pt"):
+        assert Path("work_dirs", made).exists()
+    assert np.load("out.npy").shape == (KNOWN * PER_CLASS, D)
+
+
+def run(script: str, words: list[str]) -> None:
+    before, sys.argv = sys.argv, [script, *words]
+    try:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    except SystemExit as end:
+        assert not end.code, words
+    finally:
+        sys.argv = before
+
+
+def test_a_published_map_of_embeddings(bench):
+    """What the refusal of TorchScript of h advises."""
+    script = torch.jit.load(bench.file("ml-fct: TorchScript of h(old, side)").files[0])
+    torch.save(script.state_dict(), bench.home / "model.pt")
+    old, side = torch.randn(5, D), torch.randn(5, 8)
+    for name, rows in (("old", old), ("side", side)):
+        np.save(bench.home / f"{name}.npy", rows.numpy())
+    words = ("old.npy", "mapped.npy", "-m", "model.pt", "--side", "side.npy")
+    places = [w if w.startswith("-") else str(bench.home / w) for w in words]
+    run("tools/transform_gallery.py", places)
+    want = script.eval()(old[:, :, None, None], side[:, :, None, None]).flatten(1).detach()
+    close(np.load(bench.home / "mapped.npy"), want)
+>>>>>>> table2

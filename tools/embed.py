@@ -100,8 +100,12 @@ def main() -> None:
     args = arguments()
     device = distributed.setup()
     view = {"size": args.size, "crop": args.crop, "pixels": args.pixels}
+<<<<<<< HEAD
     path = model_in(args.model) if args.model.is_dir() else args.model
     model = open_model(path, args.network, amp_dtype(args.amp, device), **view)
+=======
+    model = open_model(args.model, args.network, amp_dtype(args.amp, device), **view)
+>>>>>>> table2
     source = open_sources(args.images, opened=_pairs)
     if args.landmarks:
         faces = aligned(source.images, source.name, args.landmarks)

@@ -33,7 +33,7 @@ def holds_model(folder: str | Path) -> bool:
 
 def model_in(folder: str | Path) -> Path:
     """The weights in a model's folder: model.pt or model.onnx. BctError without, or with both."""
-    there = [file for name in _WEIGHTS if (file := Path(folder) / name).is_file()]
+    there = _weights_in(folder)
     if len(there) == 1:
         return there[0]
     if there:
@@ -45,6 +45,15 @@ def model_in(folder: str | Path) -> Path:
         "train it, or bring one from elsewhere: python tools/import_model.py <weights> -o "
         f"{folder}",
     )
+
+
+def holds_model(folder: str | Path) -> bool:
+    """Whether a model's folder has its weights; those of embeddings alone have not."""
+    return bool(_weights_in(folder))
+
+
+def _weights_in(folder: str | Path) -> list[Path]:
+    return [file for name in _WEIGHTS if (file := Path(folder) / name).is_file()]
 
 
 def said_beside(weights: str | Path) -> dict[str, Any]:
