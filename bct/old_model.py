@@ -17,17 +17,7 @@ from bct.data.label_map import load_map, new_to_old
 from bct.data.views import normalised_as
 from bct.errors import BctError
 from bct.files import sha256, sha256_file
-<<<<<<< HEAD
-from bct.models.about import (
-    described_in,
-    holds_model,
-    model_in,
-    view_of_config,
-    view_of_model,
-)
-=======
 from bct.models.about import described_in, holds_model, model_in, view_of_config, view_of_model
->>>>>>> table2
 from bct.models.reference_checkpoints import reference_classifier
 from bct.models.weights import load_backbone
 from bct.rows import refuse_not_finite
@@ -255,11 +245,7 @@ class OldModel:
         """
         kind = kind or next(iter(self.manifests))
         folder, weights = self.cfg.get(f"{_side(kind)}_model"), self.manifests[kind]["weights"]
-<<<<<<< HEAD
-        if folder and (weights is None or holds_model(folder)):
-=======
-        if folder and (weights or holds_model(folder)):
->>>>>>> table2
+        if folder and holds_model(folder):
             return model_in(folder)
         if weights is None:
             raise BctError(

@@ -13,10 +13,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-<<<<<<< HEAD
-from support.foreign_files import WRITERS, D, Foreign, face_network, network_input, write_images
-from support.old_models import tool
-=======
 from support.foreign_files import (
     KNOWN,
     PER_CLASS,
@@ -28,7 +24,6 @@ from support.foreign_files import (
     write_images,
 )
 from support.old_models import TRAINING, tool
->>>>>>> table2
 
 from backbones import get_model
 from backbones.basis import BasisNetwork
@@ -45,14 +40,6 @@ from bct.training.initial import start_from
 from tools import import_features, import_model
 
 SIDES, PIXELS = {"faces": 112, "things": 32}, {"faces": "face", "things": "imagenet"}
-<<<<<<< HEAD
-ENDS = {
-    "old_embedding": "_feature",
-    "old_prototype": "_avg_feature",
-    "class_statistics": "_class_statistics",
-}
-=======
->>>>>>> table2
 PLACES = ("evaluate", "old model", "teacher", "classifier", "init_from", "features")
 
 
@@ -257,19 +244,9 @@ def teacher(bench: Bench, kind: str) -> None:
     """The network that a method asks during training."""
     found = bench.file(kind)
     if found.role == "features":
-<<<<<<< HEAD
-        folder, sees = bench.features(kind), found.sees
-        kinds = [
-            k
-            for k in ("old_embedding", "old_prototype", "class_statistics")
-            if list(folder.glob(f"features/*{ENDS[k]}.npy"))
-        ]
-        bench.opened(folder, sees, kinds[0]).network()
-=======
         folder = bench.features(kind)
         ends = [end for end in KINDS if list(folder.glob(f"features/faces_train_{end}.npy"))]
         bench.opened(folder, "faces", KINDS[ends[0]]).network()
->>>>>>> table2
     folder, sees = bench.extracted(kind)
     network = bench.opened(folder, sees, "old_embedding").network()
     close(network(bench.plain[sees]), found.embed(bench.plain[sees]))
@@ -302,20 +279,10 @@ def init_from(bench: Bench, kind: str) -> None:
     width = D if found.embed is None else found.embed(bench.plain[found.sees]).shape[1]
     if network == "torchscript":
         network = "demo_w16"
-<<<<<<< HEAD
-    backbone = (
-        get_model(network, width)
-        if "+" not in network
-        else BasisNetwork(get_model("resnet18_narrow", 24 + 16), 24, 16, 6)
-    )
-    start = start_from(cfg, open_images(bench.home / found.sees), backbone, SoftmaxHead(width, 3))
-    print(start.fit)
-=======
     backbone = get_model(network, width)
     if basis:
         backbone = BasisNetwork(get_model(network, 24 + 16), 24, 16, 6)
     start_from(cfg, open_images(bench.home / found.sees), backbone, SoftmaxHead(width, KNOWN))
->>>>>>> table2
     with torch.inference_mode():
         body = backbone.eval() if found.body is None else backbone.eval().body
         close(body(bench.plain[found.sees]), (found.body or found.embed)(bench.plain[found.sees]))
@@ -347,8 +314,6 @@ def features(bench: Bench, kind: str) -> None:
 RUN = dict(
     zip(PLACES, (evaluate, old_model, teacher, classifier, init_from, features), strict=True)
 )
-<<<<<<< HEAD
-=======
 
 
 # ---- the cells
@@ -356,26 +321,10 @@ RUN = dict(
 
 def test_the_table_has_all_kinds():
     assert list(CELLS) == list(WRITERS)
->>>>>>> table2
 
 
 @pytest.mark.parametrize("place", PLACES)
 @pytest.mark.parametrize("kind", WRITERS)
-<<<<<<< HEAD
-def test_cell(bench, kind, place, capfd):
-    import time
-
-    s = time.time()
-    try:
-        RUN[place](bench, kind)
-        r = "YES"
-    except BctError as e:
-        r = str(e).replace(str(bench.home), "H")
-    except BaseException as e:
-        r = f"!!! {type(e).__name__} {e}"[:300]
-    with capfd.disabled():
-        print(f"\n## {kind} x {place} ({time.time() - s:.2f}): {r}", flush=True)
-=======
 def test_cell(bench, kind, place):
     cell = CELLS[kind][place]
     if not isinstance(cell, No):
@@ -472,4 +421,3 @@ def test_a_published_map_of_embeddings(bench):
     run("tools/transform_gallery.py", places)
     want = script.eval()(old[:, :, None, None], side[:, :, None, None]).flatten(1).detach()
     close(np.load(bench.home / "mapped.npy"), want)
->>>>>>> table2

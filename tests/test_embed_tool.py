@@ -229,11 +229,7 @@ def test_models_of_all_kinds(weights, faces, tmp_path):
     shutil.copy(weights, tmp_path / "onnx")
     for path, says in (
         (tmp_path / "onnx", "holds model.pt and model.onnx"),
-<<<<<<< HEAD
         (tmp_path, "holds no model"),
-=======
-        (tmp_path, "holds neither"),
->>>>>>> table2
         (tmp_path / "onnx.npy", "holds embeddings, not a network"),
         (tmp_path / "none.pt", "does not exist"),
         (weights, "does not say which network it is"),

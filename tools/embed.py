@@ -46,7 +46,6 @@ from bct.data.sources import Source, open_sources
 from bct.errors import BctError
 from bct.files import read_json
 from bct.keys import LARGEST_IMAGE, number, whole
-from bct.models.about import model_in
 from bct.models.embed import embedded, made_from, refuse_batch
 from bct.models.model import Model, open_model
 from bct.outputs import check_outputs
@@ -100,12 +99,7 @@ def main() -> None:
     args = arguments()
     device = distributed.setup()
     view = {"size": args.size, "crop": args.crop, "pixels": args.pixels}
-<<<<<<< HEAD
-    path = model_in(args.model) if args.model.is_dir() else args.model
-    model = open_model(path, args.network, amp_dtype(args.amp, device), **view)
-=======
     model = open_model(args.model, args.network, amp_dtype(args.amp, device), **view)
->>>>>>> table2
     source = open_sources(args.images, opened=_pairs)
     if args.landmarks:
         faces = aligned(source.images, source.name, args.landmarks)

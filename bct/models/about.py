@@ -26,11 +26,6 @@ def view_of_config(cfg: EasyDict) -> View:
     return View(cfg.image_size, *AUGMENT[cfg.augment], cfg.pixels)
 
 
-def holds_model(folder: str | Path) -> bool:
-    """Whether there are weights in a model's folder."""
-    return any((Path(folder) / name).is_file() for name in _WEIGHTS)
-
-
 def model_in(folder: str | Path) -> Path:
     """The weights in a model's folder: model.pt or model.onnx. BctError without, or with both."""
     there = _weights_in(folder)

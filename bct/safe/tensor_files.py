@@ -139,13 +139,8 @@ def _check_archive(path: Path) -> None:
             if "constants.pkl" in inner:
                 raise NoTensorsError(
                     "TorchScript, a program that runs when it is loaded",
-<<<<<<< HEAD
-                    "where you trust it, name the network torchscript, see tools/import_model.py; "
-                    "or give its weights",
-=======
                     "where you trust it, name the network torchscript, as of "
                     "tools/import_model.py; or give its weights",
->>>>>>> table2
                 )
             if "data.pkl" not in inner:
                 kind = (
