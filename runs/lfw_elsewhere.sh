@@ -26,6 +26,8 @@ MAP="$MAP embedding_size=512 rec=$LFW resume=True"
 PART=$OUT/data/train_part_30_class.rec MODEL=$OUT/model
 OLD=$OUT/weights/class/seed0/old LEFT=$OUT/left ALONE=$OUT/weights/EXclass/seed0/alone
 
+$PYTHON tools/check_upgrade.py --new configs/bench_alone_class100.py $NEW --ijbc "$IJBC" --far "$FAR"
+
 # 1. the old model, made elsewhere
 $PYTHON tools/split_dataset.py "$LFW" --out "$OUT/data" --ratio 30 --by class
 [[ -f $MODEL/model.onnx ]] || $PYTHON -m benchmarks.elsewhere "$PART" -o "$MODEL" --epochs "$EPOCHS"

@@ -240,6 +240,88 @@ def test_a_name_that_does_not_belong(own):
     assert done.returncode == 1 and "extract_features.py" in done.stderr
 
 
+# ---- of a model's folder
+
+
+@pytest.fixture
+def folder(own):
+    """The old model's folder with a model.json, and what names its artefacts."""
+    view = {"size": 112, "crop": "none", "mirror": True, "pixels": "face"}
+    about = {"network": "demo_w16", "embedding_size": 16, "num_classes": 2, "view": view}
+    (own / "old" / "model.json").write_text(json.dumps(about))
+    return own / "old", ("--model", own / "old", "--rec", own / "train_part_70_class.rec")
+
+
+def test_a_folder_and_a_set_name_the_same_artefacts(own, folder):
+    old, here = folder
+    for tool, *more in (("extract_features.py", "amp=off"), ("denoise.py",)):
+        done = run(tool, *here, *more)
+        assert done.returncode == 0, done.stderr
+    for kind, end in (
+        ("old_embedding", "feature"),
+        ("credible_old_feature", "credible_ratio_90_feature"),
+    ):
+        path = old / "features" / f"house_train_part_70_class_{end}.npy"
+        np.testing.assert_array_equal(np.load(path), np.load(path_of(own, kind)))
+    rec = f"rec={own / 'train_part_70_class.rec'}"
+    for more in ([], ["shard=class70"]):  # the file itself, and given as its set's shard
+        given = [f"old_model={old}", f"rec={own}" if more else rec, *more]
+        cfg = load_config(own / "new.py", given)
+        found = OldModel(cfg, RecordSet(cfg.rec), NEEDS)
+        assert found.dim == 16 and cfg.rec == rec.removeprefix("rec=")
+    assert "reusing" in run("extract_features.py", *here, "amp=off").stdout
+
+
+def test_the_command_line_has_the_last_word_on_the_old_model(own, tmp_path):
+    (tmp_path / "x.py").write_text((own / "new.py").read_text() + "config.old_model = 'there'\n")
+    cfg = load_config(tmp_path / "x.py")
+    assert cfg.old_model.endswith("there") and cfg.shard is None and cfg.rec == str(own)
+    cfg = load_config(tmp_path / "x.py", ["old_config=old_class30"])
+    assert cfg.old_model is None and cfg.shard == "class70"
+    cfg = load_config(own / "new.py", [f"old_model={own / 'old'}"])
+    with pytest.raises(BctError, match=r"extract_features.py --model .*old --rec "):
+        OldModel(cfg, RecordSet(own / "train_part_70_class.rec"), NEEDS)
+
+
+def test_places_that_are_named_halfway(own, folder):
+    old, here = folder
+    for words in ((), here[:2], here[2:], (*here, "--SD", SD)):
+        for tool in ("extract_features.py", "denoise.py"):
+            done = run(tool, *words)
+            assert done.returncode == 2 and len(done.stderr.splitlines()) == 2, done.stderr
+    for word in ("image_size=32", "network=r18", "output=x", "feature_save=x"):
+        done = run("extract_features.py", *here, word)
+        assert done.returncode == 1 and f"{word.split('=')[0]}= has no effect" in done.stderr
+    (old / "model.onnx").write_bytes(b"")
+    assert "holds model.pt and model.onnx" in run("extract_features.py", *here).stderr
+
+
+def test_a_config_that_sees_images_in_another_way_than_the_model(own, folder):
+    """Its features would be those of another view, and nothing would tell."""
+    old, _ = folder
+    about = json.loads((old / "model.json").read_text())
+    about["view"] |= {"pixels": "imagenet"}
+    (old / "model.json").write_text(json.dumps(about))
+    before = np.load(path_of(own, "old_embedding"))
+    done = run("extract_features.py", own / "old_class30.py", "--SD", SD, "--force")
+    assert done.returncode == 1 and "was trained on imagenet images of 112" in done.stderr
+    np.testing.assert_array_equal(np.load(path_of(own, "old_embedding")), before)
+    done = run("extract_features.py", own / "old_class30.py", "--SD", SD, "pixels=imagenet")
+    assert done.returncode == 0, done.stderr
+    assert not np.allclose(np.load(path_of(own, "old_embedding")), before, atol=1e-3)
+
+
+def test_an_extraction_never_replaces_what_was_imported(own, folder):
+    old, here = folder
+    path = old / "features" / "house_train_part_70_class_feature.npy"
+    with write_artefact(path, (24, 16), "float32", kind="old_embedding", imported=True) as out:
+        out[:] = 7
+    for force in ([], ["--force"]):
+        done = run("extract_features.py", *here, "amp=off", *force)
+        assert done.returncode == 1 and "was imported and would be replaced" in done.stderr
+        assert (np.load(path) == 7).all()
+
+
 def test_a_failed_write_leaves_nothing(tmp_path):
     path = tmp_path / "a.npy"
 

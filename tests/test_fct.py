@@ -23,6 +23,7 @@ from bct.keys import plain
 from bct.models.weights import load_backbone
 from bct.stored.vector_set import Vectors
 from bct.train import train
+from methods.FCT.loss import fct
 
 FASTFILL = ("uncertainty=True", "classification=1.0", "label_smoothing=0.1")
 
@@ -136,8 +137,21 @@ def make(house, **changes):
     old = OldArrays(new_embedding=house.new)
     about = {"dim": D_NEW, "parity": "corrected", "weights": str(house.folder / "new/model.pt")}
     old.manifests = {"old_embedding": about, "new_embedding": about}
+    old.classifier = lambda kind: tuple(house.classifier.values())
+    old.classifies_unit = lambda kind: False
     sizes = {"embedding_size": D_NEW, "num_classes": CLASSES, "label_smoothing": 0.0}
     return FCT(EasyDict({**plain(FCT.defaults), **sizes, "parity": "corrected", **changes}), old)
+
+
+def test_a_classifier_of_unit_embeddings_sees_such():
+    rng = torch.Generator().manual_seed(0)
+    mapped, new = torch.randn(2, 9, D_NEW, generator=rng)
+    weight, labels = torch.randn(CLASSES, D_NEW, generator=rng), torch.arange(9) % CLASSES
+    given = {"labels": labels, "classifier": (weight, None)}
+    got = fct(mapped, new, unit_classifier=True, **given)
+    want = fct(torch.nn.functional.normalize(mapped), new, **given)
+    assert torch.equal(got["cls"], want["cls"])
+    assert torch.equal(got["error"], fct(mapped, new)["error"])
 
 
 def loss_by_hand(h, s, f, y, target, w, classifier, smoothing):
@@ -347,7 +361,7 @@ def test_artefacts_that_do_not_fit(house):
         house.train()
     torch.save({"cls_fc.weight": torch.ones(CLASSES - 1, D_NEW)}, house.folder / "new/model.pt")
     house.write("new", house.new)
-    with pytest.raises(BctError, match="for 8 classes"):
+    with pytest.raises(BctError, match="has a classifier of 7 rows"):
         house.train("classification=1.0")
     torch.save({"fc.weight": torch.ones(2)}, house.folder / "new/model.pt")
     house.write("new", house.new)

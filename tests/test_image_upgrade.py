@@ -112,7 +112,9 @@ def test_the_classifier_has_a_row_per_class(own):
     weight, bias = old_model(own).classifier()
     assert weight.shape == (2, 8) and bias.shape == (2,)
     said = json.loads((own / "old" / "model.json").read_text())
-    (own / "old" / "model.json").write_text(json.dumps({**said, "num_classes": 3}))
+    (own / "old" / "model.json").write_text(
+        json.dumps({**said, "num_classes": 3, "class_names": ["a9", "b", "c"]})
+    )
     with pytest.raises(BctError, match=r"2 rows, its model.json says 3 classes"):
         old_model(own).classifier()
 

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from PIL import Image
+from support.bt2 import BT2Basis, bt2_checkpoint, trained
 from support.networks import settle
 from support.old_models import CPU, TRAINING, tool
 from support.onnx_graphs import graph, own_normalisation
@@ -147,8 +148,6 @@ def test_torchvision_and_openbct_keep_their_classifier(tmp_path, capsys, thing):
 
 
 def test_bt2s_transformation_needs_its_json_no_more(tmp_path, capsys):
-    from test_reference_checkpoints import BT2Basis, bt2_checkpoint, trained
-
     torch.manual_seed(0)
     model = trained(BT2Basis(24, 16, 6, 1.5, classes=7))
     bt2_checkpoint(tmp_path / "transfer.checkpoint", model, "module.")

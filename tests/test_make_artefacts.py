@@ -2,6 +2,7 @@
 says which of them map the gallery. That the files are right is shown by the runs that use them."""
 
 import re
+from pathlib import Path
 
 import pytest
 from support.script import run_script
@@ -36,6 +37,21 @@ def test_a_method_that_needs_little_gets_little():
         "tools/extract_features.py", "configs/bench_old_data30.py", "--SD", "bench_old_data100",
         "feature_save=/x",
     ]  # fmt: skip
+
+
+def test_models_that_are_folders(tmp_path):
+    """old_model and new_model need no scenario; the set is `rec`, whatever a config's shard."""
+    (fct,) = ROOT.glob("methods/FCT/configs/omniglot_fct.py")
+    (mix,) = ROOT.glob("methods/MixBCT/configs/omniglot_mixbct.py")
+    given = [f"old_model={tmp_path / 'old'}", f"new_model={tmp_path / 'alone'}", "rec=x/a b.txt"]
+    found = [words[1:] for words in commands([fct, mix], given)]
+    rec = str(Path.cwd() / "x" / "a b.txt")
+    old, alone = (["--model", str(tmp_path / name), "--rec", rec] for name in ("old", "alone"))
+    assert found == [
+        ["tools/extract_features.py", *old],
+        ["tools/extract_features.py", *alone],
+        ["tools/denoise.py", "--T", "0.9", *old],
+    ]
 
 
 def test_which_methods_map_the_gallery():

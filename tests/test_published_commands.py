@@ -4,9 +4,9 @@ The commands of a system run in the page's order in one folder, which holds what
 what makes a script cheap is appended.
 """
 
+import itertools
 import re
 import shlex
-from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +116,7 @@ class Place:
         folder, script, words = self.tiny(command)
         done = run_script(script, *words, cwd=folder)
         assert done.returncode == 0, f"{command}\n{done.stdout[-2000:]}{done.stderr[-3000:]}"
-        for option, value in pairwise(words):
+        for option, value in itertools.pairwise(words):
             if option in ("-o", "--output", "--out"):
                 assert (folder / value).exists(), f"{command}: {value} is not there"
         for word in words:

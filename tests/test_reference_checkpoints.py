@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision
+from support.bt2 import BT2Basis, BT2ResNet, bt2_checkpoint, trained
+from support.foreign_files import openbct, save_script
 from support.networks import settle
 from torch import nn
-from torch.nn.utils.parametrizations import orthogonal
 
 from backbones import get_model, own_state
 from bct.errors import BctError
@@ -22,32 +23,12 @@ IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 IMAGES = IMAGES.contiguous(memory_format=torch.channels_last)
 
 
-def trained(model):
-    """As ours in memory, so that the same sums are taken in the same order."""
-    return settle(model).to(memory_format=torch.channels_last)
-
-
 def close(got, want):
     assert got.shape == want.shape
     assert (got - want).abs().max() <= 1e-6 * max(1, want.abs().max())
 
 
 # ---- OpenBCT
-
-
-def openbct(path, prefix, **extra):
-    """A checkpoint as its training leaves one; returns the model."""
-    torch.manual_seed(0)
-    model = trained(torchvision.models.resnet18(weights=None, num_classes=5))
-    saved = model.state_dict() | extra
-    saved = {prefix + key: value for key, value in saved.items()}
-    optimizer = torch.optim.SGD(model.parameters(), 0.1, momentum=0.9)
-    torch.save(
-        {"epoch": 3, "arch": "resnet18", "state_dict": saved, "best_acc1": torch.tensor(12.5),
-         "optimizer": optimizer.state_dict()},
-        path,
-    )  # fmt: skip
-    return model
 
 
 def test_openbct(tmp_path):
@@ -74,60 +55,6 @@ def test_the_cosine_classifier_of_openbct_is_turned(tmp_path):
 
 
 # ---- BT-2
-
-
-class BT2ResNet(nn.Module):
-    """ResNet-18 with a last block of d channels; logits and embedding (B, d, 1, 1)."""
-
-    def __init__(self, d, classes, norm):
-        super().__init__()
-        net, block = torchvision.models.resnet18(weights=None), torchvision.models.resnet.BasicBlock
-        for name in ("conv1", "bn1", "relu", "maxpool", "layer1", "layer2", "layer3"):
-            self.add_module(name, getattr(net, name))
-        last = block(
-            512, d, downsample=nn.Sequential(nn.Conv2d(512, d, 1, bias=False), nn.BatchNorm2d(d))
-        )
-        self.layer4 = nn.Sequential(net.layer4[0], last)
-        self.fc = nn.Conv2d(d, classes, 1, bias=False)
-        self.norm = norm
-
-    def forward(self, x):
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
-        feature = F.adaptive_avg_pool2d(x, 1)
-        if self.norm:
-            feature = F.normalize(feature)
-        return self.fc(feature).flatten(1), feature
-
-
-class BT2Basis(nn.Module):
-    """What the paper's network computes, with all rows of the old branch."""
-
-    def __init__(self, d, d_old, a, C, classes):
-        super().__init__()
-        self.resnet = BT2ResNet(d + d_old, 9, norm=False)
-        self.fc3 = nn.Conv2d(d + d_old, d_old, 1)
-        self.fc_out = nn.Linear(d, classes, bias=False)
-        self.ortholinear_p = orthogonal(nn.Linear(d, d, bias=False))
-        self.ortholinear_old2 = orthogonal(nn.Linear(d_old, d_old, bias=False))
-        self.d, self.d_old, self.a, self.C = d, d_old, a, C
-
-    def forward(self, x):
-        h = self.resnet(x)[1]
-        f = F.normalize(h.flatten(1)[:, : self.d])
-        o = F.normalize(F.normalize(self.fc3(F.relu(h)).flatten(1))[:, : self.a])
-        u = torch.cat([o, self.ortholinear_p(self.C * f)], 1)
-        b = self.ortholinear_old2(u[:, : self.d_old])
-        return self.fc_out(f), b, f, torch.cat([b, u[:, self.d_old :]], 1)
-
-
-def bt2_checkpoint(path, model, prefix):
-    state = {prefix + key: value for key, value in model.state_dict().items()}
-    optimizer = torch.optim.Adam(model.parameters()).state_dict()
-    torch.save(
-        {"epoch": 5, "model_state_dict": state, "optimizer_state_dict": optimizer, "loss": 0.5},
-        path,
-    )
 
 
 @pytest.mark.parametrize("prefix", ["", "module."])
@@ -253,12 +180,6 @@ class Tiny(nn.Module):
         if self.outputs == 3:
             return logits, logits, feature.flatten(1)
         return logits, logits, logits, feature.flatten(1)
-
-
-def save_script(model, path, example=IMAGES):
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # deprecated, which is not what is tested
-        torch.jit.trace(model, example).save(str(path))
 
 
 @pytest.mark.parametrize("outputs", [1, 2, 3, 4])

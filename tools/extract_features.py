@@ -51,6 +51,7 @@ from bct.stored.artefacts import (
 )
 
 _HOW = ("amp", "fp16", "num_workers", "parity", "rec_backend", "seed")  # keys for --model
+_FACES = [View().size, View().crop, View().pixels]
 _VIEW = ("image_size", "pixels", "augment")
 
 
@@ -154,6 +155,7 @@ def extract(
     given = network, dtype, True, view.size, view.pixels
     backbone = load_backbone(weights, *given).to(device)
     width = backbone.embedding_size
+    seen = [view.size, view.crop, view.pixels]
     dataset = open_images(cfg.rec, cfg.rec_backend)
     paths = [place.path(kind) for kind in ("old_embedding", "old_embedding_label")]
     made_from = {
@@ -161,6 +163,8 @@ def extract(
         "data": dataset.fingerprint,
         "parity": cfg.parity,
         "amp": dtype_name(dtype),
+        # None: as faces are seen, and as manifests have it from before they said so
+        "view": None if seen == _FACES else seen,
     }
     valid = not force and all(is_valid(path, **made_from) for path in paths)
     if all(distributed.all_gather_object(valid)):

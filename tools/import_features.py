@@ -138,6 +138,12 @@ def matched(
         theirs, ours = other.labels[match.row], images.labels[match.index]
         old_class = one_to_one(theirs[match.alone], ours[match.alone], str(args.of), images)
     else:
+        if rows == images.num_classes:
+            raise BctError(
+                f"{features.file} has a row for each class of {args.rec}, not for each image",
+                "call class means ..._avg_feature.npy; a classifier is for tools/import_model.py "
+                "--classifier",
+            )
         require_rows(rows, len(images), f"{args.rec} has")
         match = Match(np.arange(rows), np.arange(rows), np.ones(rows, bool))
     if args.names or args.of:

@@ -73,6 +73,11 @@ def import_model(args: argparse.Namespace) -> list[str]:
     """Writes the folder; lines that say what was taken. BctError, with nothing written, if any of
     it can't be used."""
     weights = args.weights
+    if weights.is_dir():
+        raise BctError(
+            f"{weights} is a folder",
+            f"a model's folder needs no import: old_model={weights}; else give the file in it",
+        )
     if not weights.is_file():
         raise BctError(f"{weights} does not exist", "check the path")
     onnx = weights.suffix.lower() == ".onnx"

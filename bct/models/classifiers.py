@@ -55,6 +55,12 @@ def read_classifier(
     if len(paths) > 1 or _RANK.fullmatch(paths[0].name):
         return _cosine(joined_centres(paths), scale or SCALE)
     path = paths[0]
+    if re.search(r"(?<!avg)_feat(ure)?\.npy$", path.name):
+        raise BctError(
+            f"{path} has a row for each image, by its name, not for each class",
+            "give class means, ..._avg_feature.npy: tools/import_features.py, then "
+            "tools/average_features.py",
+        )
     if not path.is_file() or path.suffix.lower() == ".npy" or is_torchscript(path):
         return _linear(*reference_classifier(path, network), scale)
     saved = read_tensors(path)

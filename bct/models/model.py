@@ -13,7 +13,7 @@ from bct.data.image_set import ImageSet, Joined
 from bct.data.views import View
 from bct.errors import BctError
 from bct.files import sha256, sha256_file
-from bct.models.about import said_beside, view_of_model
+from bct.models.about import model_in, said_beside, view_of_model
 from bct.models.embed import embed_models
 from bct.models.weights import load_backbone
 from bct.rows import check_rows
@@ -98,16 +98,14 @@ def open_model(
     """Finds a model; its network is loaded later.
 
     Args:
-        file, network, dtype: see Model.
+        file, network, dtype: see Model; or a model's folder.
         view: size, crop, pixels of a network whose model.json says none; None: as for faces.
 
     Raises BctError: no such file, or a model.json whose view is not ours.
     """
-    file = str(file)
+    file = str(model_in(file) if Path(file).is_dir() else file)
     paths = file.split(",") if is_stored(file) else [file]
     for path in paths:
-        if Path(path).is_dir():
-            raise BctError(f"model {path} is a folder", f"give the file in it: {path}/model.pt")
         if not Path(path).is_file():
             raise BctError(f"model {path} does not exist", "check the path, or train it first")
     digests = [sha256_file(path) for path in paths]

@@ -80,7 +80,8 @@ def _classifier(
         return _checked(path, by_dims[-1], by_dims[0] if len(by_dims) == 2 else None)
     raise BctError(
         f"{path} holds no classifier: only softmax models keep theirs",
-        "give the checkpoint of a softmax model, or use class means of its embeddings",
+        "give that of a softmax model, tools/import_model.py --classifier, or use class means, "
+        "tools/average_features.py",
     )
 
 
@@ -219,6 +220,12 @@ class Script(nn.Module):
 
     def __init__(self, script: torch.jit.ScriptModule, size: int, path: str | Path):
         super().__init__()
+        if len(script.forward.schema.arguments) > 2:  # the first one is the script
+            raise BctError(
+                f"{path} takes several inputs, not images alone: it is a map of embeddings",
+                "save its weights for tools/transform_gallery.py: "
+                "torch.save(torch.jit.load(FILE).state_dict(), 'model.pt')",
+            )
         self.script = script
         for parameter in script.parameters():  # a script has no requires_grad_ of its own
             parameter.requires_grad = False

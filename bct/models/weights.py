@@ -96,7 +96,11 @@ def _plain(
 ) -> nn.Module:
     state, size = own_state(network, state)
     if size is None:
-        raise BctError(f"{weights} is no backbone of ours (no batch norm)", "check the path")
+        raise BctError(
+            f"{weights} is no backbone of ours (no batch norm)",
+            "give the network's own weights; a classifier is for tools/import_model.py "
+            "--classifier",
+        )
     with torch.device("meta"):  # a few bytes can name any network: no memory before they fit
         own = get_model(network, size).state_dict()
     counters = [k for k in own if k.endswith("num_batches_tracked")]
@@ -137,7 +141,7 @@ def network_of(weights: str | Path, network: str | None = None) -> str:
     if network is not None:
         return network
     sidecar = Path(weights).with_suffix(".json")
-    if sidecar.is_file():
+    if sidecar.is_file() and sidecar != Path(weights):
         return _named(sidecar)
     if is_torchscript(weights):
         raise untrusted(weights)

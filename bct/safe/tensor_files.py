@@ -57,7 +57,13 @@ _KNOWN = {
     *("numpy.ndarray", "numpy.dtype"),
 }  # fmt: skip
 _OF_TORCH = re.compile(r"torch\.(\w+Storage|(float|int|uint|bool|complex|bfloat)\w*)")
-_TO_SAVE = "save its weights alone where its code is: torch.save(model.state_dict(), 'weights.pt')"
+_TO_SAVE = (
+    "save its weights alone where its code is, torch.save(model.state_dict(), 'weights.pt'); a "
+    "network that is none of ours as ONNX"
+)
+_EMBEDDINGS = "embeddings are for tools/import_features.py; give the model's own file here"
+_CENTRES = "AdvBCT's class centres are for tools/import_features.py; give the model's own file here"
+_LIST = "give a file that torch.save wrote; a list of images is data: rec=, --data or --rec"
 _COPY = "give a file that torch.save wrote; copy or download it again"
 
 
@@ -95,8 +101,8 @@ def _check_start(path: Path, start: bytes) -> None:
         raise NoTensorsError("empty")
     for signature, what in _STARTS:
         if start.startswith(signature):
-            do = "fetch it: git lfs pull" if "git-lfs" in what else _COPY
-            raise NoTensorsError(what, do)
+            do = {b"version https://git-lfs": "fetch it: git lfs pull", b"\x93NUMPY": _EMBEDDINGS}
+            raise NoTensorsError(what, do.get(signature, _COPY))
     if start[257:262] == b"ustar" or start.startswith(b"././@LongLink"):
         raise NoTensorsError("a tar archive", "unpack it, or save the weights with a newer torch")
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < path.stat().st_size:
@@ -108,10 +114,10 @@ def _check_start(path: Path, start: bytes) -> None:
     if re.match(rb"<(!doctype|html|head|body|\?xml|!--)", text, re.I):
         raise NoTensorsError("a web page", "download the file itself, not the page about it")
     if text[:1] in b"{[" and _is_text(start):
-        raise NoTensorsError("a JSON text")
+        raise NoTensorsError("a JSON text", _CENTRES)
     if _is_text(start):
         first = text.splitlines()[0] if text else b""
-        raise NoTensorsError(f"a text ({shown(first.decode('latin1'), 40)})")
+        raise NoTensorsError(f"a text ({shown(first.decode('latin1'), 40)})", _LIST)
 
 
 def _is_text(start: bytes) -> bool:
@@ -133,7 +139,8 @@ def _check_archive(path: Path) -> None:
             if "constants.pkl" in inner:
                 raise NoTensorsError(
                     "TorchScript, a program that runs when it is loaded",
-                    "where you trust it, name the network torchscript; or give its weights",
+                    "where you trust it, name the network torchscript, see tools/import_model.py; "
+                    "or give its weights",
                 )
             if "data.pkl" not in inner:
                 kind = (

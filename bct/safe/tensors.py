@@ -161,7 +161,9 @@ def unwrapped(path: str | Path, saved: Any) -> dict[str, torch.Tensor]:
     if not weights or others:
         what = f"; its {shown(others[0], 40)} is no tensor" if others else ""
         raise BctError(
-            f"{path} holds no state_dict{what}", "give the network's own weights, model.pt"
+            f"{path} holds no state_dict{what}",
+            "give the network's own weights, model.pt; class centres are for "
+            "tools/import_model.py --classifier",
         )
     state: dict[str, torch.Tensor] = {}
     for key, value in weights.items():

@@ -312,6 +312,7 @@ def open_features(place: Place) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]
     labels, of_labels = open_artefact(place.path("old_embedding_label"), how)
     keys = ("model", "data", "parity", "amp", "weights", "data_path")
     of_these = {"absent": manifest["absent"]} if manifest.get("absent") else {}
+    of_these["view"] = manifest.get("view")  # None: that of faces
     if manifest.get("imported"):  # the model's digest says nothing of which rows were brought
         of_these["features"] = manifest.get("digest")
     made_from = entries(manifest, features.filename, *keys)

@@ -26,6 +26,10 @@ from bct.stored.vector_files import open_array, read_arrays
 
 _MASK = re.compile(r"credible_(ratio|entropy)_(\d{1,3})(?!\d)")
 _MASKS = {"ratio": "credible_old_feature", "entropy": "credible_by_entropy"}
+_CENTRES = re.compile(r"(rank_\d+_softmax_weight|(softmax_fc|checkpoint)_gpu_\d+)\.(pt|pth)")
+_NETWORK = (
+    "a network is for tools/import_model.py, a classifier or class centres for its --classifier"
+)
 _PIECE, _LARGEST = 1 << 20, 1 << 26  # characters read at once, and of one class
 
 
@@ -57,8 +61,15 @@ def read_files(files: list[Path]) -> dict[tuple[str, float], Found]:
 
 
 def _parts(file: Path) -> Iterator[Found]:
+    if file.is_dir():
+        raise BctError(
+            f"{file} is a folder",
+            "give its files; of a model that is there: tools/extract_features.py --model",
+        )
     if not file.is_file():
         raise BctError(f"{file} does not exist", "check the path")
+    if file.suffix.lower() == ".onnx" or _CENTRES.fullmatch(file.name):
+        raise BctError(f"{file} is of a model, by its name, and no embeddings", _NETWORK)
     with open(file, "rb") as opened:
         start = opened.read(64)
     if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{":
@@ -77,6 +88,10 @@ def _parts(file: Path) -> Iterator[Found]:
 
 def _tensors(file: Path, saved: object) -> list[tuple[str, torch.Tensor]]:
     """What torch.save wrote: one tensor, or several in a dict, list or tuple."""
+    if isinstance(saved, dict) and any(
+        isinstance(value, dict) or str(key).endswith(".weight") for key, value in saved.items()
+    ):
+        raise BctError(f"{file} holds a model's weights, not embeddings", _NETWORK)
     if not isinstance(saved, dict):
         saved = dict(enumerate(saved if isinstance(saved, list | tuple) else [saved]))
     tensors = []

@@ -258,16 +258,16 @@ def read_search(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     if not path.is_file():
         raise BctError(f"{path} does not exist", "evaluate a model first: eval/ijbc.py -m ... -N")
     arrays = _arrays(path) if path.suffix == ".npz" else {}
-    if {"fpir", "tpir"} <= arrays.keys():
-        both = [np.stack([arrays["fpir"], row]) for row in np.atleast_2d(arrays["tpir"])]
-    elif "scores" in arrays and arrays["scores"].ndim == 3 and arrays["scores"].shape[1] == 2:
-        both = list(arrays["scores"])
-    else:
+    none = np.zeros((0, 0))
+    fpir, tpir = arrays.get("fpir", none), np.atleast_2d(arrays.get("tpir", none))
+    curves = arrays.get("scores", none)  # MixBCT's
+    if fpir.ndim == 1 and tpir.shape[1:] == fpir.shape:
+        curves = np.stack([np.broadcast_to(fpir, tpir.shape), tpir], axis=1)
+    names = arrays.get("names", np.array([path.stem]))
+    fits = curves.ndim == 3 and curves.shape[1] == 2 and curves.shape[:1] == names.shape
+    if not fits or curves.dtype.kind != "f" or not np.isfinite(curves).all():
         raise BctError(f"{path} holds no curves of 1:N", "evaluate with -N, or draw 1:1 without")
-    names = arrays.get("names", np.array([path.stem])).tolist()
-    if len(names) != len(both) or not all(np.isfinite(curve).all() for curve in both):
-        raise BctError(f"{path}: {len(names)} names, {len(both)} curves", "evaluate again with -N")
-    return {str(name): (curve[0], curve[1]) for name, curve in zip(names, both, strict=True)}
+    return {str(name): (x, y) for name, (x, y) in zip(names.tolist(), curves, strict=True)}
 
 
 def draw_saved_search(paths: list[Path], target: Path) -> None:
