@@ -33,12 +33,29 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, about: str, prog: str | None = None):
         how = argparse.RawDescriptionHelpFormatter
         super().__init__(prog, description=about, formatter_class=how)
+        # what `python -m torch.distributed.launch` adds, in two spellings
+        self.add_argument("--local-rank", "--local_rank", type=takes(whole(0)), action=_LocalRank)
 
     def error(self, message: str) -> NoReturn:
         what, _, do = message.partition(ADVICE)
         if int(os.environ.get("RANK", 0)) == 0:  # all ranks have the same arguments
             print(_lines(what, do or f"{self.prog} --help shows what there is"), file=sys.stderr)
         self.exit(2)
+
+
+class _LocalRank(argparse.Action):
+    """Says no more than LOCAL_RANK, which old launchers leave unset."""
+
+    def __init__(self, *names: Any, **how: Any):
+        super().__init__(*names, **how | {"default": argparse.SUPPRESS, "help": argparse.SUPPRESS})
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: Any = None) -> None:
+        known = os.environ.setdefault("LOCAL_RANK", str(values))
+        if known != str(values):
+            parser.error(
+                f"--local-rank is {values}, LOCAL_RANK in the environment {known}{ADVICE}"
+                "leave --local-rank to the launcher"
+            )
 
 
 ADVICE = "\0"  # parts what is wrong from what to do in a message; no argument can hold it

@@ -1,5 +1,6 @@
 """Configs: EasyDict `.py` files merged over configs/base.py, overridden by key=value arguments."""
 
+import dataclasses
 import difflib
 import os
 import runpy
@@ -9,6 +10,7 @@ from typing import Any
 from easydict import EasyDict
 
 from bct.command import ADVICE, Parser, some_text
+from bct.conventions import convention_of, defaults_of, in_our_words
 from bct.distributed import say
 from bct.errors import BctError
 from bct.files import IN_CLONE, PACKAGE, ROOT, write_text
@@ -18,6 +20,9 @@ from bct.scenarios import new_shard, shard_file
 # insightface keys that have no effect here: configs that set them load, with a warning
 NO_OP = {"dali", "dali_aug", "save_all_states", "loss"}
 SECRET = ("wandb_key",)  # keys that no file of a run holds
+
+
+_UNSAVED = ("name", "convention_why")  # of a resolved config: no keys
 
 
 def load_config(
@@ -36,17 +41,21 @@ def load_config(
         lenient: let the file's unknown keys pass unread: of a method the caller does not know.
 
     Returns:
-        An EasyDict with every key of configs/base.py and of the method; `name` is the file's stem,
-        paths are absolute, `rec` names the shard's own file when `shard` is given, or `scenario`
-        and `old_config` without `old_model`.
+        An EasyDict with every key of configs/base.py and of the method, its defaults those of the
+        file's convention, see bct/conventions.py; `name` is the file's stem, paths are absolute,
+        `rec` names the shard's own file when `shard` is given, or `scenario` and `old_config`
+        without `old_model`.
 
     Raises:
         BctError: no such file, an unknown key, or a value that its Key does not take.
     """
     file = find_config(path)
-    keys = known_keys(_base(), method_defaults or {})
-    given = _config_of(file)
+    base, added, given = _base(), method_defaults or {}, _config_of(file)
     overridden = dict(_split(text) for text in overrides)
+    convention, why = _convention(file, given, overridden, known_keys(base, added))
+    defaults = defaults_of(convention, file.stem)
+    keys = known_keys(_with_defaults(base, defaults), added)
+    given = in_our_words(convention, file, given, keys)
     ignored = NO_OP - keys.keys()
     no_op = sorted((given.keys() | overridden.keys()) & ignored)
     if no_op:
@@ -64,6 +73,9 @@ def load_config(
         if f"{side}_config" in overridden and f"{side}_model" not in overridden:
             cfg[f"{side}_model"] = None
     cfg.name = file.stem
+    cfg.convention, cfg.convention_why = convention, why
+    if any(base[key].default != value for key, value in defaults.items()):
+        say(f"{file.name}: {convention_line(cfg)}")
     cfg.feature_save = str(ROOT / cfg.feature_save)
     cfg.output = cfg.output or str(ROOT / "work_dirs" / cfg.name)
     if cfg.scenario and cfg.old_config and cfg.shard is None and not cfg.old_model:
@@ -71,6 +83,34 @@ def load_config(
     if cfg.rec and cfg.shard:
         cfg.rec = str(shard_file(cfg.rec, cfg.shard))
     return cfg
+
+
+def convention_line(cfg: EasyDict) -> str:
+    """Whose defaults a config has, and why."""
+    return f"convention {cfg.convention}: {cfg.get('convention_why', 'nothing says another')}"
+
+
+def _convention(
+    file: Path, given: dict[str, Any], overridden: dict[str, str], known: dict[str, Key]
+) -> tuple[str, str]:
+    """(convention, why) of a run: as the command line, the file or the file's keys say it."""
+    if "convention" in overridden:
+        key = known["convention"]
+        said = _taken(
+            "the command line", known, "convention", key.parsed(overridden["convention"]), Path()
+        )
+        if said is not None:
+            return said, "the command line says so"
+    elif given.get("convention") is not None and not isinstance(given["convention"], Key):
+        return _taken(
+            str(file), known, "convention", given["convention"], Path()
+        ), "the file says so"
+    return convention_of(file, given, known)
+
+
+def _with_defaults(base: dict[str, Key], defaults: dict[str, Any]) -> dict[str, Key]:
+    changed = {k: dataclasses.replace(base[k], default=v) for k, v in defaults.items()}
+    return base | changed
 
 
 def base_config(overrides: list[str] = ()) -> EasyDict:
@@ -97,6 +137,12 @@ def _file_name(text: str) -> str:
 
 def find_config(path: str | Path) -> Path:
     """The config file a user means: as given, under a clone's folder, with `.py` left out."""
+    if Path(path).suffix in (".yml", ".yaml", ".json"):
+        raise BctError(
+            f"{path} is no config of ours: those are Python files, .py",
+            "AdvBCT's YAML and OpenCompatible's JSON have counterparts: see "
+            "docs/published_configs.md",
+        )
     for base in (Path.cwd(), ROOT):
         for file in (base / path, base / f"{path}.py"):
             if file.is_file():
@@ -115,7 +161,7 @@ def require(cfg: EasyDict, *keys: str) -> None:
 
 def save_config(cfg: EasyDict, path: str | Path) -> None:
     """Writes the resolved config as a config file, without secrets."""
-    said = {key: value for key, value in cfg.items() if key not in ("name", *SECRET)}
+    said = {key: value for key, value in cfg.items() if key not in (*_UNSAVED, *SECRET)}
     keys = "\n".join(f"config.{key} = {value!r}" for key, value in said.items())
     write_text(
         path,

@@ -57,7 +57,7 @@ class OldModel:
         for kind in needs:
             path, how = self.locate(cfg, kind)
             array, manifest = open_artefact(path, how)
-            self._check(cfg, dataset, path, manifest, how)
+            self._check(cfg, dataset, kind, path, manifest, how)
             self._arrays[kind], self.manifests[kind] = array, manifest
         self._classes = dataset.class_names
         models = {m["model"] for kind, m in self.manifests.items() if kind != "new_embedding"}
@@ -245,7 +245,7 @@ class OldModel:
         """
         kind = kind or next(iter(self.manifests))
         folder, weights = self.cfg.get(f"{_side(kind)}_model"), self.manifests[kind]["weights"]
-        if folder and (weights or holds_model(folder)):
+        if folder and holds_model(folder):
             return model_in(folder)
         if weights is None:
             raise BctError(
@@ -285,7 +285,9 @@ class OldModel:
         return path, place.command(kind, T)
 
     @staticmethod
-    def _check(cfg: EasyDict, dataset: ImageSet, path: Path, manifest: dict, how: str) -> None:
+    def _check(
+        cfg: EasyDict, dataset: ImageSet, kind: str, path: Path, manifest: dict, how: str
+    ) -> None:
         entries(manifest, path, "kind", "model", "data", "data_path", "weights")
         if manifest["data"] != dataset.fingerprint:
             raise BctError(
@@ -300,8 +302,10 @@ class OldModel:
                 f"{'classes' if per_class else 'images'}",
                 f"make it again: {how}",
             )
-        folder = cfg.get(f"{_side(manifest['kind'])}_model") if manifest["weights"] else None
-        weights = model_in(folder) if folder else manifest["weights"] and Path(manifest["weights"])
+        folder = cfg.get(f"{_side(kind)}_model") if manifest["weights"] else None
+        weights = manifest["weights"] and Path(manifest["weights"])
+        if folder and holds_model(folder):  # which may have moved
+            weights = model_in(folder)
         if weights and weights.is_file() and sha256_file(weights) != manifest["model"]:
             raise BctError(
                 f"{path} is stale: {weights} has been trained anew since", f"make it again: {how}"

@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from bct import distributed
 from bct.amp import allow_fast_matmul, amp_dtype, make_scaler
 from bct.command import run_cli
-from bct.config import SECRET, command_line, load_config, require
+from bct.config import SECRET, command_line, convention_line, load_config, require
 from bct.data.image_set import ImageSet
 from bct.data.loader import Batch, Loader
 from bct.errors import BctError
@@ -32,13 +32,13 @@ from bct.old_model import OldModel
 from bct.signals import StopRequest
 from bct.streams import generator, seed_of
 from bct.training.checkpoint import load_checkpoint, save_checkpoint
-from bct.training.feasible import check_batch_norm, check_steps, check_trained
+from bct.training.feasible import check_batch_norm, check_steps, check_trained, read_counts
 from bct.training.finite import FiniteCheck, Outcome
 from bct.training.frozen import freeze, train_mode
 from bct.training.heads import make_head
 from bct.training.initial import Start, digest, start_from
 from bct.training.longer import say_longer
-from bct.training.optimizer import group_named, learning_rate, make_optimizer, set_rate
+from bct.training.optimizer import group_named, learning_rate, loss_share, make_optimizer, set_rate
 from bct.training.replicas import replicate, share_statistics
 from bct.training.run_folder import describe, goes_on, prepared_output, run_identity, save_model
 from bct.training.run_record import RunRecord
@@ -134,6 +134,7 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
         job = job._replace(record=record)
         log = RunLog(cfg, job.total, step, job.scaler, record.events_suffix, job.bad, record.run)
         with log, StopRequest() as stop:
+            logging.info(convention_line(cfg))
             logging.info(
                 f"{method_class.__name__}: {cfg.network} in {dtype or torch.float32} on {device}, "
                 f"{len(dataset)} images of {cfg.num_classes} classes, {job.total} steps"
@@ -348,7 +349,7 @@ def train_step(
                     if isinstance(module, DistributedDataParallel):
                         stack.enter_context(module.no_sync())
             losses = method(backbone(batch.images), batch, head, rng)
-            scaler.scale(sum(losses.values()) / cfg.gradient_acc).backward()
+            scaler.scale(sum(losses.values()) * loss_share(cfg)).backward()
         for name, value in losses.items():
             totals[name] = totals.get(name, 0) + value.detach() / cfg.gradient_acc
 
@@ -382,14 +383,3 @@ def embed_images(
     )
     parts = [rows["own"] for _, rows in embedded({"own": backbone}, loader)]
     return np.concatenate(parts) if parts else np.zeros((0, cfg.embedding_size), np.float32)
-
-
-def read_counts(cfg: EasyDict, dataset: ImageSet) -> None:
-    """Fills num_classes and num_image in, or checks them against the data."""
-    for key, found in (("num_image", len(dataset)), ("num_classes", dataset.num_classes)):
-        if cfg[key] not in (None, found):
-            raise BctError(
-                f"config {cfg.name} says {key} = {cfg[key]}, {dataset.path} has {found}",
-                f"remove {key} from the config: it is read from the data",
-            )
-        cfg[key] = found

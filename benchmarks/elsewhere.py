@@ -61,10 +61,11 @@ def faces(rec: str) -> tuple[torch.Tensor, torch.Tensor]:
 
 def train(
     network: nn.Module, centres: nn.Parameter, images: torch.Tensor, labels: torch.Tensor,
-    epochs: int, batch: int = 64,
+    epochs: int,
 ) -> None:  # fmt: skip
     groups = [{"params": network.parameters()}, {"params": [centres]}]
     optimizer = torch.optim.SGD(groups, 0.1, momentum=0.9, weight_decay=5e-4)
+    batch = min(64, len(images) // 2)
     steps, step, started = len(images) // batch * epochs, 0, time.perf_counter()
     network.train().to(memory_format=torch.channels_last)
     for epoch in range(epochs):

@@ -30,7 +30,7 @@ SGD = {"lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
 def ours(classes: int, dim: int, rate: float) -> PartialFC:
     """The head as training sets it up; with its optimiser in `optimizer`."""
     head = PartialFC(dim, classes, margin=(1.0, MARGIN, 0.0), scale=SCALE, sample_rate=rate)
-    cfg = EasyDict(optimizer="sgd", **SGD)
+    cfg = EasyDict(optimizer="sgd", backbone_lr_factor=1.0, **SGD)
     head.optimizer = make_optimizer(cfg, torch.nn.Linear(1, 1), Method(cfg, None), head)
     return head
 

@@ -13,6 +13,10 @@ from bct.scenarios import SCENARIOS
 
 config = edict()
 
+# whose defaults count for what a file leaves unsaid; None: that follows from its name and keys, see
+# bct/conventions.py
+config.convention = choice(None, "bct", "mixbct", "insightface")
+
 # network
 config.network = text("r50")
 config.embedding_size = whole(512, least=1, most=65536)
@@ -33,8 +37,8 @@ config.label_smoothing = number(0.0, 0, 1)  # of the linear layer's cross-entrop
 # target logit cos(m1 * theta + m2) - m3
 config.margin_list = several(number(None), (1.0, 0.5, 0.0), length=3)
 config.scale = number(64.0, above=0)
-# share of the negative classes that PartialFC uses per step
-config.sample_rate = number(1.0, above=0, most=1)
+# share of the negative classes that PartialFC uses per step; 0: none but the batch's own classes
+config.sample_rate = number(1.0, 0, 1)
 # drop negatives with a larger cosine; 0: keep all
 config.interclass_filtering_threshold = number(0.0, 0, 1)
 
@@ -77,7 +81,8 @@ config.parity = choice("corrected", "published")
 
 # optimisation
 config.batch_size = whole(128, least=1, most=2**20)  # per process
-config.gradient_acc = whole(1, least=1)  # micro-batches per step, averaged
+# micro-batches per step, averaged; with parity published insightface's are added up
+config.gradient_acc = whole(1, least=1)
 config.num_epoch = whole(None, least=1)
 config.warmup_epoch = whole(0, least=-1)  # -1: the rate starts where an epoch would have left it
 config.optimizer = choice("sgd", "adam", "adamw")
@@ -98,7 +103,9 @@ config.freeze_statistics_at = number(None, 0, 1)
 # the run
 config.seed = whole(666, most=2**63 - 1)
 config.output = path(None)  # None: work_dirs/<config name>
-config.resume = flag(False)  # continue this config's run in `output`, or keep it if it is finished
+# continue this config's run in `output`, or keep it if it is finished; a larger num_epoch than it
+# had makes it longer
+config.resume = flag(False)
 config.overwrite = flag(False)  # replace a run that does not match
 config.lock = flag(True)  # keep other runs out of `output`; False where a file system has no locks
 # steps between checkpoints; there is one after every epoch, too

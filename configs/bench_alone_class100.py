@@ -3,3 +3,4 @@
 from easydict import EasyDict as edict
 
 config = edict()
+config.convention = "bct"

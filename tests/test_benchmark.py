@@ -57,7 +57,9 @@ def test_what_can_not_be_judged_is_refused_before_the_work(runs, ijb, tmp_path):
         assert len(done.stderr.strip().splitlines()) == 2
 
 
-@pytest.mark.parametrize("damage", ["null", "[]", "roles", "test", "quality", "part", "number"])
+@pytest.mark.parametrize(
+    "damage", ["null", "[]", "roles", "files", "test", "quality", "part", "number"]
+)
 def test_damaged_results_of_searches_are_named(tmp_path, damage):
     """eval/retrieval_table.py reads what eval/retrieval.py has written, or somebody else."""
     folder = tmp_path / "seed0/retrieval"
@@ -71,6 +73,10 @@ def test_damaged_results_of_searches_are_named(tmp_path, damage):
     table = ("eval/retrieval_table.py", tmp_path)
     done = run_script(*table)
     assert done.returncode == 0 and "| new | all | 0.500 |" in done.stdout, done.stderr
+    said["files"] = {"new": "out/seed0/l2/model.pt"}  # a single one is called new, whatever it is
+    (folder / "a.json").write_text(json.dumps(said))
+    done = run_script(*table)
+    assert done.returncode == 0 and "| l2 | all | 0.500 |" in done.stdout, done.stderr
     if damage in ("null", "[]"):
         (folder / "b.json").write_text(damage)
         assert run_script(*table).returncode == 0
@@ -78,6 +84,8 @@ def test_damaged_results_of_searches_are_named(tmp_path, damage):
     match damage:
         case "roles":
             said["roles"] = ["new"]
+        case "files":
+            said["files"] = ["model.pt"]
         case "test":
             del said["tests"]["new / old"]
         case "quality":

@@ -110,7 +110,7 @@ def test_rotations_stay_rotations_while_they_are_trained(rotation, within):
     model, x = network(48, 40, 12, rotation, turned=False), images(32)
     before = model.P.weight.detach().clone(), model.Q.weight.detach().clone()
     target = F.normalize(torch.randn(32, 40))
-    cfg = EasyDict(optimizer="adam", lr=1e-2, weight_decay=0.1)
+    cfg = EasyDict(optimizer="adam", lr=1e-2, weight_decay=0.1, backbone_lr_factor=1)
     nothing = torch.nn.Linear(1, 1)
     optimizer = make_optimizer(cfg, model, Method(cfg, None), nothing)
     decay = {id(p): g["weight_decay"] for g in optimizer.param_groups for p in g["params"]}

@@ -132,7 +132,7 @@ def test_tables_hold_any_name(padded):
         ("eval/report.py", "-m a -m_old b --search x --far 1e-3"),
         ("eval/report.py", "-m a -m_old b --set x -s IJBB"),
         ("eval/report.py", "-m a -m_old b --images x --gallery y"),
-        ("eval/ijbc.py", "-P a.npz -N"),
+        ("eval/ijbc.py", "-P a.npz -B"),
         ("eval/ijbc.py", "-P a.npz --save_result b.npz"),
         ("eval/ijbc.py", "-P a.npz --far 2"),
         ("eval/retrieval.py", "-m a --data x --leave-one-out --size 1000000000"),

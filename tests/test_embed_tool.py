@@ -3,6 +3,7 @@
 import json
 import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import warnings
@@ -29,7 +30,7 @@ from bct.models.model import open_model
 from bct.search.gallery import Gallery
 from bct.stored.artefacts import open_artefact
 from bct.stored.names import read_names, write_names
-from bct.stored.unfinished import DONE, part_folder
+from bct.stored.unfinished import DONE, begin, part_folder
 from tools.embed import embed
 from tools.ijbc.align import TEMPLATE, align, similarity_to_template
 
@@ -199,8 +200,8 @@ def test_sets_of_small_images_and_of_pairs(weights, tmp_path):
     wanted = plain(weights, [tmp_path / f"{k}.jpg" for k in (0, 1, 1, 1)])
     assert np.abs(np.load(tmp_path / "bin.npy") - wanted).max() < 1e-4
     assert names(tmp_path / "bin.npy") == [b"0", b"1", b"2", b"3"]
-    words = (tmp_path / "x.bin", tmp_path / "0.jpg", "-m", weights, *NET, "-o", tmp_path / "y.npy")
-    run(*words, code=1, says="by themselves")
+    rows = made(weights, [tmp_path / "0.jpg"], tmp_path / "y.npy")
+    assert np.abs(rows - wanted[:1]).max() < 1e-4
 
 
 def test_models_of_all_kinds(weights, faces, tmp_path):
@@ -228,7 +229,7 @@ def test_models_of_all_kinds(weights, faces, tmp_path):
     shutil.copy(weights, tmp_path / "onnx")
     for path, says in (
         (tmp_path / "onnx", "holds model.pt and model.onnx"),
-        (tmp_path, "holds neither"),
+        (tmp_path, "holds no model"),
         (tmp_path / "onnx.npy", "holds embeddings, not a network"),
         (tmp_path / "none.pt", "does not exist"),
         (weights, "does not say which network it is"),
@@ -468,6 +469,30 @@ def test_nothing_of_somebody_elses_is_replaced(weights, faces, tmp_path):
                     made(weights, [faces], folder / "out.npy", model=model, again=again)
         assert (folder / name).read_text() == text
         assert [str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()] == [name]
+
+
+def test_a_full_disk_is_told_before_the_work(weights, faces, tmp_path):
+    def call():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
+        with pytest.raises(OSError) as info:
+            made(weights, [faces], tmp_path / "out.npy", model=model)
+        assert info.value.filename == str(tmp_path / "out.part" / "rows.npy"), info.value
+        assert not model.backbone.images and not part_folder(tmp_path / "out.npy").exists()
+
+    model = counting(weights)
+    model.backbone.embedding_size = 512  # 18 KB of rows
+    process = multiprocessing.get_context("fork").Process(target=call)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_two_at_once_and_runs_that_had_done_nothing(weights, faces, tmp_path):
+    out = tmp_path / "out.npy"
+    lock = begin(out, (9, 8), {"model": "another"}, None)
+    refused("another process writes", made, weights, [faces], out, again="overwrite")
+    os.close(lock)
+    assert len(made(weights, [faces], out)) == 9
 
 
 class Same(nn.Module):

@@ -74,11 +74,13 @@ def test_modes_embeddings_scores_and_plots(ijb, weights, tmp_path):
     saved = np.load(stem.with_suffix(".npz"))
     protocol = read_protocol(ijb.parent)
     assert (saved["label"] == protocol.pairs.genuine).all()
-    assert saved["names"].tolist() == [f"{pair}, N0D1F1" for pair in PAIRS_OF_TESTS]
+    names = [f"{pair}, {mode}" for mode in MODES for pair in PAIRS_OF_TESTS]
+    assert saved["names"].tolist() == names and "fpir" not in saved
+    published = names.index("new / old, N0D1F1")
     stored = {label: np.load(out / f"{label}_IJBC.npy") for label in ("old", "new")}
     templates = {label: protocol.item_features(f) for label, f in stored.items()}
     np.testing.assert_allclose(
-        saved["scores"][1],
+        saved["scores"][published],
         pair_scores(templates["old"], templates["new"], *protocol.pairs[:2]),
         atol=1e-6,
     )
@@ -91,15 +93,47 @@ def test_modes_embeddings_scores_and_plots(ijb, weights, tmp_path):
     assert figures["new / old"]["pairs"] == tests["new / old, N0D1F1"]["pairs"]
 
     drawn = evaluate(tmp_path, "-P", stem.with_suffix(".npz"))
-    assert drawn.returncode == 0 and "new / old, N0D1F1" in drawn.stdout, drawn.stderr
+    assert drawn.returncode == 0 and "new / old, N1D0F1" in drawn.stdout, drawn.stderr
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
-    np.savetxt(tmp_path / "plain.txt", saved["scores"][0])
-    unlabelled = evaluate(tmp_path, "-P", tmp_path / "plain.txt")
+
+    one = names.index("old / old, N0D1F1")
+    np.savetxt(tmp_path / "plain.txt", saved["scores"][one])
+    np.save(tmp_path / "plain2.npy", saved["scores"][one])
+    before = (out / "curves.json").read_bytes()
+    refused = evaluate(tmp_path, "-P", tmp_path / "plain.txt")
+    assert refused.returncode == 1 and "--overwrite" in refused.stderr
+    assert (out / "curves.json").read_bytes() == before
+    unlabelled = evaluate(tmp_path, "-P", tmp_path / "plain.txt", "--overwrite")
     assert unlabelled.returncode == 1 and "no labels" in unlabelled.stderr
-    labelled = evaluate(tmp_path, "-P", tmp_path / "plain.txt", *data)
-    assert labelled.returncode == 0 and "plain" in labelled.stdout
-    row = next(line for line in labelled.stdout.splitlines() if line.startswith("| plain"))
-    assert f"{tests['old / old, N0D1F1']['pairs']['auc']:.4f}" in row
+    area = f"{tests['old / old, N0D1F1']['pairs']['auc']:.4f}"
+    pairs = ijb / "meta" / "ijbc_template_pair_label.txt"
+    for words in (
+        [tmp_path / "plain.txt", *data],
+        [tmp_path / "plain.txt", pairs],
+        [f"{tmp_path}/plai*.txt,{tmp_path}/plain2.npy,{pairs}"],
+    ):
+        labelled = evaluate(tmp_path, "-P", *words, "--overwrite")
+        assert labelled.returncode == 0 and "plain" in labelled.stdout, labelled.stderr
+        rows = [line for line in labelled.stdout.splitlines() if line.startswith("| plain")]
+        assert all(area in row for row in rows) and len(rows) == 1 + ("2.npy" in str(words[0]))
+
+    # 1:N: the curves are those of the evaluation, and are in the files of -N alone
+    searched = out / "new_IJBC_vs_old_IJBC_IJBC_1N.npz"
+    arrays = np.load(searched)
+    of_tests = [figures[name]["search"] for name in arrays["names"]]
+    assert [found["mean"]["tpir"] for found in of_tests] == arrays["tpir"].tolist()
+    theirs = np.stack([np.stack([arrays["fpir"], row]) for row in arrays["tpir"]])
+    np.savez(tmp_path / "mixbct.npz", scores=theirs, names=[f"their {n}" for n in arrays["names"]])
+    drawn = evaluate(tmp_path, "-P", searched, tmp_path / "mixbct.npz", "-N")
+    assert drawn.returncode == 0 and "TPIR@1e-1" in drawn.stdout, drawn.stderr
+    for picture in ("curves_1N_idroc.png", f"{searched.stem}_idroc.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+    shown = json.loads((out / "curves_1N.json").read_text())["tests"]
+    at = of_tests[1]["mean"]["tpir"][int(np.abs(np.array(of_tests[1]["fpir"]) - 0.1).argmin())]
+    assert shown[f"their {PAIRS_OF_TESTS[1]}"] == shown[PAIRS_OF_TESTS[1]]
+    assert shown[PAIRS_OF_TESTS[1]]["tpir"]["1e-1"] == pytest.approx(at)
+    none = evaluate(tmp_path, "-P", stem.with_suffix(".npz"), "-N", "--overwrite")
+    assert none.returncode == 1 and "holds no curves of 1:N" in none.stderr
 
 
 PAIRS_OF_TESTS = ("old / old", "new / old", "new / new")

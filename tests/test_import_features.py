@@ -240,7 +240,19 @@ def test_a_model_confirms_or_refuses(house, model, capsys):
     assert (said["model"], said["weights"]) == (sha256_file(weights), str(weights))
     assert said["parity"] == "corrected"
     assert "cosine to their own rows 1.0000 to 1.0000" in capsys.readouterr().out
-    for wrong in (np.roll(rows, 5, axis=0), RNG.standard_normal((N, D))):
+    images = open_images(house / "train.rec")
+    OldModel(config(house, "L2"), images, ("old_embedding",))  # which is not in its folder
+    # a new model's folder is asked for the new model's embeddings
+    save(house, "other", rows[:, ::-1])
+    bring(house, names=["other.npy", "x_label.npy"], out="alone")
+    models = [f"old_model={house / 'alone'}", f"new_model={house / 'run'}"]
+    needs = ("old_embedding", "new_embedding")
+    found = OldModel(config(house, "FCT", *models), images, needs)
+    assert found.about("new_embedding")["network"] == "demo_w16"
+    models = [f"old_model={house / 'run'}", f"new_model={house / 'alone'}"]
+    OldModel(config(house, "FCT", *models), images, needs)
+    swapped = rows[[N - 1, *range(1, N - 1), 0]]  # most rows are right
+    for wrong in (np.roll(rows, 5, axis=0), RNG.standard_normal((N, D)), swapped):
         save(house, "x_feature", wrong)
         with pytest.raises(BctError, match=r"not the embeddings of this model.*cosine"):
             bring(house, "-m", weights, out="other")

@@ -7,7 +7,8 @@ import torch
 import torchvision
 from support.networks import randomly
 from support.ranks import run_on_ranks
-from support.tiny import Job
+from support.script import run_script
+from support.tiny import TINY, Job
 
 from backbones import fct, get_model
 from backbones.basis import BasisNetwork
@@ -127,7 +128,9 @@ def test_another_width_takes_the_rest(job, tmp_path):
     assert torch.equal(network.fc.weight, drawn) and "fc.weight" in start.fit.reshaped
 
 
-@pytest.mark.parametrize("kind", ["another", "nothing", "onnx", "script", "gone", "features"])
+@pytest.mark.parametrize(
+    "kind", ["another", "nothing", "odd", "onnx", "script", "gone", "features"]
+)
 def test_refused(job, tmp_path, kind):
     path = tmp_path / "given.pt"
     if kind == "another":
@@ -135,6 +138,9 @@ def test_refused(job, tmp_path, kind):
         said = "weights of network demo_w32 0 are in"
     elif kind == "nothing":
         torch.save({"bn1.weight": torch.ones(32)}, path)  # a vector fits by chance
+        said = "weights of network demo_w32 0 are in"
+    elif kind == "odd":
+        torch.save({"x.running_mean": torch.tensor(1.0)}, path)
         said = "weights of network demo_w32 0 are in"
     elif kind == "onnx":
         path, said = tmp_path / "x.onnx", "ONNX"
@@ -150,6 +156,16 @@ def test_refused(job, tmp_path, kind):
     with pytest.raises(BctError, match=said):
         train(job(f"init_from={path}"), Method, CPU)
     assert not job.output.exists()
+
+
+def test_its_command_line(job):
+    train(job("num_epoch=1"), Method, CPU)
+    given = [job.path, *TINY, f"init_from={job.output}", f"output={job.output}2"]
+    done = run_script("train_old.py", *given, "num_epoch=1", "freeze=['conv1']")
+    assert done.returncode == 0 and "started from" in done.stdout
+    assert done.stdout.count("layer1.0.bn1.weight") == 0  # all names are in the log file alone
+    refused = run_script("train_old.py", *given, "network=demo_w24")
+    assert refused.returncode == 1 and refused.stderr.count("\n") == 2
 
 
 # ---- the head
@@ -168,7 +184,7 @@ def head_file(folder, theirs=THEIRS, bias=True, **said):
 
 
 def test_classes_by_name(job, tmp_path):
-    weight, bias = head_file(tmp_path)
+    weight, _ = head_file(tmp_path)
     head = SoftmaxHead(16, 4)
     before = head.weight.detach().clone()
     network = get_model("demo_w32", 16)
@@ -248,9 +264,9 @@ def test_its_content_counts_and_is_read_once(job, tmp_path):
     train(job(f"init_from={one}", "num_epoch=1"), Method, CPU)
     one.rename(moved)
     assert train(job(f"init_from={moved}", "num_epoch=1", "resume=True"), Method, CPU) == 0
-    with pytest.raises(BctError, match="other settings or inputs .init_from"):
+    with pytest.raises(BctError, match=r"other settings or inputs \(init_from"):
         train(job(f"init_from={other}", "num_epoch=1", "resume=True"), Method, CPU)
-    with pytest.raises(BctError, match="other settings or inputs .init_from"):
+    with pytest.raises(BctError, match=r"other settings or inputs \(init_from"):
         train(job("num_epoch=1", "resume=True"), Method, CPU)
     moved.unlink()  # a run that goes on does not need it
     assert train(job(f"init_from={one}", "num_epoch=2", "resume=True"), Method, CPU) == 0

@@ -117,7 +117,7 @@ decay_epoch=['a'] decay_epoch=[1.5] decay_epoch=[-1] decay_epoch=[None] num_work
 num_workers=100000 seed=-1 seed=1180591620717411303424 seed=2**70 seed=none num_epoch=0 num_epoch=-1
 num_epoch=1e3 batch_size=0 batch_size=none lr=nan lr=inf lr=1e999 lr=-1 lr=0 lr=1e300 momentum=1
 momentum=-0.1 output= rec= feature_save= network= shard= val_targets=lfw val_targets=[1]
-val_targets=[''] val_targets=['a','a'] sample_rate=0 sample_rate=1.1 max_bad_rate=-1 image_size=0
+val_targets=[''] val_targets=['a','a'] sample_rate=-0.1 sample_rate=1.1 max_bad_rate=-1 image_size=0
 label_smoothing=2 image_size=-1 image_size=1000000000 embedding_size=0 timeout=0
 timeout=1e300 freeze_statistics_at=2 warmup_epoch=1.5 amp=fp8 save_every=0 keep_checkpoints=0
 frequent=0 verbose=0 resume=1 fp16=no lr={[]:1} lr=1is scale=\d a.b=1 =1 lr __class__=1

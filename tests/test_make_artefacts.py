@@ -1,5 +1,5 @@
-"""tools/make_artefacts.py runs what several methods need, each once, and tools/check_upgrade.py says
-which of them map the gallery. That the files are right is shown by the runs that use them."""
+"""tools/make_artefacts.py runs what several methods need, each once, and tools/check_upgrade.py
+says which of them map the gallery. That the files are right is shown by the runs that use them."""
 
 import re
 from pathlib import Path

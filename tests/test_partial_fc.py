@@ -218,7 +218,7 @@ def test_negatives_change_from_step_to_step_and_repeat_with_the_seed():
 
 def test_bad_options():
     with pytest.raises(BctError, match="sample_rate"):
-        PartialFC(4, 10, sample_rate=0.0)
+        PartialFC(4, 10, sample_rate=-0.1)
     with pytest.raises(BctError, match="block"):
         PartialFC(4, 10, block=0)
 

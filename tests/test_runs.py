@@ -1,5 +1,5 @@
-"""Every script of runs/: each override that its head documents, all of a script's in one run on tiny
-data; each method alone; and what can't work, refused before any training.
+"""Every script of runs/: each override that its head documents, all of a script's in one run on
+tiny data; each method alone; and what can't work, refused before any training.
 
 The full product is `make faults`.
 """
@@ -7,11 +7,13 @@ The full product is `make faults`.
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 
 import pytest
 from support import tiny_sets
+from support.script import run_script
 from support.warm_python import warm_python
 
 from bct.files import ROOT, read_json
@@ -27,7 +29,7 @@ OMNIGLOT = "methods/OpenBCT/configs/omniglot_l2.py methods/FCT/configs/omniglot_
 TINY_IMAGENET = "methods/BT2/configs/tiny_imagenet_bt2.py"
 OPENBCT = "methods/OpenBCT/configs/imagenet_r18_to_r50_"
 
-# script -> every name it takes, and a file that it ends with. {x}: a set of tests/support/tiny_sets.py
+# script -> every name it takes, and a file that it ends with; {x} is a set of support/tiny_sets.py
 ALL = {
     "omniglot.sh": (
         {**IMAGES, **EXTRAS, "SOURCE": "{omniglot_zip}", "METHODS": OMNIGLOT}, "retrieval.md"
@@ -62,6 +64,16 @@ ALL = {
         {"LFW": "{faces}", "IJBC": "{ijb}", "OUT": "{out}", "FAR": "1e-1", "OLD_EXTRA": FACE,
          "NEW_EXTRA": FACE},
         "lfw/report/report.html",
+    ),
+    "lfw_init_from.sh": (
+        {"LFW": "{faces}", "IJBC": "{ijb}", "OUT": "{out}", "SEEDS": "0", "METHODS": "L2",
+         "FAR": "1e-1", "MODEL": "network=demo_w16 embedding_size=16", "OLD": SHORT, "NEW": SHORT},
+        "table.md",
+    ),
+    "lfw_elsewhere.sh": (
+        {"LFW": "{faces}", "IJBC": "{ijb}", "OUT": "{out}", "FAR": "1e-1", "EPOCHS": "1",
+         "NEW": SIZES, "MAP": MAP},
+        "features/table.md",
     ),
     "ms1mv3_opclass.sh": (
         {"DATA": "{faces}", "IJB": "{ijb}", "OUT": "{out}", "FAR": "1e-1", "GPUS": "1",
@@ -145,7 +157,7 @@ def trains_after_the_demo(place, method):
     out = place.folder / "out"
     done = subprocess.run(
         [place.known["python"], "train.py", f"feature_save={out}/feature_save", f"rec={out}/data",
-         f"output={out}/{method}", "num_epoch=1"],
+         f"output={out}/{method}", "num_epoch=1", "batch_size=16"],
         cwd=ROOT / "methods" / method, capture_output=True, text=True,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -162,12 +174,9 @@ def upgrade(place, config):
 
 
 def split(place):
-    out = place.known["out"]
-    done = subprocess.run(
-        [place.known["python"], ROOT / "tools/split_dataset.py", place.filled("{image_folders}/train"),
-         "--by", "class", "--ratio", "50", "--out", out],
-        capture_output=True, text=True,
-    )  # fmt: skip
+    images = place.filled("{image_folders}/train")
+    cut = ("--by", "class", "--ratio", "50", "--out", place.known["out"])
+    done = run_script("tools/split_dataset.py", images, *cut)
     assert done.returncode == 0, done.stderr
 
 
@@ -258,6 +267,34 @@ def test_what_can_not_work_is_refused_before_the_training(place, script, changed
     assert done.returncode in (1, 2) and place.filled(said) in done.stderr, done.stderr
     assert len(done.stderr.strip().splitlines()) == 2
     assert not list(place.folder.glob("out/**/run.json"))
+
+
+def test_the_environment_of_the_clone_is_taken(tmp_path):
+    """Where `python` has not got what is needed; its torchrun comes with it."""
+    (tmp_path / "runs/lib").mkdir(parents=True)
+    shutil.copy(ROOT / "runs/lib/start.sh", tmp_path / "runs/lib")
+    script = tmp_path / "runs/x.sh"
+    script.write_text(
+        '#!/bin/bash\n# NAME=...\nset -euo pipefail\nsource "$(dirname "$0")/lib/start.sh"\n'
+        'echo "$PYTHON" "$(command -v torchrun)" "$NAME"\n'
+    )
+    (tmp_path / "bare").mkdir()
+    for folder in ("bare", ".venv/bin"):
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        python = tmp_path / folder / "python"
+        options = "-S -E" if folder == "bare" else ""
+        python.write_text(f'#!/bin/sh\nexec "{sys.executable}" {options} "$@"\n')
+        python.chmod(0o755)
+    torchrun = tmp_path / ".venv/bin/torchrun"
+    shutil.copy(tmp_path / "bare/python", torchrun)
+    env = {**os.environ, "PATH": f"{tmp_path}/bare:{os.environ['PATH']}"}
+    env.pop("PYTHON", None)
+    call = {"capture_output": True, "text": True, "cwd": tmp_path / "bare", "env": env}
+    done = subprocess.run(["bash", script, "NAME=a b"], **call)
+    assert done.stdout.split() == [f"{tmp_path}/.venv/bin/python", str(torchrun), "a", "b"]
+    call["env"] = {**env, "PYTHON": "./python"}
+    done = subprocess.run(["bash", script, "NAME=a"], **call)
+    assert done.returncode == 2 and "./python has not got bct" in done.stderr
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -54,7 +54,7 @@ def on_a_rank():
     out["centres"] = sum(tensor.nbytes for tensor in held)
 
     sampled, cfg = PartialFC(DIM, CLASSES, sample_rate=RATE), EasyDict(optimizer="sgd", lr=0.1)
-    cfg.update(momentum=0.9, weight_decay=5e-4)
+    cfg.update(momentum=0.9, weight_decay=5e-4, backbone_lr_factor=1.0)
     optimizer = make_optimizer(cfg, nn.Linear(1, 1), Method(cfg, None), sampled)
     with counted() as out["calls"]["sampled"]:
         sampled(e.clone().requires_grad_(), y, rng).backward()

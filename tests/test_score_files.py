@@ -9,7 +9,8 @@ from matplotlib.figure import Figure
 from support.script import run_script
 
 from bct.errors import BctError
-from tools.ijbc.report import draw_saved, read_scores, save_scores
+from tools.ijbc.report import draw_saved, read_scores, read_search, save_scores
+from tools.ijbc.saved import expanded, scores_and_labels
 
 GOOD = np.linspace(-1, 1, 8, dtype=np.float32)
 LABEL = np.arange(8) % 2 == 0
@@ -174,3 +175,65 @@ def test_where_nothing_can_be_written_is_said_before_the_work(ijb, tmp_path):
         done = run_script("eval/ijbc.py", *line)
         assert done.returncode == 1 and word in done.stderr, done.stderr
         assert len(done.stderr.strip().splitlines()) == 2
+
+
+def test_patterns_and_commas(tmp_path):
+    files = [tmp_path / name for name in ("a1.npz", "a2.npz", "b,c.npy")]
+    for file in files:
+        file.touch()
+    assert expanded([f"{tmp_path}/a*"]) == files[:2]
+    assert expanded([f"{files[1]},{tmp_path}/a?.npz", str(files[2])]) == [
+        files[1],
+        files[0],
+        files[2],
+    ]
+    assert expanded(["gone.npz"])[0].name == "gone.npz"  # refused where it is read
+    with pytest.raises(BctError, match="no file fits"):
+        expanded([f"{tmp_path}/c*"])
+
+
+def test_a_list_of_pairs_says_which_are_genuine(tmp_path):
+    pairs, bad, scores = tmp_path / "pair_label.txt", tmp_path / "bad.txt", tmp_path / "s.txt"
+    pairs.write_text("1 2 1\n3 4 0\n")
+    bad.write_text("1 2 1\n3 4 2\n")
+    scores.write_text("0.5\n0.25\n")
+    files, label = scores_and_labels([scores, pairs])
+    assert files == [scores] and label.tolist() == [True, False]
+    assert scores_and_labels([scores]) == ([scores], None)
+    for given, word in (
+        ([scores, pairs, bad], "both are lists"),
+        ([pairs], "without scores"),
+        ([scores, bad], "line 2: label 2"),
+    ):
+        with pytest.raises(BctError, match=word):
+            scores_and_labels(given)
+
+
+@pytest.mark.parametrize(
+    "arrays",
+    [
+        {"scores": np.zeros(4)},
+        {"scores": np.zeros((1, 3, 4))},
+        {"scores": np.full((1, 2, 4), np.nan)},
+        {"scores": np.zeros((2, 2, 4))},
+        {"scores": np.zeros(4), "fpir": np.zeros(3), "tpir": np.zeros((1, 4))},
+        {"fpir": np.zeros((2, 4)), "tpir": np.zeros((2, 4))},
+        {"fpir": np.arange(4), "tpir": np.arange(4)},
+    ],
+)
+def test_what_holds_no_searches(tmp_path, arrays):
+    np.savez(tmp_path / "s.npz", **arrays)
+    with pytest.raises(BctError, match="holds no curves of 1:N"):
+        read_search(tmp_path / "s.npz")
+
+
+def test_searches_are_read_back(tmp_path):
+    scores = {"new / old": GOOD, "new / new": GOOD}
+    search = {name: ([0.1, 1.0], [k, 1.0]) for k, name in zip((0.25, 0.5), scores, strict=True)}
+    save_scores(tmp_path / "s.npz", scores, None, search)
+    found = read_search(tmp_path / "s.npz")
+    assert {name: [list(map(float, x)) for x in both] for name, both in found.items()} == {
+        name: [list(x) for x in both] for name, both in search.items()
+    }
+    np.savez(tmp_path / "t.npz", scores=np.array([[[0.1, 1.0], [0.25, 1.0]]]))
+    assert read_search(tmp_path / "t.npz")["t"][1].tolist() == [0.25, 1.0]

@@ -34,6 +34,7 @@ SIZES = [3, 1, 7, 2, 3, 1, 3, 2, 7, 1, 1]  # three classes of 3: a stack of syst
 def config(classes, dim=4, **changes):
     base = {"num_classes": classes, "embedding_size": dim, "parity": "corrected", "num_epoch": 35}
     train = {"optimizer": "sgd", "lr": 0.1, "momentum": 0.9, "weight_decay": 5e-4}
+    train["backbone_lr_factor"] = 1.0
     return EasyDict({**base, **train, **plain(UniBCT.defaults), **changes})
 
 

@@ -6,9 +6,9 @@
     python tools/check_upgrade.py --ijbc /data/ijb --far 1e-4 --bin lfw.bin
 
 The scripts of runs/ ask it before their first training: do all configs and keys exist, do the
-methods name these two models and take their widths, can the test sets be judged. Prints those of the
-configs whose method maps the stored old gallery, one a line: such a method leaves no network of its
-own, the new model is the one trained alone, and it is given and evaluated in another way.
+methods name these two models and take their widths, can the test sets be judged. Prints those of
+the configs whose method maps the stored old gallery, one a line: such a method leaves no network of
+its own, the new model is the one trained alone, and is evaluated in another way.
 """
 
 import argparse

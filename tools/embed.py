@@ -102,10 +102,6 @@ def main() -> None:
     model = open_model(args.model, args.network, amp_dtype(args.amp, device), **view)
     source = open_sources(args.images, opened=_pairs)
     if args.landmarks:
-        if (model.view or views.View()).crop != "none" or (model.view or views.View()).size != SIZE:
-            raise BctError(
-                f"{args.model} takes no aligned faces of {SIZE} pixels", "leave --landmarks out"
-            )
         faces = aligned(source.images, source.name, args.landmarks)
         source = source._replace(images=faces)
     again = "overwrite" if args.overwrite else "resume" if args.resume else None

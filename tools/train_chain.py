@@ -129,7 +129,10 @@ def commands(
         if previous:
             serves(method, cfg, number, widths[-1])
             for command in artefact_commands(cfg, method.needs(cfg), named):
-                steps.append([sys.executable, *shlex.split(command)[1:]])
+                words = shlex.split(command)[1:]
+                if Path(words[0]).stem == "extract_features":
+                    words += overrides  # they say how the network sees an image
+                steps.append([sys.executable, *words])
         steps.append([*launch, script, str(named / path.name), *overrides, "resume=True"])
         widths.append(method.output_width(cfg, widths[-1] if widths else None))
         models.append(str(output / name / "model.pt"))

@@ -85,22 +85,22 @@ def begin(out: Path, shape: tuple[int, int], made_from: dict[str, Any], again: s
     something else.
     """
     folder = part_folder(out)
-    said = _record(folder)
-    if said and again is None:
-        raise BctError(
-            f"{folder} holds {finished(folder)} of {shape[0]} embeddings of a run that was stopped",
-            "go on with --resume, or begin anew with --overwrite",
-        )
+    _record(folder)  # refuses what is not ours, before anything is made
     folder.mkdir(parents=True, exist_ok=True)
     lock = os.open(folder, os.O_RDONLY)
     try:
         _lock(lock, out)
-        if said and again == "resume":
+        said, done = _record(folder), finished(folder)
+        if done and again is None:
+            raise BctError(
+                f"{folder} holds {done} of {shape[0]} embeddings of a run that was stopped",
+                "go on with --resume, or begin anew with --overwrite",
+            )
+        if done and again == "resume":
             _require_same(folder, said, made_from)
-        elif said:
-            _remove_files(folder)
         about = {"format": _FORMAT, "made_from": made_from, "shape": list(shape)}
-        if said != about or not _whole(folder, shape):
+        if not done or again == "overwrite" or not _whole(folder, shape):
+            _remove_files(folder)
             write_json(folder / "progress.json", about)
             _create(folder, shape)
         state = np.lib.format.open_memmap(folder / "state.npy", "r+")
@@ -177,16 +177,15 @@ def _whole(folder: Path, shape: tuple[int, int]) -> bool:
 
 
 def _create(folder: Path, shape: tuple[int, int]) -> None:
-    (folder / "state.npy").unlink(missing_ok=True)
     rows = folder / "rows.npy"
-    np.lib.format.open_memmap(rows, "w+", np.float32, shape)
-    with open(rows, "r+b") as file:
-        try:  # a full disk shows here; in a mapped file it would end the process
+    try:  # a full disk shows here; in a mapped file it would end the process
+        np.lib.format.open_memmap(rows, "w+", np.float32, shape)
+        with open(rows, "r+b") as file:
             os.posix_fallocate(file.fileno(), 0, rows.stat().st_size)
-        except OSError as error:
-            rows.unlink()
-            error.filename = error.filename or str(rows)
-            raise
+    except OSError as error:
+        error.filename = error.filename or str(rows)
+        remove(folder)
+        raise
     with atomic(folder / "state.npy") as temporary:  # last: there is one only beside whole rows
         np.lib.format.open_memmap(temporary, "w+", np.uint8, shape[:1]).flush()
 

@@ -6,8 +6,20 @@ import torch
 from easydict import EasyDict
 from torch import nn
 
+from bct.data.image_set import ImageSet
 from bct.errors import BctError
 from bct.training.frozen import train_mode
+
+
+def read_counts(cfg: EasyDict, dataset: ImageSet) -> None:
+    """Fills num_classes and num_image in, or checks them against the data."""
+    for key, found in (("num_image", len(dataset)), ("num_classes", dataset.num_classes)):
+        if cfg[key] not in (None, found):
+            raise BctError(
+                f"config {cfg.name} says {key} = {cfg[key]}, {dataset.path} has {found}",
+                f"remove {key} from the config: it is read from the data",
+            )
+        cfg[key] = found
 
 
 def check_steps(cfg: EasyDict, batches: int) -> None:

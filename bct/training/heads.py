@@ -62,8 +62,8 @@ class PartialFC(nn.Module):
         seed: int = 0,
     ):
         super().__init__()
-        if not 0 < sample_rate <= 1:
-            raise BctError(f"sample_rate = {sample_rate}", "give a value above 0, at most 1")
+        if not 0 <= sample_rate <= 1:
+            raise BctError(f"sample_rate = {sample_rate}", "give a value from 0 to 1")
         if block < 1:
             raise BctError(f"block = {block}", "give the number of logits to hold, at least 1")
         self.num_classes, self.margin, self.scale = num_classes, tuple(margin), scale

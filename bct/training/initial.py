@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -124,11 +125,11 @@ def start_from(cfg: EasyDict, dataset: ImageSet, backbone: nn.Module, head: nn.M
         [k for k in own if k not in named],
         [k for k in named if k not in own],
     )
-    _refuse_misfit(cfg, file, own, named, fit)
+    _refuse_misfit(cfg.network, file, own, named, fit)
     with torch.no_grad():
         for name in taken:
             own[name].copy_(named[name])
-    return Start(file, fit, _start_head(cfg, dataset, file, head))
+    return Start(file, fit, _start_head(dataset, file, head))
 
 
 def _namings(network: str, state: dict[str, torch.Tensor]) -> Iterator[dict[str, torch.Tensor]]:
@@ -141,7 +142,10 @@ def _namings(network: str, state: dict[str, torch.Tensor]) -> Iterator[dict[str,
         part = {k.removeprefix(prefix): v for k, v in state.items()}
         if len(part) < len(state):
             continue
-        for named in (part, own_state(network, part)[0]):
+        forms = [part]
+        with suppress(TypeError):  # a width of no dimension
+            forms.append(own_state(network, part)[0])
+        for named in forms:
             yield named
             yield {f"body.{k}": v for k, v in named.items()}
 
@@ -154,7 +158,13 @@ def _size(names: list[str], own: dict[str, torch.Tensor]) -> int:
     return sum(own[name].numel() for name in names)
 
 
-def _refuse_misfit(cfg, file, own, named, fit: Fit) -> None:
+def _refuse_misfit(
+    network: str,
+    file: Path,
+    own: dict[str, torch.Tensor],
+    named: dict[str, torch.Tensor],
+    fit: Fit,
+) -> None:
     """By the matrices and filters alone: vectors fit by chance."""
     wanted = [k for k, v in own.items() if v.dim() > 1]
     there = [k for k, v in named.items() if v.dim() > 1]
@@ -163,13 +173,13 @@ def _refuse_misfit(cfg, file, own, named, fit: Fit) -> None:
         return
     other = f", {len(fit.reshaped)} have another shape" if fit.reshaped else ""
     raise BctError(
-        f"init_from: of {len(wanted)} weights of network {cfg.network} {len(taken)} are in "
+        f"init_from: of {len(wanted)} weights of network {network} {len(taken)} are in "
         f"{file}{other}",
         "give weights of the same network, or the network of these weights",
     )
 
 
-def _start_head(cfg: EasyDict, dataset: ImageSet, file: Path, head: nn.Module) -> str:
+def _start_head(dataset: ImageSet, file: Path, head: nn.Module) -> str:
     """Takes the rows of the classes that the file has by name; what to say about it."""
     if not isinstance(head, SoftmaxHead | PartialFC):
         return "there is none"
@@ -183,7 +193,7 @@ def _start_head(cfg: EasyDict, dataset: ImageSet, file: Path, head: nn.Module) -
         return "drawn, the file holds none"
     given = given._replace(unit=given.unit or bool(said.get("head_unit")))
     theirs, ours = said.get("class_names"), dataset.class_names
-    problem = _unlike(cfg, given, head) or _unnamed(theirs, ours, len(given.weight))
+    problem = _unlike(given, head) or _unnamed(theirs, ours, len(given.weight))
     if problem:
         return f"drawn, {problem}"
     rows = {name: row for row, name in enumerate(theirs)}
@@ -194,9 +204,9 @@ def _start_head(cfg: EasyDict, dataset: ImageSet, file: Path, head: nn.Module) -
     return f"{len(pairs)} of {len(ours)} classes taken by name"
 
 
-def _unlike(cfg: EasyDict, given: Classifier, head: nn.Module) -> str | None:
+def _unlike(given: Classifier, head: nn.Module) -> str | None:
     """Why a classifier is of no use to a head."""
-    if given.weight.shape[1] != cfg.embedding_size:
+    if given.weight.shape[1] != head.weight.shape[1]:
         return f"the file's is for {given.weight.shape[1]}-d embeddings"
     of_unit = isinstance(head, PartialFC) or head.unit
     if given.unit != of_unit:

@@ -8,6 +8,7 @@ import torch
 from easydict import EasyDict
 from torch import nn
 
+from bct.conventions import like_insightface
 from bct.training.heads import PartialFC
 from bct.training.row_sgd import RowSGD
 
@@ -77,7 +78,21 @@ def learning_rate(cfg: EasyDict, step: int, steps_per_epoch: int) -> float:
     if cfg.decay_epoch:
         return cfg.lr * 0.1 ** sum(step // steps_per_epoch >= decay for decay in cfg.decay_epoch)
     total, warmup = steps_per_epoch * cfg.num_epoch, steps_per_epoch * cfg.warmup_epoch
+    if cfg.get("convention") == "insightface":
+        warmup = max(warmup, 0)  # there, a negative one is none
+    if like_insightface(cfg):
+        # counted in micro-batches, the last one of a step decides; and nothing has set the first
+        step, total, warmup = (n * cfg.gradient_acc for n in (step, total, warmup))
+        step += cfg.gradient_acc - 1
+        if step == 0:
+            return cfg.lr
     return lr_at(step, total, warmup, cfg.lr, cfg.lr_power, cfg.lr_policy)
+
+
+def loss_share(cfg: EasyDict) -> float:
+    """What the loss of each of gradient_acc micro-batches counts: they are averaged. insightface
+    adds them up."""
+    return 1.0 if like_insightface(cfg) else 1 / cfg.gradient_acc
 
 
 def lr_at(

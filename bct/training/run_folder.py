@@ -27,6 +27,7 @@ from torch import nn
 
 from bct import distributed
 from bct.config import base_config, save_config
+from bct.conventions import like_insightface
 from bct.data.image_set import ImageSet
 from bct.errors import BctError
 from bct.files import remove_leftovers, sha256_file, write_json
@@ -53,12 +54,15 @@ _FREE = {
     *("wandb_resume", "suffix_run_name", "notes", "save_artifacts"),
     *("old_model", "new_model"),  # what is in them is an input, see OldModel.fingerprint
     *("save_every", "keep_checkpoints", "timeout", "on_bad_record", "max_bad_rate", "lock"),
+    *("convention", "convention_why"),
 }
 
 
 def run_identity(cfg: EasyDict, **inputs: str) -> dict[str, Any]:
     """What a run's result depends on: config values and fingerprints of its inputs."""
     values = {key: value for key, value in cfg.items() if key not in _FREE}
+    if like_insightface(cfg):  # all else that a convention decides is in the other keys
+        values["convention"] = cfg.convention
     # through JSON, so that it compares equal to what is read back: tuples become lists
     return {
         key: list(value) if isinstance(value, tuple) else value
@@ -139,12 +143,14 @@ def _prepare(cfg: EasyDict, identity: dict[str, Any]) -> tuple[str, RunRecord]:
 def goes_on(cfg: EasyDict, identity: dict[str, Any]) -> bool:
     """Whether a start would continue the run in the output from a checkpoint, or reuse it; only
     looks. prepared_output decides anew."""
+    if not cfg.resume:
+        return False
     try:
         record = read_record(cfg.output)
     except BctError:
         record = None
     record = record or record_in_checkpoints(Path(cfg.output))
-    if record is None or not cfg.resume:
+    if record is None:
         return False
     changed = _changed(record, identity, is_longer(cfg, record, identity))
     return not changed and bool(own_checkpoints(record))
@@ -164,7 +170,8 @@ def _decide(cfg: EasyDict, identity: dict[str, Any]) -> tuple[str, RunRecord | N
     if changed and not cfg.overwrite:
         raise BctError(
             f"{output} holds a run with other settings or inputs ({changed})",
-            "choose another output=..., or pass overwrite=True to replace that run",
+            "pass resume=True to make it longer, " * _only_longer(record, identity)
+            + "choose another output=..., or pass overwrite=True to replace that run",
         )
     if cfg.resume and not changed:
         if record.finished and (output / "model.pt").is_file() and not longer:
@@ -197,6 +204,12 @@ def _changed(record: RunRecord, identity: dict[str, Any], longer: bool = False) 
     return ", ".join(
         f"{key} {before.get(key)!r} -> {identity.get(key)!r}"[:80] for key in sorted(changed)[:3]
     )
+
+
+def _only_longer(record: RunRecord, identity: dict[str, Any]) -> bool:
+    """Whether more epochs are all that differs."""
+    more = 0 < epochs_of(record.identity) < epochs_of(identity)
+    return more and not _changed(record, identity, longer=True)
 
 
 def _without_record(

@@ -11,7 +11,7 @@ fail() {  # what is wrong, what to do
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")/../.." && pwd)
 script=runs/$(basename "$0")
-named=$(sed -n '2,${/^#/!q;p}' "$0" | grep -oE '\b[A-Z][A-Z0-9_]*=' | tr -d = | sort -u)
+named=$(sed -n '2,${/^#/!q;p}' "$0" | { grep -oE '\b[A-Z][A-Z0-9_]*=' || true; } | tr -d = | sort -u)
 for argument in "$@"; do
     [[ $argument =~ ^[A-Z][A-Z0-9_]*= ]] || fail "$argument is not NAME=value" "see the head of $script"
     grep -qx "${argument%%=*}" <<< "$named"$'\nPYTHON' || fail "$script has no ${argument%%=*}" \

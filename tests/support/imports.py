@@ -15,8 +15,8 @@ PARTS = ("bct", "backbones", "tools", "eval", "methods")
 
 FIRST = "errors threads streams"
 GROUND = (
-    "amp command config distributed files folders keys log markdown outputs rows scenarios "
-    "signals wandb_run"
+    "amp command config conventions distributed files folders keys log markdown outputs rows "
+    "scenarios signals wandb_run"
 )
 AUTHORS = "train validation val_data method old_model"  # what an author of a method sees
 

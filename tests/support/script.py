@@ -67,6 +67,7 @@ def _run(command: list[str], cwd: str, environment: dict[str, str], folder: str)
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(cwd)
+    sys.executable = environment.get("PYTHON", sys.executable)  # as if that had started it
     become(command, f"{folder}/out", f"{folder}/err")
 
 

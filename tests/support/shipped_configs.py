@@ -79,14 +79,18 @@ def all_settings() -> list[EasyDict]:
 
 
 NAMES = ("name", "output", "rec", "feature_save", "shard", "scenario", "old_config", "new_config")
+# whose it is, and what Shipped replaces in all of them
+NAMES += ("convention", "convention_why", *SMALL, "fp16", "verbose")
 
 
 def outline(value: Any) -> Any:
-    """A setting without its number: that it is none, zero, or so many."""
+    """A setting without its number: that it is none, zero, a share, or so many."""
     if isinstance(value, dict):
         return {key: outline(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return len(value)
+    if isinstance(value, float) and 0 < value < 1:
+        return "a share"
     return value if isinstance(value, bool | str | None) else bool(value)
 
 
@@ -95,6 +99,8 @@ def repeated(paths: list[Path]) -> set[Path]:
     seen, found = set(), set()
     for path in paths:
         cfg = settings(path)
+        if not cfg.network.startswith(LIGHT):
+            cfg.network = stand_in(kind_of(cfg))["network"]
         chosen = {key: outline(value) for key, value in cfg.items() if key not in NAMES}
         kind = repr((method_of(path), cfg.image_size, sorted(chosen.items())))
         if kind in seen:

@@ -24,6 +24,7 @@ class Job:
         self.path.write_text(
             "from easydict import EasyDict\nconfig = EasyDict()\n"
             f"config.rec = {str(folder)!r}\nconfig.output = {str(self.output)!r}\n"
+            'config.convention = "bct"\n'
         )
 
     def __call__(self, *overrides: str) -> EasyDict:

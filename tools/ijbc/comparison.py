@@ -11,7 +11,7 @@ import torch
 from bct.adapters.base import load_adapter
 from bct.errors import BctError
 from bct.files import read_json
-from bct.method import load_method
+from bct.method import Method, load_method
 from bct.metrics.bootstrap import bootstrap_tar
 from bct.metrics.scores import rate_name, tar_at_far
 from bct.models.about import model_in
@@ -90,7 +90,7 @@ class Judge:
         """The figures of all tests of one training."""
         about = _identity(run)
         new, gallery = Side(run), Side(old)
-        if load_method(about["method"]).maps_gallery:
+        if _method(about["method"]).maps_gallery:
             new, gallery = Side(alone), Side(old, mapped_by=run)
         pairings = {  # test: (gallery, query)
             "old": (Side(old), Side(old)),
@@ -141,6 +141,11 @@ class Judge:
         gaps = tars[:, seeds:].mean(1) - tars[:, :seeds].mean(1)
         verdict = judged(f"TAR at FAR {rate_name(self.far)}", *means, replicates=gaps, over=OVER)
         return {**figures, **verdict.figures()}
+
+
+def _method(name: str) -> type[Method]:
+    """By which a run was trained; Method itself is training alone, with other settings say."""
+    return Method if name == Method.__name__ else load_method(name)
 
 
 def _identity(run: Path) -> dict[str, Any]:

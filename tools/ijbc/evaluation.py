@@ -72,7 +72,7 @@ def run_tests(
     modes: tuple[Mode, ...],
     rule: str,
 ) -> tuple[dict[str, dict], dict[str, np.ndarray]]:
-    """Test -> its figures, and -> its scores (P,), of the published mode alone.
+    """Test -> its figures, and -> its scores (P,), in every mode.
 
     Args:
         rule: see bct.metrics.scores.tar_at_far.
@@ -93,8 +93,7 @@ def run_tests(
             if protocol.galleries:
                 sides = protocol.galleries, protocol.probes
                 tests[name]["search"] = open_set(enrolled, probe, *sides, rule)
-            if mode == PUBLISHED:
-                scores[name] = found
+            scores[name] = found
     return tests, scores
 
 

@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from bct.data.image_set import ImageSet
+from bct.data.images import SIZE
 from bct.distributed import say
 from bct.errors import BctError, printable
 from bct.files import sha256, without_mark
@@ -102,7 +103,7 @@ class AlignedFaces(ImageSet):
         digest: of the file.
     """
 
-    resizable = False
+    native = SIZE
     recipe = "align5-112-v1"
 
     def __init__(self, images: ImageSet, file: Path, landmarks: np.ndarray, digest: str):
@@ -143,12 +144,18 @@ class AlignedFaces(ImageSet):
             )
         return int(self.labels[index])
 
+    def image(self, index: int) -> np.ndarray:
+        """uint8 (112, 112, 3). BctError like load."""
+        out = np.empty((SIZE, SIZE, 3), np.uint8)
+        self.load(index, out)
+        return out
+
 
 def aligned(images: ImageSet, name: Callable[[int], bytes], file: Path) -> AlignedFaces:
     """The images, aligned by the landmarks in a file. BctError like read_landmarks, for two images
-    of one name, and for images without their own files."""
-    if not images.resizable:
-        raise BctError(f"{images.path} holds aligned faces", "leave --landmarks out")
+    of one name, and for a set whose images are all of one size."""
+    if images.native or not images.resizable:
+        raise BctError(f"the images of {images.path} need no landmarks", "leave --landmarks out")
     names = {name(index): index for index in range(len(images))}
     if len(names) < len(images):
         raise BctError(

@@ -113,7 +113,7 @@ def _read_pairs(
         every: ids of all templates, with or without a face. shared: see left_out.sharing. remarks:
             gets one about the pairs that are left out.
     """
-    table = _table(file, columns=(0, 1, 2), delimiter=None)
+    table = integer_table(file, columns=(0, 1, 2), delimiter=None)
     if not np.isin(table[:, 2], (0, 1)).all():
         row = int(np.argmin(np.isin(table[:, 2], (0, 1))))
         raise _bad_row(file, row + 1, f"label {table[row, 2]} is neither 0 nor 1")
@@ -171,7 +171,7 @@ def _read_sides(folder: Path, subset: str, templates: Templates, every: np.ndarr
     read = []
     for kind in [f"gallery_{g}" for g in GALLERIES[subset]] + ["probe_mixed"]:
         file = folder / "meta" / f"{subset.lower()}_1N_{kind}.csv"
-        table = _table(file, columns=(0, 1), delimiter=",", skip=1)
+        table = integer_table(file, columns=(0, 1), delimiter=",", skip=1)
         ids, at, of_row = np.unique(  # a row per image
             table[:, 0], return_index=True, return_inverse=True
         )
@@ -263,10 +263,10 @@ def _shown(field: bytes) -> str:
     return repr(field[:20].decode("utf-8", "backslashreplace"))
 
 
-def _table(
+def integer_table(
     file: Path, columns: tuple[int, ...], delimiter: str | None, skip: int = 0
 ) -> np.ndarray:
-    """int64 (rows, columns)."""
+    """Columns of whole numbers of a text file: int64 (rows, columns). BctError for a bad row."""
     with _open(file) as lines:
         first = without_mark(file, lines.readline()).split(b"," if delimiter else None)
     if skip and first and _INTEGER.fullmatch(first[0].strip()):

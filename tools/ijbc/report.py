@@ -119,6 +119,42 @@ def _label(name: str) -> str:
     return f" {plain}" if plain.startswith("_") else plain  # a legend leaves out names like _x
 
 
+def draw_search(curves: dict[str, tuple], path: Path) -> None:
+    """Open-set identification: TPIR over FPIR, into a PNG.
+
+    Args:
+        curves: test name -> (FPIR, TPIR) arrays, means over the galleries.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # of letters that the font lacks
+        figure, axes = plt.subplots(figsize=(6.5, 4.5), layout="constrained")
+        for name, (fpir, tpir), (style, colour) in zip(
+            curves, curves.values(), _looks(), strict=False
+        ):
+            axes.semilogx(fpir, tpir, style, label=_label(name), color=colour)
+        axes.set(xlabel="false positive identification rate (FPIR)", ylim=(0, 1), title="1:N")
+        axes.set_ylabel("true positive identification rate (TPIR)")
+        axes.grid(alpha=0.3)
+        figure.legend(loc="outside lower center", ncols=3, fontsize=8, frameon=False)
+        with atomic(path) as temporary:
+            figure.savefig(temporary, dpi=110, format="png")
+    plt.close(figure)
+
+
+def search_picture(target: Path) -> Path:
+    """What `draw_search` writes beside the other results."""
+    return target.with_name(f"{target.name}_idroc.png")
+
+
+def search_curves(tests: dict[str, dict]) -> dict[str, tuple]:
+    """(FPIR, TPIR) of each test that has a search, for draw_search."""
+    return {
+        name: (test["search"]["fpir"], test["search"]["mean"]["tpir"])
+        for name, test in tests.items()
+        if "search" in test
+    }
+
+
 def files_of(target: Path) -> list[Path]:
     """What `write` and `draw` write: .json, .md and .png."""
     return [*results_files(target), target.with_name(f"{target.name}.png")]
@@ -210,11 +246,75 @@ def _no_scores(path: Path, why: str) -> BctError:
     return BctError(f"{path} holds no scores: {why}", "give a file that eval/ijbc.py -m ... wrote")
 
 
-def save_scores(path: Path, scores: dict[str, np.ndarray], genuine: np.ndarray | None) -> None:
-    """An .npz that read_scores reads: names, scores (T, P) and, if given, the labels (P,)."""
-    labels = {} if genuine is None else {"label": genuine}
+def read_search(path: Path) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    """Test -> (FPIR (F,), TPIR (F,)) of a file that eval/ijbc.py -N saved, ours or MixBCT's.
+
+    Args:
+        path: .npz with `names` (T,), `fpir` (F,) and `tpir` (T, F); or MixBCT's, whose `scores` are
+            (T, 2, F), a row of each.
+
+    Raises BctError: no such file, or neither of these.
+    """
+    if not path.is_file():
+        raise BctError(f"{path} does not exist", "evaluate a model first: eval/ijbc.py -m ... -N")
+    arrays = _arrays(path) if path.suffix == ".npz" else {}
+    none = np.zeros((0, 0))
+    fpir, tpir = arrays.get("fpir", none), np.atleast_2d(arrays.get("tpir", none))
+    curves = arrays.get("scores", none)  # MixBCT's
+    if fpir.ndim == 1 and tpir.shape[1:] == fpir.shape:
+        curves = np.stack([np.broadcast_to(fpir, tpir.shape), tpir], axis=1)
+    names = arrays.get("names", np.array([path.stem]))
+    fits = curves.ndim == 3 and curves.shape[1] == 2 and curves.shape[:1] == names.shape
+    if not fits or curves.dtype.kind != "f" or not np.isfinite(curves).all():
+        raise BctError(f"{path} holds no curves of 1:N", "evaluate with -N, or draw 1:1 without")
+    return {str(name): (x, y) for name, (x, y) in zip(names.tolist(), curves, strict=True)}
+
+
+def draw_saved_search(paths: list[Path], target: Path) -> None:
+    """The table of saved 1:N curves, to <target>.md and .json, and a picture of them."""
+    picture = search_picture(target)
+    check_outputs(*files_of(target)[:2], picture)
+    curves: dict[str, tuple] = {}
+    for path in paths:
+        for name, curve in read_search(path).items():
+            title = f"{path.stem}: {name}" if name in curves else name
+            if title in curves:
+                raise BctError(f"two tests are called {title!r}", "give each file once")
+            curves[title] = curve
+    rates = {
+        name: {
+            rate_name(shown): float(tpir[np.argmin(np.abs(np.array(fpir) - shown))])
+            for shown in SHOWN_FPIRS
+        }
+        for name, (fpir, tpir) in curves.items()
+    }
+    titles = ["query / gallery", *(f"TPIR@{rate_name(shown)}" for shown in SHOWN_FPIRS)]
+    lines = [[name, *(f"{value:.4f}" for value in row.values())] for name, row in rates.items()]
+    text = markdown.table(titles, lines, padded=True)
+    write(
+        target,
+        {"scores": list(map(str, paths)), "tests": {n: {"tpir": r} for n, r in rates.items()}},
+        text,
+    )
+    print(f"{text}\n\nwritten to {target}.md, .json", flush=True)
+    draw_search(curves, picture)
+    print(f"drawn in {picture}")
+
+
+def save_scores(
+    path: Path,
+    scores: dict[str, np.ndarray],
+    genuine: np.ndarray | None,
+    search: dict[str, tuple] | None = None,
+) -> None:
+    """An .npz that read_scores reads: names, scores (T, P) and, if given, the labels (P,), and of
+    the searches fpir (F,) and tpir (T, F), which read_search reads."""
+    more = {} if genuine is None else {"label": genuine}
+    if search:
+        more["fpir"] = np.array(next(iter(search.values()))[0])
+        more["tpir"] = np.array([search[name][1] for name in scores])
     with atomic(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, names=list(scores), scores=np.stack(list(scores.values())), **labels)
+        np.savez(file, names=list(scores), scores=np.stack(list(scores.values())), **more)
 
 
 def draw_saved(

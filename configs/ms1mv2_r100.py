@@ -1,0 +1,12 @@
+"""insightface's ms1mv2_r100: r100, ArcFace on MS1MV2."""
+
+from easydict import EasyDict as edict
+
+config = edict()
+config.rec = "dataset/faces_emore"
+config.num_classes = 85742
+config.num_image = 5822653
+config.network = "r100"
+config.fp16 = True
+config.num_epoch = 20
+config.val_targets = ["lfw", "cfp_fp", "agedb_30"]

@@ -1,0 +1,12 @@
+"""insightface's ms1mv3_r100: r100, ArcFace on MS1MV3."""
+
+from easydict import EasyDict as edict
+
+config = edict()
+config.rec = "dataset/ms1m-retinaface-t1"
+config.num_classes = 93431
+config.num_image = 5179510
+config.network = "r100"
+config.fp16 = True
+config.num_epoch = 20
+config.val_targets = ["lfw", "cfp_fp", "agedb_30"]
