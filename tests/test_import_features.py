@@ -474,7 +474,7 @@ def test_what_is_made_of_it_belongs_to_it(house):
 def test_a_method_that_needs_the_model_says_so(house):
     bring(house)
     tool("average_features", "--model", house / "old", "--rec", house / "train.rec")
-    with pytest.raises(BctError, match="holds no model") as info:
+    with pytest.raises(BctError, match="was imported without its model") as info:
         train(config(house, "BCT", "influence=old_classifier"), load_method("BCT"), CPU)
     assert len(str(info.value).splitlines()) == 2
 
