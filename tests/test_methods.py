@@ -139,7 +139,7 @@ def test_bct_knows_what_the_old_model_has_seen(house, tmp_path, influence, scena
 
     class Watching(load_method("BCT")):
         def begin_epoch(self, epoch, embed):
-            assert self.old_label.tolist() == [*range(seen), *[-1] * (10 - seen)]
+            assert self.row.tolist() == [*range(seen), *[-1] * (10 - seen)]
             if influence == "old_classifier":
                 saved = torch.load(house / scenario[2:] / "model.pt", weights_only=True)
                 assert torch.equal(self.weight, saved["cls_fc.weight"])
