@@ -20,7 +20,7 @@ from bct.files import sha256, sha256_file
 from bct.models.about import described_in, holds_model, model_in, view_of_config, view_of_model
 from bct.models.reference_checkpoints import reference_classifier
 from bct.models.weights import load_backbone
-from bct.rows import refuse_not_finite
+from bct.rows import present_rows, refuse_not_finite
 from bct.scenarios import artefact_name
 from bct.stored.artefacts import (
     KINDS,
@@ -114,6 +114,10 @@ class OldModel:
         rows = self._arrays[kind][chosen]
         refuse_not_finite(rows, str(self._arrays[kind].filename), lambda k: chosen[k])
         return torch.from_numpy(rows).to(index.device)
+
+    def present(self, kind: str) -> torch.Tensor:
+        """Which rows of an artefact there are, bool (n,): absent ones are zeros."""
+        return torch.from_numpy(present_rows(self._arrays[kind]))
 
     def whole(self, kind: str) -> torch.Tensor:
         """A whole artefact in memory (masks, class means)."""

@@ -12,7 +12,9 @@ credible when it is among the T * n nearest to the mean of its class.
 Paper: Liang et al., MixBCT: Towards Self-Adapting Backward-Compatible Training, arXiv 2308.06948.
 Differs from the published code: the rows come from a seeded stream, only their old embeddings are
 read, and a batch with too few credible rows uses those it has. The arithmetic is the same, so
-parity = "published" changes nothing here (it does in tools/extract_features.py).
+parity = "published" changes nothing here (it does in tools/extract_features.py). Where old
+embeddings cover a part of the images, ratio is the share of that part: if all of its rows became
+old ones, the new network would never learn these classes: nothing would tie it to the old space.
 """
 
 from collections.abc import Callable
@@ -22,16 +24,21 @@ import torch.nn.functional as F
 
 
 def draw_rows(
-    credible: torch.Tensor, ratio: float, rng: torch.Generator | None = None
+    credible: torch.Tensor,
+    ratio: float,
+    rng: torch.Generator | None = None,
+    count: int | None = None,
 ) -> torch.Tensor:
-    """Numbers int64 (m,) of the rows that become old ones, m = int(ratio * B) or fewer.
+    """Numbers int64 (m,) of the rows that become old ones, m = int(ratio * count) or fewer.
 
     Args:
         credible: bool (B,), which rows may.
-        ratio: share of the batch.
+        ratio: share of those that there are.
+        count: how many that is; None: B.
     """
     draw = torch.rand(len(credible), generator=rng, device=credible.device)
-    top = draw.where(credible, -1.0).topk(int(ratio * len(credible)))
+    count = len(credible) if count is None else count
+    top = draw.where(credible, -1.0).topk(int(ratio * count))
     return top.indices[top.values >= 0]
 
 

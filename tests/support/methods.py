@@ -15,6 +15,9 @@ class OldArrays:
         self.read.append((kind, index.tolist()))
         return torch.from_numpy(self.arrays[kind][index.numpy()])
 
+    def present(self, kind):
+        return torch.from_numpy(self.arrays[kind].any(1))
+
     def whole(self, kind):
         return torch.from_numpy(self.arrays[kind])
 
