@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from easydict import EasyDict
 from support.ranks import run_on_ranks
+from support.tiny import small_cfg
 from torch import nn
 
 from bct import distributed
@@ -134,7 +134,7 @@ def trained(world_batch, steps, *, lazy=True, accumulate=1, fp16=False, path=Non
     lazy=False gives the same samples a dense gradient and torch's own SGD. The scaler of fp16 runs
     over after step 3. path: where a checkpoint is saved after step 6, or read before it.
     """
-    cfg = EasyDict(gradient_acc=accumulate, clip_norm=5.0, seed=1, **SGD)
+    cfg = small_cfg(gradient_acc=accumulate, **SGD)
     torch.manual_seed(0)
     backbone, method = nn.Sequential(nn.Flatten(), nn.Linear(12, SIZE)), Method(cfg, None)
     head = PartialFC(SIZE, CLASSES, sample_rate=0.3, seed=1)
@@ -203,7 +203,7 @@ def stopped_and_resumed(path):
 
 
 def reading(path):
-    cfg = EasyDict(SGD)
+    cfg = small_cfg(**SGD)
     backbone, method = nn.Sequential(nn.Flatten(), nn.Linear(12, SIZE)), Method(cfg, None)
     head = PartialFC(SIZE, CLASSES, sample_rate=0.3)
     optimizer = make_optimizer(cfg, backbone, method, head)

@@ -33,7 +33,7 @@ class MixBCT(Method):
         credible, present = old.whole("credible_old_feature"), None
         if old.absent:
             present = old.present("old_embedding")
-            credible &= present  # whatever a mask from elsewhere says
+            credible = credible & present  # whatever a mask from elsewhere says
         self.register_buffer("credible", credible, persistent=False)
         self.register_buffer("present", present, persistent=False)
         self.warned = False
