@@ -21,6 +21,8 @@ from bct.models.about import (
     described_in,
     holds_model,
     model_in,
+    said_beside,
+    view_in_manifest,
     view_of_config,
     view_of_model,
 )
@@ -315,6 +317,19 @@ class OldModel:
         if weights and weights.is_file() and sha256_file(weights) != manifest["model"]:
             raise BctError(
                 f"{path} is stale: {weights} has been trained anew since", f"make it again: {how}"
+            )
+        brought = manifest.get("imported") or manifest.get("features")  # they say no view
+        known = folder and holds_model(folder) and "view" in said_beside(weights)
+        if known and "view" in manifest and not brought:
+            OldModel._check_view(path, manifest["view"], weights, how)
+
+    @staticmethod
+    def _check_view(path: Path, view: list | None, weights: Path, how: str) -> None:
+        if view != view_in_manifest(view_of_model(weights)):
+            raise BctError(
+                f"{path} is stale: {weights} sees images in another way now, by the .json beside "
+                "it",
+                f"make it again: {how}",
             )
 
 

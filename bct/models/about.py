@@ -26,6 +26,13 @@ def view_of_config(cfg: EasyDict) -> View:
     return View(cfg.image_size, *AUGMENT[cfg.augment], cfg.pixels)
 
 
+def view_in_manifest(view: View) -> list[str | int] | None:
+    """What a manifest of features says of their model's view: None: as faces are seen, and as
+    manifests have it from before they said so."""
+    faces, seen = ([v.size, v.crop, v.pixels] for v in (View(), view))
+    return None if seen == faces else seen
+
+
 def holds_model(folder: str | Path) -> bool:
     """Whether there are weights in a model's folder."""
     return any((Path(folder) / name).is_file() for name in _WEIGHTS)
