@@ -428,6 +428,14 @@ def test_broken_images(weights, faces, tmp_path):
         b"c 1/0b.jpg", b"c 1/1b.jpg", b"c 2/small.png"]  # fmt: skip
     assert b"it is not an image file" in lines[0]
     assert json.loads((tmp_path / "out.json").read_text())["left_out"] == 3
+    before, gone = np.load(out), faces / "c 0" / "gone.jpg"
+    gone.symlink_to("nowhere")
+    (tmp_path / "more.lst").write_text(f"0\t0\t{good[0].relative_to(tmp_path)}\n1\t0\tgone.jpg\n")
+    words = ("-m", weights, *NET, "--on-bad-image", "skip", "-o", tmp_path / "two.npy")
+    run(faces, tmp_path / "more.lst", *words, says="5 images are left out")
+    assert np.abs(np.load(tmp_path / "two.npy") - before[[*range(9), 0]]).max() < 1e-4
+    assert b"gone.jpg can't be read" in read_names(tmp_path / "two_left_out.txt")[0]
+    gone.unlink()
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "a.jpg").write_bytes(b"")
     words = (tmp_path / "none", "-m", weights, *NET, "-o", tmp_path / "x.npy")

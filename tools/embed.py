@@ -113,7 +113,7 @@ def main() -> None:
     path = model_in(args.model) if args.model.is_dir() else args.model
     model = open_model(path, args.network, amp_dtype(args.amp, device), **view)
     refuse_other_view(path, **view)
-    source = open_sources(args.images, opened=_pairs)
+    source = open_sources(args.images, _pairs, lacking=args.on_bad_image == "skip")
     if args.landmarks:
         faces = aligned(source.images, source.name, args.landmarks)
         source = source._replace(images=faces)
