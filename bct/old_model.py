@@ -280,6 +280,11 @@ class OldModel:
     def locate(cfg: EasyDict, kind: str) -> tuple[Path, str]:
         """Where an artefact of a kind is, and the command that makes it."""
         missing = _unnamed(cfg, kind)
+        if missing and not cfg.get(kind) and _side(kind) == "new":
+            raise BctError(
+                f"config {cfg.name} names no new model trained alone: {missing} is not set",
+                "set new_model to its folder, or new_config, with scenario and old_config",
+            )
         if missing and not cfg.get(kind):
             raise BctError(
                 f"config {cfg.name} does not set {missing}, so there is no old model to follow",

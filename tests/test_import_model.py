@@ -494,6 +494,14 @@ def test_methods(upgrade, tmp_path, name, extra):
     assert all(np.isfinite(json.loads(line).get("loss", 0)) for line in steps)
 
 
+def test_a_new_model_that_is_not_named(upgrade):
+    words = [f"old_model={upgrade / 'old'}", f"rec={upgrade / 'set' / 'train.rec'}"]
+    cfg = load_config(upgrade / "new.py", words)
+    with pytest.raises(BctError, match="names no new model trained alone") as error:
+        OldModel(cfg, RecordSet(cfg.rec), ("new_embedding",))
+    assert "set new_model to its folder" in str(error.value)
+
+
 def test_a_run_depends_on_the_classifier_beside_the_model(upgrade, tmp_path):
     shutil.copytree(upgrade / "old", tmp_path / "old")
     words = [f"old_model={tmp_path / 'old'}", f"rec={upgrade / 'set' / 'train.rec'}"]

@@ -330,7 +330,9 @@ def write(
             )
     if before and not overwrite:
         raise BctError(
-            f"{before[0]} was imported before", "add --overwrite to replace what was imported"
+            f"{before[0]} was imported before",
+            "to replace all that was imported for this set, give all its files at once, with "
+            "--overwrite",
         )
     check_outputs(*paths)
     of_these = {}
