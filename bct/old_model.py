@@ -41,6 +41,7 @@ from bct.stored.artefacts import (
     was_imported,
 )
 
+_CLASSES = ("num_classes", "class_names", "head_unit")  # what a model.json says of them
 CLASSIFIER = "classifier.pt"  # in the folder of an imported model, see bct.models.classifiers
 
 
@@ -108,9 +109,13 @@ class OldModel:
         if self.absent:
             parts.append(f"absent {self.absent}")
         for side in ("old", "new"):  # of what is apart, the artefacts know nothing
-            apart = Path(self.cfg.get(f"{side}_model") or ".") / CLASSIFIER
-            if self.cfg.get(f"{side}_model") and apart.is_file():
+            if not (folder := self.cfg.get(f"{side}_model")):
+                continue
+            if (apart := Path(folder) / CLASSIFIER).is_file():
                 parts.append(f"{side} classifier {sha256_file(apart)}")
+            if holds_model(folder):
+                said = said_beside(model_in(folder))
+                parts.append(repr([said.get(key) for key in _CLASSES]))
         return sha256(*parts)
 
     def rows(self, kind: str, index: torch.Tensor) -> torch.Tensor:
@@ -324,18 +329,12 @@ class OldModel:
                 f"{path} is stale: {weights} has been trained anew since", f"make it again: {how}"
             )
         brought = manifest.get("imported") or manifest.get("features")  # they say no view
-        known = folder and holds_model(folder) and "view" in said_beside(weights)
-        if known and "view" in manifest and not brought:
-            OldModel._check_view(path, manifest["view"], weights, how)
-
-    @staticmethod
-    def _check_view(path: Path, view: list | None, weights: Path, how: str) -> None:
-        if view != view_in_manifest(view_of_model(weights)):
-            raise BctError(
-                f"{path} is stale: {weights} sees images in another way now, by the .json beside "
-                "it",
-                f"make it again: {how}",
-            )
+        if brought or not folder or not holds_model(folder) or "view" not in said_beside(weights):
+            return
+        its = view_in_manifest(view_of_model(weights))
+        if manifest.get("view", its) != its:
+            what = f"{path} is stale: {weights} sees images in another way now, says its .json"
+            raise BctError(what, f"make it again: {how}")
 
 
 def _side(kind: str) -> str:

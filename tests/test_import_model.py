@@ -509,9 +509,14 @@ def test_a_run_depends_on_the_classifier_beside_the_model(upgrade, tmp_path):
     before = OldModel(cfg, RecordSet(cfg.rec), ("old_embedding",)).fingerprint
     moved = load_config(upgrade / "new.py", [f"old_model={upgrade / 'old'}", words[1]])
     assert OldModel(moved, RecordSet(cfg.rec), ("old_embedding",)).fingerprint == before
+    about = said(tmp_path / "old")
+    for key, value in (("num_classes", 4), ("class_names", ["a", "b", "c"]), ("head_unit", False)):
+        (tmp_path / "old" / "model.json").write_text(json.dumps({**about, key: value}))
+        assert OldModel(cfg, RecordSet(cfg.rec), ("old_embedding",)).fingerprint != before, key
+    (tmp_path / "old" / "model.json").write_text(json.dumps({**about, "source": "moved"}))
+    assert OldModel(cfg, RecordSet(cfg.rec), ("old_embedding",)).fingerprint == before
     torch.save({"weight": torch.randn(KNOWN, D)}, tmp_path / "old" / "classifier.pt")
     assert OldModel(cfg, RecordSet(cfg.rec), ("old_embedding",)).fingerprint != before
-    about = said(tmp_path / "old")
     for key, value in (("size", 96), ("crop", "shift"), ("pixels", "imagenet")):
         about["view"] = {**said(upgrade / "old")["view"], key: value}
         (tmp_path / "old" / "model.json").write_text(json.dumps(about))
