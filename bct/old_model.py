@@ -17,7 +17,15 @@ from bct.data.label_map import load_map, new_to_old
 from bct.data.views import normalised_as
 from bct.errors import BctError
 from bct.files import sha256, sha256_file
-from bct.models.about import described_in, holds_model, model_in, view_of_config, view_of_model
+from bct.models.about import (
+    described_in,
+    holds_model,
+    model_in,
+    said_beside,
+    view_in_manifest,
+    view_of_config,
+    view_of_model,
+)
 from bct.models.reference_checkpoints import reference_classifier
 from bct.models.weights import load_backbone
 from bct.rows import present_rows, refuse_not_finite
@@ -33,6 +41,7 @@ from bct.stored.artefacts import (
     was_imported,
 )
 
+_CLASSES = ("num_classes", "class_names", "head_unit")  # what a model.json says of them
 CLASSIFIER = "classifier.pt"  # in the folder of an imported model, see bct.models.classifiers
 
 
@@ -100,9 +109,13 @@ class OldModel:
         if self.absent:
             parts.append(f"absent {self.absent}")
         for side in ("old", "new"):  # of what is apart, the artefacts know nothing
-            apart = Path(self.cfg.get(f"{side}_model") or ".") / CLASSIFIER
-            if self.cfg.get(f"{side}_model") and apart.is_file():
+            if not (folder := self.cfg.get(f"{side}_model")):
+                continue
+            if (apart := Path(folder) / CLASSIFIER).is_file():
                 parts.append(f"{side} classifier {sha256_file(apart)}")
+            if holds_model(folder):
+                said = said_beside(model_in(folder))
+                parts.append(repr([said.get(key) for key in _CLASSES]))
         return sha256(*parts)
 
     def rows(self, kind: str, index: torch.Tensor) -> torch.Tensor:
@@ -276,6 +289,11 @@ class OldModel:
     def locate(cfg: EasyDict, kind: str) -> tuple[Path, str]:
         """Where an artefact of a kind is, and the command that makes it."""
         missing = _unnamed(cfg, kind)
+        if missing and not cfg.get(kind) and _side(kind) == "new":
+            raise BctError(
+                f"config {cfg.name} names no new model trained alone: {missing} is not set",
+                "set new_model to its folder, or new_config, with scenario and old_config",
+            )
         if missing and not cfg.get(kind):
             raise BctError(
                 f"config {cfg.name} does not set {missing}, so there is no old model to follow",
@@ -314,6 +332,13 @@ class OldModel:
             raise BctError(
                 f"{path} is stale: {weights} has been trained anew since", f"make it again: {how}"
             )
+        brought = manifest.get("imported") or manifest.get("features")  # they say no view
+        if brought or not folder or not holds_model(folder) or "view" not in said_beside(weights):
+            return
+        its = view_in_manifest(view_of_model(weights))
+        if manifest.get("view", its) != its:
+            what = f"{path} is stale: {weights} sees images in another way now, says its .json"
+            raise BctError(what, f"make it again: {how}")
 
 
 def _side(kind: str) -> str:

@@ -1,6 +1,7 @@
 """Artefacts of the old model: the tools that make them, their manifests, and what is refused."""
 
 import json
+import os
 import shutil
 
 import numpy as np
@@ -333,3 +334,9 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     with pytest.raises(KeyError):
         broken()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_room_on_the_disk_is_taken_before_it_is_needed(tmp_path):
+    """A mapped file that finds the disk full ends its process, with no word."""
+    with write_artefact(tmp_path / "x.npy", (1 << 18, 4), "float32", kind="x") as out:
+        assert os.stat(out.filename).st_blocks * 512 >= out.nbytes

@@ -7,6 +7,7 @@ import resource
 import shutil
 import signal
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -342,6 +343,61 @@ def test_killed_before_changes_of_the_disk(every, weights, faces, tmp_path):
     assert killed > 25 // every
 
 
+@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_while_others_are_replaced(every, weights, faces, tmp_path):
+    """Rows never lie beside the names of other images; the work that is done is gone on with."""
+    folder, killed = tmp_path / "a", 0
+    out, model = folder / "out.npy", open_model(weights, "demo_w16")
+    model.backbone  # noqa: B018 - loaded once
+    folder.mkdir()
+
+    def call(label=2):
+        images = [faces / f"c {label}"]
+        return made(weights, images, out, model=model, again="overwrite", every=0, batch_size=2)
+
+    before = call(label=1).copy()
+    old = contents(folder)
+    kept = {file.name: file.read_bytes() for file in folder.iterdir()}
+    after = made(weights, [faces / "c 2"], tmp_path / "b.npy", model=model)
+    (faces / "c 2" / "0.jpg").rename(faces / "c 2" / "9.jpg")
+    after = after[[1, 2, 0]]
+    for _ in kills(call, every):
+        killed += 1
+        with suppress(BctError):
+            found = Gallery.load(out)
+            first = after if "9.jpg" in found.ids else before
+            assert np.allclose(found.vectors[0], first, atol=1e-4)
+        done = part_folder(out) / "state.npy"
+        done = int((np.load(done) == DONE).sum()) if done.exists() else 0
+        work = counting(weights)
+        made(weights, [faces / "c 2"], out, model=work, again="resume", replace=True,
+             every=0)  # fmt: skip
+        assert np.allclose(np.load(out), after, atol=1e-4) and names(out) == [
+            b"1.jpg",
+            b"2.jpg",
+            b"9.jpg",
+        ]
+        assert work.backbone.images in (0, 3 - done)
+        assert not part_folder(out).exists() and contents(folder).keys() == old.keys()
+        shutil.rmtree(folder)
+        folder.mkdir()
+        for name, data in kept.items():
+            (folder / name).write_bytes(data)
+    assert killed > 25 // every
+
+
+def test_a_view_that_model_json_contradicts_is_refused(weights, faces, tmp_path):
+    shutil.copy(weights, tmp_path / "model.pt")
+    view = {"size": 112, "crop": "none", "mirror": True, "pixels": "face"}
+    about = {"network": "demo_w16", "view": view}
+    (tmp_path / "model.json").write_text(json.dumps(about))
+    words = (faces, "-m", tmp_path / "model.pt", "-o", tmp_path / "x.npy", "-j", 0)
+    for option, value in (("--size", 64), ("--crop", "resized"), ("--pixels", "imagenet")):
+        says = f"model.json says {option.removeprefix('--')} {view[option.removeprefix('--')]}"
+        run(*words, option, value, code=1, says=says)
+    run(*words, "--pixels", "face", "--size", 112)
+
+
 def test_ranks_share_the_images(weights, faces, tmp_path):
     whole = made(weights, [faces], tmp_path / "whole.npy")
     words = (faces, "-m", weights, *NET, "-b", "2")
@@ -372,6 +428,14 @@ def test_broken_images(weights, faces, tmp_path):
         b"c 1/0b.jpg", b"c 1/1b.jpg", b"c 2/small.png"]  # fmt: skip
     assert b"it is not an image file" in lines[0]
     assert json.loads((tmp_path / "out.json").read_text())["left_out"] == 3
+    before, gone = np.load(out), faces / "c 0" / "gone.jpg"
+    gone.symlink_to("nowhere")
+    (tmp_path / "more.lst").write_text(f"0\t0\t{good[0].relative_to(tmp_path)}\n1\t0\tgone.jpg\n")
+    words = ("-m", weights, *NET, "--on-bad-image", "skip", "-o", tmp_path / "two.npy")
+    run(faces, tmp_path / "more.lst", *words, says="5 images are left out")
+    assert np.abs(np.load(tmp_path / "two.npy") - before[[*range(9), 0]]).max() < 1e-4
+    assert b"gone.jpg can't be read" in read_names(tmp_path / "two_left_out.txt")[0]
+    gone.unlink()
     (tmp_path / "none").mkdir()
     (tmp_path / "none" / "a.jpg").write_bytes(b"")
     words = (tmp_path / "none", "-m", weights, *NET, "-o", tmp_path / "x.npy")

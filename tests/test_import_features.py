@@ -2,6 +2,7 @@
 is refused, and that methods train on them."""
 
 import json
+import os
 import sys
 
 import numpy as np
@@ -22,6 +23,7 @@ from bct.rows import unit_rows
 from bct.stored.artefacts import open_artefact
 from bct.stored.class_statistics import class_means, class_statistics, credible_mask
 from bct.stored.foreign_files import read_centres, read_files
+from bct.stored.names import write_names
 from bct.train import train
 from tools.import_features import main
 
@@ -194,6 +196,15 @@ def test_some_rows_by_their_names(house):
     found = np.load(file)
     np.testing.assert_array_equal(found[[5, 2]], ROWS[[0, 2]])
     assert np.count_nonzero(found.any(axis=1)) == 2
+    odd = [b"p1/a\\b.jpg", b"p1/c\nd.jpg"]  # as tools/embed.py writes them
+    for name in odd:
+        (folder / os.fsdecode(name)).write_bytes(jpeg(1, 9))
+    write_names(house / "names.txt", [odd[0], names[5], odd[1]])
+    bring(house, "--rec", folder, "--names", house / "names.txt", names=["y.npy"], out="odd")
+    (file,) = (house / "odd" / "features").glob("*_feature.npy")
+    where = open_images(folder).names.tolist()
+    found = np.load(file)[[where.index(name) for name in (odd[0], names[5], odd[1])]]
+    np.testing.assert_array_equal(found, ROWS[:3])
     (house / "names.txt").write_text("a\nb\nc\n")
     answer = run_script("tools/import_features.py", *args, "--names", house / "names.txt")
     assert answer.returncode == 1 and len(answer.stderr.splitlines()) == 2

@@ -2,7 +2,9 @@
 folder is what was in the file: embeddings, logits, classes; and methods train against it."""
 
 import json
+import resource
 import shutil
+import signal
 import warnings
 
 import numpy as np
@@ -181,6 +183,19 @@ def test_torchscript_only_if_it_is_called_trusted(tmp_path, capsys):
         of_folder(tmp_path / "old").classifier()
 
 
+def test_torchscript_of_one_size_alone(tmp_path, capsys):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 16 * 16, 5))
+    images = FACES[:, :, :16, :16]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.jit.trace(model, images).save(str(tmp_path / "old.pt"))
+    words = (tmp_path / "old.pt", "-o", tmp_path / "old", "--network", "torchscript")
+    refused(capsys, "--image-size", *words, "--image-size", 32, "--pixels", "imagenet")
+    imported(capsys, *words, "--image-size", 16, "--pixels", "imagenet")
+    close(embeddings(tmp_path / "old", images), model(images).detach())
+
+
 # ---- ONNX
 
 
@@ -335,6 +350,11 @@ def test_classes_by_number_names_list_or_folder(tmp_path, capsys, file):
                  "--classes", words)  # fmt: skip
         assert said(tmp_path / "old")["class_names"] == want
         assert said(tmp_path / "old")["num_classes"] == 3
+    cars = ["Acura RL Sedan 2012", "BMW M3 2", "Boeing 747"]  # no list of images
+    (tmp_path / "names.txt").write_text("\n".join(cars))
+    imported(capsys, file, "-net", "demo_w16", "-o", tmp_path / "cars", "--classes",
+             tmp_path / "names.txt")  # fmt: skip
+    assert said(tmp_path / "cars")["class_names"] == cars
     (tmp_path / "names.txt").write_text("a\nb\na\n")
     given = (file, "-net", "demo_w16", "-o", tmp_path / "no", "--classes")
     refused(capsys, "no list of class names, each once", *given, tmp_path / "names.txt")
@@ -364,6 +384,33 @@ def test_nothing_is_replaced_but_what_an_import_has_written(tmp_path, capsys, fi
     run.mkdir()
     (run / "run.json").write_text("{}")
     refused(capsys, "holds a training run", *words[:3], "-o", run, "--overwrite")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_import_may_be_corrected_from_its_own_folder(tmp_path, capsys):
+    torch.manual_seed(0)
+    network = settle(nn.Sequential(nn.Conv2d(3, 5, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    file, folder = onnx_of(network, tmp_path / "a.onnx", 32), tmp_path / "old"
+    imported(capsys, file, "-o", folder)
+    imported(capsys, folder / "model.onnx", "-o", folder, "--overwrite", "--classes", 4)
+    assert (folder / "model.onnx").read_bytes() == file.read_bytes()
+    assert said(folder)["num_classes"] == 4
+
+
+def test_a_full_disk_leaves_the_import_before(tmp_path, capsys, file):
+    folder = tmp_path / "old"
+    words = (file, "-net", "demo_w16", "-o", folder)
+    imported(capsys, *words, "--classes", 3)
+    before = {name: (folder / name).read_bytes() for name in ("model.pt", "model.json")}
+    limit, handler = resource.getrlimit(resource.RLIMIT_FSIZE), signal.getsignal(signal.SIGXFSZ)
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limit[1]))
+    try:
+        refused(capsys, "model.pt can't be written", *words, "--overwrite")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limit)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert before == {name: (folder / name).read_bytes() for name in before}
 
 
 def test_networks_that_are_of_no_use(tmp_path, capsys, file, face):
@@ -447,6 +494,14 @@ def test_methods(upgrade, tmp_path, name, extra):
     assert all(np.isfinite(json.loads(line).get("loss", 0)) for line in steps)
 
 
+def test_a_new_model_that_is_not_named(upgrade):
+    words = [f"old_model={upgrade / 'old'}", f"rec={upgrade / 'set' / 'train.rec'}"]
+    cfg = load_config(upgrade / "new.py", words)
+    with pytest.raises(BctError, match="names no new model trained alone") as error:
+        OldModel(cfg, RecordSet(cfg.rec), ("new_embedding",))
+    assert "set new_model to its folder" in str(error.value)
+
+
 def test_a_run_depends_on_the_classifier_beside_the_model(upgrade, tmp_path):
     shutil.copytree(upgrade / "old", tmp_path / "old")
     words = [f"old_model={tmp_path / 'old'}", f"rec={upgrade / 'set' / 'train.rec'}"]
@@ -454,8 +509,22 @@ def test_a_run_depends_on_the_classifier_beside_the_model(upgrade, tmp_path):
     before = OldModel(cfg, RecordSet(cfg.rec), ("old_embedding",)).fingerprint
     moved = load_config(upgrade / "new.py", [f"old_model={upgrade / 'old'}", words[1]])
     assert OldModel(moved, RecordSet(cfg.rec), ("old_embedding",)).fingerprint == before
+    about = said(tmp_path / "old")
+    for key, value in (("num_classes", 4), ("class_names", ["a", "b", "c"]), ("head_unit", False)):
+        (tmp_path / "old" / "model.json").write_text(json.dumps({**about, key: value}))
+        assert OldModel(cfg, RecordSet(cfg.rec), ("old_embedding",)).fingerprint != before, key
+    (tmp_path / "old" / "model.json").write_text(json.dumps({**about, "source": "moved"}))
+    assert OldModel(cfg, RecordSet(cfg.rec), ("old_embedding",)).fingerprint == before
     torch.save({"weight": torch.randn(KNOWN, D)}, tmp_path / "old" / "classifier.pt")
     assert OldModel(cfg, RecordSet(cfg.rec), ("old_embedding",)).fingerprint != before
+    for key, value in (("size", 96), ("crop", "shift"), ("pixels", "imagenet")):
+        about["view"] = {**said(upgrade / "old")["view"], key: value}
+        (tmp_path / "old" / "model.json").write_text(json.dumps(about))
+        with pytest.raises(BctError, match="sees images in another way now"):
+            OldModel(cfg, RecordSet(cfg.rec), ("old_prototype",))
+    about["view"] = {**said(upgrade / "old")["view"], "mirror": False}  # of its training alone
+    (tmp_path / "old" / "model.json").write_text(json.dumps(about))
+    OldModel(cfg, RecordSet(cfg.rec), ("old_prototype",))
     torch.save(get_model("demo_w16", D).state_dict(), tmp_path / "old" / "model.pt")
     with pytest.raises(BctError, match="trained anew"):
         OldModel(cfg, RecordSet(cfg.rec), ("old_embedding",))

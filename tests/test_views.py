@@ -146,7 +146,7 @@ def test_images_of_one_small_size_are_resized_on_the_device():
 class Rows:
     """Stored vectors."""
 
-    native, resizable, vectors = None, False, True
+    native, resizable, vectors, chosen = None, False, True, None
     width, path, num_classes = 5, "rows", 9
     labels = np.arange(9)
     rows = np.random.default_rng(0).normal(size=(9, 5)).astype(np.float32)

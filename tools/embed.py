@@ -16,7 +16,8 @@ model.pt or model.onnx. Writes
     out_left_out.txt   images that --on-bad-image skip has left out, and why
 
 bct.search.gallery.Gallery.load("out.npy") is the gallery of these rows. A run that is stopped goes
-on with --resume, with any number of ranks, and embeds no finished row again.
+on with --resume, with any number of ranks, and embeds no finished row again; with --overwrite, too,
+where it is to replace what another run has finished.
 
 Faces have to be aligned, 112 x 112. Others need --landmarks FILE with a line for each image: <name>
 x1 y1 ... x5 y5 [score], as IJB's; they are aligned as IJB's are.
@@ -47,7 +48,7 @@ from bct.errors import BctError
 from bct.files import read_json
 from bct.keys import LARGEST_IMAGE, number, whole
 from bct.models.embed import embedded, made_from, refuse_batch
-from bct.models.model import Model, open_model
+from bct.models.model import Model, open_model, refuse_other_view
 from bct.outputs import check_outputs
 from bct.protocols.pairs import load_bin
 from bct.rows import check_rows, unit_rows, zeros_remark
@@ -59,7 +60,16 @@ from bct.stored.artefacts import (
     write_artefact,
 )
 from bct.stored.names import write_names
-from bct.stored.unfinished import DONE, LEFT_OUT, TODO, Unfinished, begin, part_folder, remove
+from bct.stored.unfinished import (
+    DONE,
+    LEFT_OUT,
+    TODO,
+    Unfinished,
+    begin,
+    finished,
+    part_folder,
+    remove,
+)
 from bct.stored.vector_files import save_rows
 from tools.ijbc.landmarks import aligned
 
@@ -100,13 +110,14 @@ def main() -> None:
     device = distributed.setup()
     view = {"size": args.size, "crop": args.crop, "pixels": args.pixels}
     model = open_model(args.model, args.network, amp_dtype(args.amp, device), **view)
-    source = open_sources(args.images, opened=_pairs)
+    refuse_other_view(model.file, **view)
+    source = open_sources(args.images, _pairs, lacking=args.on_bad_image == "skip")
     if args.landmarks:
         faces = aligned(source.images, source.name, args.landmarks)
         source = source._replace(images=faces)
-    again = "overwrite" if args.overwrite else "resume" if args.resume else None
+    again = "resume" if args.resume else "overwrite" if args.overwrite else None
     embed(
-        model, source, args.out, device,
+        model, source, args.out, device, replace=args.overwrite,
         mirror=args.mirror, normalise=args.normalise, again=again,
         skip=args.on_bad_image == "skip", every=args.save_every,
         batch_size=args.batch_size, num_workers=args.num_workers,
@@ -127,6 +138,7 @@ def embed(
     mirror: bool = False,
     normalise: bool = False,
     again: str | None = None,
+    replace: bool = False,
     skip: bool = False,
     every: float = 10.0,
     batch_size: int = 128,
@@ -136,6 +148,7 @@ def embed(
 
     Args:
         again: what to do with the rows of a stopped run, see bct.stored.unfinished.begin.
+        replace: `out` may be of something else, and is replaced; "overwrite" replaces it, too.
         skip: leave images out that can't be read. every: seconds between two saves.
 
     Raises BctError: an image that can't be read, files that are not ours, a stopped run.
@@ -149,7 +162,7 @@ def embed(
         return
     lock = None
     if distributed.writes():
-        _check_files(out, again == "overwrite")
+        _check_files(out, replace or again == "overwrite")
         lock = begin(out, (len(images), width), about, again)
     distributed.barrier()
     unfinished = Unfinished(part_folder(out), every)
@@ -289,9 +302,11 @@ def _check_files(out: Path, overwrite: bool) -> None:
     known = _named(out)
     unfinished = (part_folder(out) / "progress.json").is_file()  # it wrote them, if it is ours
     if os.path.lexists(out) and not (overwrite and out.is_file()):
+        goes_on = finished(part_folder(out)) > 0
         raise BctError(
             f"{out} exists and is not of this model, these images and these settings",
-            "give another name, -o, or --overwrite to replace it",
+            "give another name, -o, or --overwrite to replace it"
+            + ", with --resume to go on with what a stopped run has done" * goes_on,
         )
     for file in files.values():
         if os.path.lexists(file) and not unfinished and not (overwrite and file.name in known):
@@ -315,6 +330,7 @@ def _finish(
             f"none of the {len(state)} images could be embedded: {_why(images, view, 0)}",
             "give images that can be read; without --on-bad-image skip the first error is shown",
         )
+    _clear(out)
     written = ["names"]
     write_names(files["names"], (source.name(int(index)) for index in kept))
     if source.labelled:
@@ -334,7 +350,6 @@ def _finish(
         "fingerprint": model.fingerprint.entries(),
         "command": shlex.join(["python", "tools/embed.py", *sys.argv[1:]]),
     }  # fmt: skip
-    stale = set(_named(out)) - set(manifest["files"])
     if len(lost):
         with write_artefact(out, (len(kept), whole.shape[1]), np.float32, **manifest) as rows:
             for start in range(0, len(kept), _COPIED):
@@ -343,14 +358,21 @@ def _finish(
             zeros = check_rows(rows, model.file, lambda k: images.describe(kept[k]), alike=False)
     else:
         adopt_artefact(out, unfinished.folder / "rows.npy", **manifest)
-    for name in stale:
-        (out.parent / name).unlink(missing_ok=True)
     remove(unfinished.folder)
     print(f"{out}: {len(kept)} x {whole.shape[1]} of {images.path}")
     if len(lost):
         print(f"{len(lost)} images are left out, see {files['left_out']}")
     if len(zeros):
         print(zeros_remark(model.file, zeros, len(kept), so="are no embeddings"))
+
+
+def _clear(out: Path) -> None:
+    """Removes what is replaced before the first of the new files is there: old rows must not lie
+    beside new names. The manifest, which names the files, goes last."""
+    for name in _named(out):
+        (out.parent / name).unlink(missing_ok=True)
+    out.unlink(missing_ok=True)
+    manifest_path(out).unlink(missing_ok=True)
 
 
 def _why(images: ImageSet, view: views.View, index: int) -> str:

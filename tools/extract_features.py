@@ -37,7 +37,13 @@ from bct.data.sets import open_images
 from bct.data.views import View
 from bct.errors import BctError
 from bct.files import sha256_file
-from bct.models.about import model_in, said_beside, view_of_config, view_of_model
+from bct.models.about import (
+    model_in,
+    said_beside,
+    view_in_manifest,
+    view_of_config,
+    view_of_model,
+)
 from bct.models.embed import embedded, refuse_batch
 from bct.models.weights import load_backbone, network_of
 from bct.rows import check_rows, zeros_remark
@@ -51,7 +57,6 @@ from bct.stored.artefacts import (
 )
 
 _HOW = ("amp", "fp16", "num_workers", "parity", "rec_backend", "seed")  # keys for --model
-_FACES = [View().size, View().crop, View().pixels]
 _VIEW = ("image_size", "pixels", "augment")
 
 
@@ -155,7 +160,6 @@ def extract(
     given = network, dtype, True, view.size, view.pixels
     backbone = load_backbone(weights, *given).to(device)
     width = backbone.embedding_size
-    seen = [view.size, view.crop, view.pixels]
     dataset = open_images(cfg.rec, cfg.rec_backend)
     paths = [place.path(kind) for kind in ("old_embedding", "old_embedding_label")]
     made_from = {
@@ -163,8 +167,7 @@ def extract(
         "data": dataset.fingerprint,
         "parity": cfg.parity,
         "amp": dtype_name(dtype),
-        # None: as faces are seen, and as manifests have it from before they said so
-        "view": None if seen == _FACES else seen,
+        "view": view_in_manifest(view),
     }
     valid = not force and all(is_valid(path, **made_from) for path in paths)
     if all(distributed.all_gather_object(valid)):

@@ -39,11 +39,12 @@ from bct.data.sets import open_images
 from bct.errors import BctError
 from bct.files import read_json, sha256, sha256_file
 from bct.models.confirm import confirm
-from bct.models.model import Model, open_model
+from bct.models.model import Model, open_model, refuse_other_view
 from bct.outputs import check_outputs
 from bct.rows import BLOCK, present_rows, single_rows, unit_rows
 from bct.stored.artefacts import Place, manifest_path, open_artefact, place_of_model, write_artefact
 from bct.stored.foreign_files import Found, read_centres, read_files
+from bct.stored.names import line_of
 from bct.stored.vector_files import open_array
 
 _END = re.compile(r"feature|label|avg_feature|class_statistics|credible_\w+_\d+_feature")
@@ -103,7 +104,10 @@ def the_model(args: argparse.Namespace) -> Model | None:
     """The model that is given, or lies in the folder."""
     inside = (args.output / name for name in ("model.pt", "model.onnx"))
     file = args.model or next((path for path in inside if path.is_file()), None)
-    return None if file is None else open_model(file, args.network, pixels=args.pixels)
+    if file is None:
+        return None
+    refuse_other_view(file, pixels=args.pixels)
+    return open_model(file, args.network, pixels=args.pixels)
 
 
 def require_enough(args: argparse.Namespace, found: dict[tuple[str, float], Found]) -> None:
@@ -130,7 +134,7 @@ def matched(
             raise BctError(f"{args.rows} does not exist", "check the path")
         match = by_numbers(open_array(args.rows), args.rows, rows, images)
     elif args.names:
-        match = by_names(args.names, rows, images)
+        match = by_names(args.names, rows, images, line_of)
     elif args.of:
         other = open_images(args.of)
         require_rows(rows, len(other), f"{args.of} has")
@@ -326,7 +330,9 @@ def write(
             )
     if before and not overwrite:
         raise BctError(
-            f"{before[0]} was imported before", "add --overwrite to replace what was imported"
+            f"{before[0]} was imported before",
+            "to replace all that was imported for this set, give all its files at once, with "
+            "--overwrite",
         )
     check_outputs(*paths)
     of_these = {}

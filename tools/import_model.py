@@ -16,7 +16,9 @@ Stored embeddings whose model is gone are for tools/import_features.py.
 
 import argparse
 import datetime
+import os
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ from torch import nn
 
 from backbones import NETWORKS
 from bct.command import ADVICE, Parser, file_path, run_cli, some_text, takes
+from bct.data.image_files import IMAGE_SUFFIXES, ROOT_LINE
 from bct.data.sets import open_images
 from bct.data.views import AUGMENT, CROPS, PIXELS, View
 from bct.distributed import say
@@ -36,7 +39,7 @@ from bct.models.classifiers import Classifier, is_of_rank, read_classifier
 from bct.models.onnx_model import OnnxBackbone, size_in
 from bct.models.reference_checkpoints import TORCHSCRIPT, Script, is_torchscript
 from bct.models.weights import load_backbone, network_of
-from bct.safe.tensors import save_tensors
+from bct.safe.tensors import fill_tensors
 from bct.streams import generator
 
 RECORD = "import.json"
@@ -268,13 +271,15 @@ def _read_classes(given: str) -> tuple[int, list[str] | None]:
 
 
 def _is_list(path: Path) -> bool:
-    """Whether a text file is a list of images, which has a label at the end of each line."""
+    """Whether a text file is a list of images: a root, or an image and its label. Names of classes
+    may end in a number, too."""
     with open(path, "rb") as file:
         line = file.readline(1 << 16)
-        if line.startswith(b"# root: "):
-            return True
-    name, _, label = line.strip().rpartition(b" ")
-    return bool(name) and label.isdigit()
+    if line.startswith(ROOT_LINE):
+        return True
+    name, *label = line.rsplit(None, 1) or [b""]
+    suffix = os.fsdecode(os.path.splitext(name)[1]).lower()
+    return bool(label) and label[0].isdigit() and suffix in IMAGE_SUFFIXES
 
 
 def _refuse(output: Path, overwrite: bool) -> None:
@@ -314,7 +319,11 @@ def write(
     backbone: nn.Module,
     copied: bool,
 ) -> None:
-    """Writes the folder's files; the record, which names them, before them."""
+    """Writes the folder's files; the record, which names them, before them.
+
+    What an import before has put there goes when all of the new is on the disk; it may be what is
+    imported. While model.json is away, nothing takes the new weights for those of the old one.
+    """
     output = args.output
     output.mkdir(parents=True, exist_ok=True)
     files = [name, "model.json", *(["classifier.pt"] if classifier else [])]
@@ -327,15 +336,17 @@ def write(
         "files": [*files, *(old for old in before if old not in files)],
     }
     write_json(output / RECORD, record)
-    for old in before.keys() & set(_FILES):
-        (output / old).unlink(missing_ok=True)
-    if copied:
-        with atomic(output / name) as temporary:
-            shutil.copyfile(args.weights, temporary)
-    else:
-        save_tensors(output / name, backbone.state_dict())
-    if classifier is not None:
-        save_tensors(output / "classifier.pt", classifier.tensors())
+    with ExitStack() as written:
+        apart = written.enter_context(atomic(output / "classifier.pt")) if classifier else None
+        weights = written.enter_context(atomic(output / name))
+        if apart is not None:
+            fill_tensors(apart, classifier.tensors(), output / "classifier.pt")
+        if copied:
+            shutil.copyfile(args.weights, weights)
+        else:
+            fill_tensors(weights, backbone.state_dict(), output / name)
+        for old in before.keys() & set(_FILES) - {name}:
+            (output / old).unlink(missing_ok=True)
     digest = sha256_file(output / name)
     write_json(output / "model.json", {**about, "sha256": digest, "source": record["source"]})
     write_json(output / RECORD, {**record, "files": files})

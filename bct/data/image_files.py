@@ -44,7 +44,12 @@ class ImageFiles(ImageSet):
         labels: of the images, below the number of classes.
         class_names: one per label, or None.
         num_classes: if there are no class_names.
+
+    Attributes:
+        lacking: files may be missing; else the fingerprint raises BctError for one that is.
     """
+
+    lacking = False
 
     def __init__(
         self,
@@ -108,7 +113,9 @@ class ImageFiles(ImageSet):
             try:
                 found.append(b"%s %d" % (name, os.stat(self.file(index)).st_size))
             except OSError as error:
-                raise self._unreadable(index, error) from None
+                if not self.lacking:
+                    raise self._unreadable(index, error) from None
+                found.append(b"%s, which is missing" % name)
         return found
 
     def _unreadable(self, index: int, error: OSError) -> BctError:

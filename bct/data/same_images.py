@@ -1,7 +1,7 @@
 """Which images of a set are those of another one, or of a list of names; and whether the labels of
 both tell the same classes apart."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import blake2b
 from pathlib import Path
 from typing import NamedTuple
@@ -71,9 +71,14 @@ def _digests(images: ImageSet) -> np.ndarray:
     return out.view([("a", np.uint64), ("b", np.uint64)])[:, 0]
 
 
-def by_names(file: Path, rows: int, own: ImageSet) -> Match:
+def by_names(
+    file: Path, rows: int, own: ImageSet, written: Callable[[bytes], bytes] = bytes
+) -> Match:
     """The images of a folder or list set that are named in a text file, one name a line, as the set
-    names them: relative to its folder. BctError if none is, and for other sets."""
+    names them: relative to its folder. BctError if none is, and for other sets.
+
+    written: how the file may write a name that the set has, see bct.stored.names.line_of.
+    """
     names = getattr(own, "names", None)
     if names is None:
         raise BctError(
@@ -84,16 +89,23 @@ def by_names(file: Path, rows: int, own: ImageSet) -> Match:
         raise BctError(f"{file} does not exist", "check the path")
     lines = [line.strip() for line in without_mark(file, file.read_bytes()).splitlines()]
     require_rows(rows, len(lines), f"{file} names")
-    given = np.array(lines, bytes)
-    match = same_keys(given, names)
+    match = same_keys(np.array(_as_the_set_has_them(lines, names, written), bytes), names)
     if not len(match.index):
-        first, ours = (printable(x[0].decode(errors="replace")) for x in (given, names))
+        first, ours = (printable(x[0].decode(errors="replace")) for x in (lines, names))
         raise BctError(
             f"no image of {own.path} is named in {file}: it begins with {first[:60]!r}, the set "
             f"with {ours[:60]!r}",
             "write the names as the set has them, one a line for each row",
         )
     return match
+
+
+def _as_the_set_has_them(
+    lines: list[bytes], names: np.ndarray, written: Callable[[bytes], bytes]
+) -> list[bytes]:
+    known = set(names.tolist())
+    odd = {line: name for name in known if (line := written(name)) != name}
+    return [line if line in known else odd.get(line, line) for line in lines]
 
 
 def by_numbers(numbers: np.ndarray, file: Path, rows: int, own: ImageSet) -> Match:

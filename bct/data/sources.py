@@ -23,7 +23,9 @@ class Source(NamedTuple):
     name: Callable[[int], bytes]
 
 
-def open_sources(paths: Sequence[Path], opened: Callable[[Path], ImageSet | None]) -> Source:
+def open_sources(
+    paths: Sequence[Path], opened: Callable[[Path], ImageSet | None], lacking: bool = False
+) -> Source:
     """All images of some paths, in their order.
 
     A folder is opened as open_images does; where it would be a folder of classes and does not hold
@@ -34,6 +36,7 @@ def open_sources(paths: Sequence[Path], opened: Callable[[Path], ImageSet | None
 
     Args:
         opened: opens paths of further kinds; None for those that it does not know.
+        lacking: files of a folder or list may be missing; loading such an image raises BctError.
 
     Raises BctError for a path that is neither, and what the sets raise.
     """
@@ -54,6 +57,8 @@ def open_sources(paths: Sequence[Path], opened: Callable[[Path], ImageSet | None
         found = _open_set(path) if images is None else Source(images, False, _numbered)
         parts.append((found, os.fsencode(path)))
     close()
+    for source, _ in parts:
+        source.images.lacking = lacking
     if len(parts) == 1:
         return parts[0][0]
     joined = Joined([source.images for source, _ in parts])

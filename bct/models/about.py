@@ -26,6 +26,13 @@ def view_of_config(cfg: EasyDict) -> View:
     return View(cfg.image_size, *AUGMENT[cfg.augment], cfg.pixels)
 
 
+def view_in_manifest(view: View) -> list[str | int] | None:
+    """What a manifest of features says of their model's view: None: as faces are seen, and as
+    manifests have it from before they said so."""
+    faces, seen = ([v.size, v.crop, v.pixels] for v in (View(), view))
+    return None if seen == faces else seen
+
+
 def model_in(folder: str | Path) -> Path:
     """The weights in a model's folder: model.pt or model.onnx. BctError without, or with both."""
     there = _weights_in(folder)

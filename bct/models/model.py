@@ -119,6 +119,23 @@ def open_model(
     return Model(file, network, digest, View(**given), dtype, given.get("pixels"))
 
 
+def refuse_other_view(file: str | Path, **view: int | str | None) -> None:
+    """Raises BctError for size, crop or pixels that the model.json beside the file contradicts.
+
+    open_model takes what the model.json says: several models may share one such option.
+    """
+    if "view" not in said_beside(file):
+        return
+    said = view_of_model(file)
+    for key, value in view.items():
+        if value not in (None, getattr(said, key)):
+            about = Path(file).with_suffix(".json")
+            raise BctError(
+                f"--{key} {value} is given, {about.name} says {key} {getattr(said, key)}",
+                f"leave --{key} out, or mend {about}",
+            )
+
+
 def open_models(
     files: list[tuple[str, str | Path, str | None]],
     dtype: torch.dtype | None = None,

@@ -232,10 +232,9 @@ class Script(nn.Module):
         try:
             self.embedding_size = self(torch.zeros(2, 3, size, size)).shape[1]
         except Exception as error:  # any that the program raises
-            about = Path(path).with_suffix(".json")
             raise BctError(
                 f"{path} gives no embeddings of images of {size}x{size} ({_line(error)})",
-                f'if it takes others, say so in {about}: {{"view": {{"size": 224}}, ...}}',
+                "if it takes others, import it: python tools/import_model.py ... --image-size 224",
             ) from None
 
     @torch.no_grad()

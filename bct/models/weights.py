@@ -52,7 +52,8 @@ def load_backbone(
         fold: make it ready to infer and nothing else, see backbones.inference. Without effect on
             an .onnx, which onnxruntime folds, on TorchScript, and in mixed precision, where folded
             weights would round in another way than those the network was trained with.
-        size, pixels: of the images an .onnx will get, see load_onnx; without effect on others.
+        size, pixels: of the images an .onnx will get, see load_onnx; size also of TorchScript's,
+            default: as its model.json says. Without effect on others.
 
     Returns:
         The network in eval mode, on the CPU.
@@ -77,7 +78,7 @@ def load_backbone(
     network = network_of(weights, network)
     if network == TORCHSCRIPT or is_torchscript(weights):
         script = load_torchscript(weights, network)
-        return Script(script, view_of_model(weights).size, weights).eval()
+        return Script(script, size or view_of_model(weights).size, weights).eval()
     state = {k: v for k, v in read_state(weights).items() if not k.startswith(HEADS)}
     if network == "fct":
         from backbones import fct

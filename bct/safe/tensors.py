@@ -109,21 +109,33 @@ def _checked(path: Path, saved: Any) -> Any:
 def save_tensors(path: str | Path, value: Any) -> None:
     """torch.save of tensors and plain values: the file is whole or as before.
 
-    Equal values give equal bytes: an open file has no name that torch could put into the archive.
-
     Raises BctError, naming file and cause, when it can't be written.
     """
     try:
-        with atomic(path) as temporary, open(temporary, "wb") as file:
+        with atomic(path) as temporary:
+            fill_tensors(temporary, value, path)
+    except OSError as error:
+        raise _unwritten(path, error) from None
+
+
+def fill_tensors(temporary: Path, value: Any, path: str | Path) -> None:
+    """Saves what is to get the name `path`; see save_tensors.
+
+    Equal values give equal bytes: an open file has no name that torch could put into the archive.
+    """
+    try:
+        with open(temporary, "wb") as file:
             torch.save(value, file)
     except (OSError, RuntimeError) as error:  # torch's writer hides an OSError behind its own error
         if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
             raise  # it comes whenever one dies
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        reason = (getattr(cause, "strerror", None) or str(cause)).splitlines()[0]
-        raise BctError(
-            f"{path} can't be written ({reason})", "free some space, or mend the folder"
-        ) from None
+        raise _unwritten(path, cause) from None
+
+
+def _unwritten(path: str | Path, cause: Exception) -> BctError:
+    reason = (getattr(cause, "strerror", None) or str(cause)).splitlines()[0]
+    return BctError(f"{path} can't be written ({reason})", "free some space, or mend the folder")
 
 
 def refuse_damaged(path: str | Path, do: str) -> None:

@@ -136,11 +136,18 @@ def write_artefact(
     refuse_to_replace(manifest_path(path), bool(manifest.get("imported")))
     with atomic(path) as temporary:
         array = np.lib.format.open_memmap(temporary, "w+", np.dtype(dtype), shape)
+        take_room(temporary)
         yield array
         array.flush()
         digest = _digest(array)
         manifest_path(path).unlink(missing_ok=True)  # one from before digests fits any array
     write_json(manifest_path(path), _about(manifest, shape, dtype, digest))
+
+
+def take_room(path: Path) -> None:
+    """Takes a mapped file's room on the disk. OSError without: a write would end the process."""
+    with open(path, "r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
 
 
 def adopt_artefact(path: Path, whole: Path, **manifest: Any) -> None:

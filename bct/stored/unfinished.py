@@ -18,6 +18,7 @@ import numpy as np
 
 from bct.errors import BctError
 from bct.files import atomic, read_json, remove_leftovers, write_json, written_as
+from bct.stored.artefacts import take_room
 
 TODO, DONE, LEFT_OUT = range(3)
 _FORMAT = "bct-unfinished"
@@ -180,8 +181,7 @@ def _create(folder: Path, shape: tuple[int, int]) -> None:
     rows = folder / "rows.npy"
     try:  # a full disk shows here; in a mapped file it would end the process
         np.lib.format.open_memmap(rows, "w+", np.float32, shape)
-        with open(rows, "r+b") as file:
-            os.posix_fallocate(file.fileno(), 0, rows.stat().st_size)
+        take_room(rows)
     except OSError as error:
         error.filename = error.filename or str(rows)
         remove(folder)
