@@ -27,7 +27,7 @@ from torch import nn
 
 from bct import distributed
 from bct.config import base_config, save_config
-from bct.conventions import like_insightface
+from bct.conventions import DEFAULTS, like_insightface
 from bct.data.image_set import ImageSet
 from bct.errors import BctError
 from bct.files import remove_leftovers, sha256_file, write_json
@@ -174,6 +174,8 @@ def _decide(cfg: EasyDict, identity: dict[str, Any]) -> tuple[str, RunRecord | N
         raise BctError(
             f"{output} holds a run with other settings or inputs ({changed})",
             "pass resume=True to make it longer, " * _only_longer(record, identity)
+            + "pass convention=bct to read the config as that run did, "
+            * _only_convention(cfg, record, identity)
             + "choose another output=..., or pass overwrite=True to replace that run",
         )
     if cfg.resume and not changed:
@@ -218,6 +220,16 @@ def _only_longer(record: RunRecord, identity: dict[str, Any]) -> bool:
     """Whether more epochs are all that differs."""
     more = 0 < epochs_of(record.identity) < epochs_of(identity)
     return more and not _changed(record, identity, longer=True)
+
+
+def _only_convention(cfg: EasyDict, record: RunRecord, identity: dict[str, Any]) -> bool:
+    """Whether a run differs in no more than what its config's convention has brought: it is from
+    before there were conventions, or was started with another."""
+    theirs = {key: value for key, value in DEFAULTS[cfg.convention].items() if key in identity}
+    of_bct = {key: base_config()[key] for key in theirs}
+    changed = any(identity[key] != record.identity.get(key) for key in theirs)
+    as_bct = {key: value for key, value in identity.items() if key != "convention"}
+    return changed and not _changed(record, {**as_bct, **of_bct})
 
 
 def _without_record(
