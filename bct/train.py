@@ -128,7 +128,9 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
         trained = [replicate(module, device) for module in (job.backbone, job.method, job.head)]
         step, highest = 0, {}
         if start == "resume":
-            step, highest = continue_from(load_checkpoint(record, *job.whole), job)
+            progress = load_checkpoint(record, *job.whole)
+            step, highest = continue_from(progress, job)
+            job = job._replace(validation=job.validation.after(progress))
         elif cfg.init_from and not job.start:
             raise BctError(f"{cfg.output} has changed meanwhile", "start again")
         job = job._replace(record=record)
@@ -316,7 +318,7 @@ def save(job: Job, step: int, highest: dict[str, float], log: RunLog) -> None:
     """Writes a checkpoint and logs how long the training stood still for it."""
     cfg, began = job.cfg, time.perf_counter()
     progress = {"step": step, "steps_per_epoch": job.steps_per_epoch, **batch_shape(cfg)}
-    progress |= {"best": highest, "best_by": job.validation.best}
+    progress |= {"best": highest, **job.validation.said()}
     save_checkpoint(job.record, progress, *job.whole, keep=cfg.keep_checkpoints)
     log.scalars(step, checkpoint_seconds=time.perf_counter() - began)
 

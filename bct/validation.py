@@ -11,7 +11,7 @@ A figure has one name in the log, metrics.jsonl, TensorBoard and the config key 
 """
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,14 +41,38 @@ _DEFAULTS = ("mean", "val/loo_map", "val/top1")  # what best.pt is chosen by, th
 
 @dataclass(frozen=True)
 class Validation:
-    """sets: of val_targets; val: val_data; best: the figure that best.pt is chosen by, or None."""
+    """sets: of val_targets; val: val_data; best: the figure that best.pt is chosen by, or None.
+
+    best_by, best_on: the same, and the images of each figure, of the run's former starts.
+    """
 
     sets: list[VerificationSet]
     val: ValData | None
     best: str | None
+    best_by: str | None = None
+    best_on: dict[str, str] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.sets) or self.val is not None
+
+    @property
+    def images(self) -> dict[str, str]:
+        """The fingerprint of the images that each figure is of."""
+        found = {images.name: images.fingerprint for images in self.sets}
+        if found:
+            found["mean"] = " ".join(found[name] for name in sorted(found))
+        if self.val is not None:
+            found |= dict.fromkeys(self.val.figures, self.val.images.fingerprint)
+        return found
+
+    def after(self, progress: dict[str, Any]) -> "Validation":
+        """The same, of a run that goes on from a checkpoint."""
+        before = {key: progress[key] for key in ("best_by", "best_on") if key in progress}
+        return replace(self, **before)
+
+    def said(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {"best_by": self.best or self.best_by, "best_on": {**self.best_on, **self.images}}
 
 
 def open_validation(
@@ -116,11 +140,21 @@ def _verification_sets(cfg: EasyDict, dataset: ImageSet) -> list[VerificationSet
 def highest_until(progress: dict[str, Any], validation: Validation) -> dict[str, float]:
     """The best of each figure that a checkpoint's progress knows, as validate takes it.
 
-    A best.pt that was chosen by another figure is replaced by the next validation, which is said.
-    Checkpoints of former versions know the mean alone.
+    A best.pt that was chosen by another figure, or on other images, is replaced by the next
+    validation, which is said. Checkpoints of former versions know the mean alone.
     """
     said, by = progress["best"], progress.get("best_by", "mean")
     highest = dict(said) if isinstance(said, dict) else {"mean": said} if said else {}
+    before = progress.get("best_on", {})
+    others = {
+        k for k, now in validation.images.items() if k in highest and before.get(k, now) != now
+    }
+    if others:
+        distributed.say(
+            f"warning: other images than before: {', '.join(sorted(others))} begin anew"
+            + "; best.pt is replaced by the next validation" * (validation.best in others)
+        )
+    highest = {name: value for name, value in highest.items() if name not in others}
     if by in highest and validation.best not in (None, by):
         distributed.say(
             f"warning: best.pt was chosen by {by}; the best by {validation.best} from now on "

@@ -80,11 +80,8 @@ def open_wandb(cfg: EasyDict, run: str) -> "WandbRun | None":
                 ),
             )
     except Exception as error:  # of many kinds: its own, requests', pydantic's
-        reason = " ".join(str(error).split())[:200]
-        if cfg.wandb_key:
-            reason = reason.replace(cfg.wandb_key, "***")
         raise BctError(
-            f"Weights & Biases does not start ({type(error).__name__}: {reason})",
+            f"Weights & Biases does not start ({_reason(error, cfg.wandb_key)})",
             "check wandb_key, wandb_entity and wandb_project, or set WANDB_MODE=offline",
         ) from None
     return WandbRun(started, cfg, name)
@@ -95,6 +92,7 @@ class WandbRun:
 
     def __init__(self, run: Any, cfg: EasyDict, name: str):
         self.run, self.name, self.artifacts = run, name, cfg.save_artifacts
+        self.key = cfg.wandb_key
         self.sets = {Path(target).name.removesuffix(".bin") for target in cfg.val_targets}
 
     def log(self, step: int, values: dict[str, Any]) -> None:
@@ -129,11 +127,14 @@ class WandbRun:
             send(self.run)
         except Exception as error:
             self.run = None
-            logging.warning(
-                "Weights & Biases fails (%s: %s): the run goes on without it",
-                type(error).__name__,
-                " ".join(str(error).split())[:200],
-            )
+            reason = _reason(error, self.key)
+            logging.warning("Weights & Biases fails (%s): the run goes on without it", reason)
+
+
+def _reason(error: Exception, key: str | None) -> str:
+    """An error as a message says it: on one line, without the key that it may quote."""
+    said = " ".join(str(error).split())
+    return f"{type(error).__name__}: {said.replace(key, '***') if key else said}"[:200]
 
 
 @contextmanager

@@ -8,7 +8,7 @@ import torchvision
 from support.networks import randomly
 from support.ranks import run_on_ranks
 from support.script import run_script
-from support.tiny import TINY, Job
+from support.tiny import TINY, Job, stopping_at
 
 from backbones import fct, get_model
 from backbones.basis import BasisNetwork
@@ -18,6 +18,7 @@ from bct.files import sha256_file, write_json
 from bct.method import Method
 from bct.old_model import OldModel
 from bct.train import build, train
+from bct.training.checkpoint import checkpoints
 from bct.training.heads import PartialFC, SoftmaxHead
 from bct.training.initial import start_from
 
@@ -254,6 +255,48 @@ def test_centres_of_our_checkpoint(job, tmp_path):
 
 
 # ---- whose run it is
+
+
+@pytest.mark.parametrize("record", ["there", "gone", "damaged"])
+def test_its_file_and_the_record_are_gone(job, tmp_path, record):
+    """The run's checkpoints know both."""
+    folder = tmp_path / "prod"
+    folder.mkdir()
+    torch.save(get_model("demo_w32", 16).state_dict(), folder / "model.pt")
+    train(job(f"init_from={folder}"), stopping_at(Method, 2), CPU)
+    (folder / "model.pt").unlink()
+    if record == "gone":
+        (job.output / "run.json").unlink()
+    elif record == "damaged":
+        (job.output / "run.json").write_text("{")
+    assert train(job(f"init_from={folder}", "resume=True"), Method, CPU) == 0
+
+
+def test_a_finished_run_without_checkpoints_does_not_need_it(job, tmp_path):
+    torch.save(get_model("demo_w32", 16).state_dict(), tmp_path / "one.pt")
+    again = [f"init_from={tmp_path / 'one.pt'}", "num_epoch=1", "resume=True"]
+    train(job(*again), Method, CPU)
+    (tmp_path / "one.pt").unlink()
+    for path in checkpoints(job.output):
+        path.unlink()
+    assert train(job(*again), Method, CPU) == 0
+
+
+@pytest.mark.parametrize("given", ["", "best.pt", "checkpoints/step_00000002.pt"])
+def test_a_run_does_not_replace_what_it_starts_from(job, given):
+    train(job("num_epoch=1"), Method, CPU)
+    (job.output / "best.pt").write_bytes((job.output / "model.pt").read_bytes())
+    with pytest.raises(BctError, match="this run's own output"):
+        train(job(f"init_from={job.output / given}", "overwrite=True"), Method, CPU)
+    assert (job.output / "model.pt").is_file() and checkpoints(job.output)
+
+
+def test_a_damaged_classifier_beside_it_is_not_none(job, tmp_path):
+    torch.save(get_model("demo_w32", 16).state_dict(), tmp_path / "model.pt")
+    (tmp_path / "classifier.pt").write_bytes(b"PK")
+    head = PartialFC(16, 5)
+    with pytest.raises(BctError, match=r"classifier\.pt"):
+        started(job, tmp_path / "model.pt", get_model("demo_w32", 16), head)
 
 
 def test_its_content_counts_and_is_read_once(job, tmp_path):

@@ -254,3 +254,20 @@ def test_two_starts_at_once_never_mix(job):
         assert not (job.output / f"{lane}-{number}" / "run.lock").exists()
     assert len(rounds) >= 200
     print(f"{len(rounds)} interleavings, {replaced} replaced")
+
+
+def test_a_run_from_before_its_config_was_insightfaces(job):
+    """What the answer advises goes on with it."""
+    plain = job.path.read_text()
+    job.path.write_text(plain.replace('config.convention = "bct"\n', ""))
+    train(job("num_epoch=1", "convention=bct"), Method, CPU)
+    with pytest.raises(BctError, match="seed 666 -> 2048") as refused:
+        train(job("num_epoch=1", "resume=True"), Method, CPU)
+    assert refused.value.do.startswith("pass convention=bct")
+    with pytest.raises(BctError, match="lr ") as refused:
+        train(job("num_epoch=1", "resume=True", "lr=1.0"), Method, CPU)
+    assert "convention" not in refused.value.do
+    with pytest.raises(BctError) as refused:
+        train(job("num_epoch=1", "resume=True", "parity=published"), Method, CPU)
+    assert "convention" not in refused.value.do  # it is not all that differs
+    assert train(job("num_epoch=1", "convention=bct", "resume=True"), Method, CPU) == 0

@@ -188,6 +188,8 @@ def test_patterns_and_commas(tmp_path):
         files[2],
     ]
     assert expanded(["gone.npz"])[0].name == "gone.npz"  # refused where it is read
+    with pytest.raises(BctError, match="names no file"):
+        expanded([","])
     with pytest.raises(BctError, match="no file fits"):
         expanded([f"{tmp_path}/c*"])
 

@@ -341,6 +341,29 @@ def test_what_older_checkpoints_know_of_the_best(capsys):
     assert "best.pt was chosen by mean" in capsys.readouterr().out
 
 
+def test_a_resume_on_other_images_begins_their_best_anew(named, tmp_path, capsys):
+    """The figures of two sets say nothing of each other; a start without any loses nothing."""
+    own = ["val_old_features=none", "verbose=1000", "resume=True"]
+    easy = write_classes(tmp_path / "easy", {"bob": (1, 2), "cleo": (2, 2)}, first=30)
+    train(named(*own, f"val_data={easy}", "num_epoch=1"), Method, CPU)
+    train(named(*own, "val_data=none", "num_epoch=2"), Method, CPU)
+    first = json.loads((named.output / "best.json").read_text())["step"]
+    assert saved_best(named)["best_by"] == "val/loo_map"
+    capsys.readouterr()
+    assert saved_best(named)["best"]["val/loo_map"] == 1.0
+    train(named(*own, f"val_data={easy}", "num_epoch=3"), Method, CPU)
+    assert "other images" not in capsys.readouterr().out
+    assert json.loads((named.output / "best.json").read_text())["step"] == first
+    train(named(*own, "num_epoch=4"), Method, CPU)
+    assert "other images than before: val/loo_map" in capsys.readouterr().out
+    assert saved_best(named)["best"]["val/loo_map"] < 1.0
+    assert json.loads((named.output / "best.json").read_text())["step"] == 4 * first
+
+
+def saved_best(job):
+    return torch.load(checkpoints(job.output)[0], weights_only=True)["progress"]
+
+
 # ---- what is not there, and what is refused
 
 

@@ -16,6 +16,7 @@ from bct.config import load_config
 from bct.errors import BctError
 from bct.method import Method
 from bct.train import train
+from bct.wandb_run import WandbRun
 
 CPU = torch.device("cpu")
 KEY = "wandb_v1_0123456789abcdef0123456789abcdef01234567"
@@ -149,6 +150,16 @@ def test_a_failure_does_not_end_the_training(job, offline):
     log = (job.output / "training.log").read_text()
     assert log.count("Weights & Biases fails") == 1 and "goes on without it" in log
     assert (job.output / "model.pt").exists()
+
+
+def test_a_failure_that_quotes_the_key(job, caplog):
+    class Refused:
+        def log(self, values, step):
+            raise ValueError(f"{'x' * 180} invalid key {KEY}")
+
+    run = WandbRun(Refused(), job(*ON), "x")
+    run.log(1, {"loss": 1.0})
+    assert "goes on without it" in caplog.text and KEY[9:15] not in caplog.text
 
 
 def test_one_that_does_not_start_is_said_in_two_lines(job, offline):

@@ -25,7 +25,7 @@ from bct import distributed
 from bct.errors import BctError
 from bct.safe.tensors import read_tensors, save_tensors
 from bct.training.class_shards import own_classes
-from bct.training.run_record import RunRecord, lives_elsewhere, record_of
+from bct.training.run_record import RunRecord, lives_elsewhere, read_record, record_of
 
 _NAME = re.compile(r"step_(\d+)\.pt")
 
@@ -71,6 +71,16 @@ def record_in_checkpoints(output: Path) -> RunRecord | None:
     if found is not None:  # the latest step last
         found.name(reversed([n for n in found.files if n.startswith("checkpoints/")]))
     return found
+
+
+def known_record(output: Path) -> RunRecord | None:
+    """The record of the run in a folder, from its checkpoints where run.json is gone or damaged;
+    None where there is none. Only looks."""
+    try:
+        record = read_record(output)
+    except BctError:
+        record = None
+    return record or record_in_checkpoints(output)
 
 
 def _is_of(saved: Any, record: RunRecord) -> bool:

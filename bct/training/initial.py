@@ -16,14 +16,15 @@ from bct import distributed
 from bct.data.image_set import ImageSet
 from bct.errors import BctError
 from bct.files import sha256_file
-from bct.models.about import said_beside
+from bct.models.about import holds_model, said_beside
 from bct.models.classifiers import Classifier, read_classifier
 from bct.models.reference_checkpoints import is_torchscript
 from bct.models.weights import HEADS
 from bct.safe.tensors import read_state
+from bct.training.checkpoint import known_record
 from bct.training.class_shards import class_share
 from bct.training.heads import PartialFC, SoftmaxHead
-from bct.training.run_record import read_record
+from bct.training.run_record import FILES
 
 _LEAST = 0.25  # share of the network's weights, or half of the file's, that have to fit
 _SHOWN = 3  # names of each kind in the line that counts them
@@ -93,19 +94,36 @@ def weights_file(given: str | Path) -> Path:
 
 def digest(cfg: EasyDict) -> str | None:
     """The SHA-256 of init_from's file; None without one. A run that goes on does not need the file
-    any more: where it is gone, its record says the digest."""
+    any more: where it is gone, its record says the digest.
+
+    Raises BctError as weights_file does, and for a file that the run itself would replace.
+    """
     if cfg.init_from is None:
         return None
     try:
-        return sha256_file(weights_file(cfg.init_from))
+        file = weights_file(cfg.init_from)
+        _refuse_own(cfg, file)
+        return sha256_file(file)
     except BctError:
-        if cfg.resume and not Path(cfg.init_from).exists():
-            record = read_record(cfg.output)
+        there = Path(cfg.init_from).is_file() or holds_model(cfg.init_from)
+        if cfg.resume and not there:
+            record = known_record(Path(cfg.output))
             said = record.identity.get("init_from") if record else None
             if isinstance(said, str):
                 distributed.say(f"warning: {cfg.init_from} is gone; this run has begun with it")
                 return said
         raise
+
+
+def _refuse_own(cfg: EasyDict, file: Path) -> None:
+    output, there = Path(cfg.output).resolve(), file.resolve()
+    written = [output / name for name in FILES]
+    if there in written or there.parent == output / "checkpoints":
+        raise BctError(
+            f"init_from: {file} lies in this run's own output, which replaces it",
+            "choose another output=...; to make a run longer, pass resume=True and a larger "
+            "num_epoch without init_from",
+        )
 
 
 def start_from(cfg: EasyDict, dataset: ImageSet, backbone: nn.Module, head: nn.Module) -> Start:
@@ -187,10 +205,13 @@ def _start_head(dataset: ImageSet, file: Path, head: nn.Module) -> str:
     if file.parent.name == "checkpoints":  # of a run
         said = said_beside(file.parent.parent / "model.pt")
     apart = file.with_name("classifier.pt")  # of an imported model
-    try:
-        given = read_classifier([apart if apart.is_file() else file])
-    except BctError:
-        return "drawn, the file holds none"
+    if apart.is_file():
+        given = read_classifier([apart])  # raises where it is damaged
+    else:
+        try:
+            given = read_classifier([file])
+        except BctError:
+            return "drawn, the file holds none"
     given = given._replace(unit=given.unit or bool(said.get("head_unit")))
     theirs, ours = said.get("class_names"), dataset.class_names
     problem = _unlike(given, head) or _unnamed(theirs, ours, len(given.weight))

@@ -27,13 +27,18 @@ from torch import nn
 
 from bct import distributed
 from bct.config import base_config, save_config
-from bct.conventions import like_insightface
+from bct.conventions import DEFAULTS, like_insightface
 from bct.data.image_set import ImageSet
 from bct.errors import BctError
 from bct.files import remove_leftovers, sha256_file, write_json
 from bct.models.about import view_of_config
 from bct.safe.tensors import save_tensors
-from bct.training.checkpoint import of_another_run, own_checkpoints, record_in_checkpoints
+from bct.training.checkpoint import (
+    known_record,
+    of_another_run,
+    own_checkpoints,
+    record_in_checkpoints,
+)
 from bct.training.longer import epochs_of, is_longer
 from bct.training.run_lock import release_lock, take_lock
 from bct.training.run_record import (
@@ -145,15 +150,13 @@ def goes_on(cfg: EasyDict, identity: dict[str, Any]) -> bool:
     looks. prepared_output decides anew."""
     if not cfg.resume:
         return False
-    try:
-        record = read_record(cfg.output)
-    except BctError:
-        record = None
-    record = record or record_in_checkpoints(Path(cfg.output))
+    record = known_record(Path(cfg.output))
     if record is None:
         return False
-    changed = _changed(record, identity, is_longer(cfg, record, identity))
-    return not changed and bool(own_checkpoints(record))
+    longer = is_longer(cfg, record, identity)
+    if _changed(record, identity, longer):
+        return False
+    return bool(own_checkpoints(record)) or _is_done(record, longer)
 
 
 def _decide(cfg: EasyDict, identity: dict[str, Any]) -> tuple[str, RunRecord | None]:
@@ -171,10 +174,12 @@ def _decide(cfg: EasyDict, identity: dict[str, Any]) -> tuple[str, RunRecord | N
         raise BctError(
             f"{output} holds a run with other settings or inputs ({changed})",
             "pass resume=True to make it longer, " * _only_longer(record, identity)
+            + "pass convention=bct to read the config as that run did, "
+            * _only_convention(cfg, record, identity)
             + "choose another output=..., or pass overwrite=True to replace that run",
         )
     if cfg.resume and not changed:
-        if record.finished and (output / "model.pt").is_file() and not longer:
+        if _is_done(record, longer):
             return "finished", record
         if own_checkpoints(record):
             return "resume", record
@@ -191,6 +196,11 @@ def _decide(cfg: EasyDict, identity: dict[str, Any]) -> tuple[str, RunRecord | N
         f"{output} already holds {what}",
         "pass resume=True to keep and continue it, or overwrite=True to start over",
     )
+
+
+def _is_done(record: RunRecord, longer: bool) -> bool:
+    """Whether a run has nothing left to do."""
+    return record.finished and not longer and (record.output / "model.pt").is_file()
 
 
 def _changed(record: RunRecord, identity: dict[str, Any], longer: bool = False) -> str:
@@ -210,6 +220,16 @@ def _only_longer(record: RunRecord, identity: dict[str, Any]) -> bool:
     """Whether more epochs are all that differs."""
     more = 0 < epochs_of(record.identity) < epochs_of(identity)
     return more and not _changed(record, identity, longer=True)
+
+
+def _only_convention(cfg: EasyDict, record: RunRecord, identity: dict[str, Any]) -> bool:
+    """Whether a run differs in no more than what its config's convention has brought: it is from
+    before there were conventions, or was started with another."""
+    theirs = {key: value for key, value in DEFAULTS[cfg.convention].items() if key in identity}
+    of_bct = {key: base_config()[key] for key in theirs}
+    changed = any(identity[key] != record.identity.get(key) for key in theirs)
+    as_bct = {key: value for key, value in identity.items() if key != "convention"}
+    return changed and not _changed(record, {**as_bct, **of_bct})
 
 
 def _without_record(

@@ -14,7 +14,7 @@ from tools.ijbc.report import files_of
 def expanded(words: list[str]) -> list[Path]:
     """The files that words name: each a path, or paths and patterns with commas between them.
 
-    Raises BctError for a pattern that no file fits.
+    Raises BctError for a pattern that no file fits, and for words that name nothing.
     """
     found: list[Path] = []
     for word in words:
@@ -25,6 +25,8 @@ def expanded(words: list[str]) -> list[Path]:
                 found += map(Path, files)
             else:
                 raise BctError(f"no file fits {part}", "look for the scores: eval/ijbc.py -m ...")
+    if not found:
+        raise BctError(f"{' '.join(words)!r} names no file", "give paths of saved scores")
     return list(dict.fromkeys(found))
 
 
