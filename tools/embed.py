@@ -64,8 +64,8 @@ from bct.stored.vector_files import save_rows
 from tools.ijbc.landmarks import aligned
 
 _LANDMARKS = (
-    "give five points of each image, --landmarks FILE, or faces that are aligned; of a network that "
-    "sees other images say --size, --crop, --pixels"
+    "give five points of each image, --landmarks FILE, or faces that are aligned; of a network for "
+    "other images say --size, --crop, --pixels"
 )
 _COPIED = 1 << 13  # rows at a time
 _SIZE, _SECONDS = whole(None, least=1, most=LARGEST_IMAGE), number(10.0, least=0)
