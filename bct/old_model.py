@@ -65,6 +65,7 @@ class OldModel:
         self.manifests: dict[str, dict] = {}
         for kind in needs:
             path, how = self.locate(cfg, kind)
+            _require_folder(cfg, kind, path)
             array, manifest = open_artefact(path, how)
             self._check(cfg, dataset, kind, path, manifest, how)
             self._arrays[kind], self.manifests[kind] = array, manifest
@@ -344,6 +345,13 @@ class OldModel:
 def _side(kind: str) -> str:
     """Which model an artefact is of, as config keys begin: old_config, new_model, ..."""
     return "new" if kind == "new_embedding" else "old"
+
+
+def _require_folder(cfg: EasyDict, kind: str, path: Path) -> None:
+    """Raises BctError where an artefact is not there because old_model names no model's folder."""
+    folder = cfg.get(f"{_side(kind)}_model")
+    if folder and not cfg.get(kind) and not path.parent.is_dir():
+        model_in(folder)
 
 
 def _unnamed(cfg: EasyDict, kind: str) -> str | None:

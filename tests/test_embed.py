@@ -191,3 +191,12 @@ def test_a_set_of_a_long_name_is_cached_and_found_again(model, tmp_path):
     before = file.stat().st_mtime_ns
     np.testing.assert_array_equal(embed(networks, images, tmp_path / "cache")["a"], first)
     assert file.stat().st_mtime_ns == before
+
+
+def test_a_network_that_is_not_for_faces_and_says_no_view_is_warned_of(tmp_path, capsys):
+    (tmp_path / "x.pth").touch()
+    open_model(tmp_path / "x.pth", "resnet18")
+    assert "warning: nothing says how" in capsys.readouterr().out
+    open_model(tmp_path / "x.pth", "resnet18", pixels="imagenet")
+    open_model(tmp_path / "x.pth", "demo_w16")
+    assert not capsys.readouterr().out

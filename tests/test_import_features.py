@@ -179,6 +179,12 @@ def test_some_rows_by_the_set_they_are_of(house, capsys):
         bring(house, "--of", old, names=["y.npy"], out="other")
 
 
+def test_of_and_rec_in_each_others_place(house):
+    write_faces(house / "other.rec", COUNTS[:3])
+    word = "has 14 images\n--of is the set that the rows are of, --rec"
+    refused(house, word, "--of", house / "other.rec")
+
+
 def test_some_rows_by_their_names(house):
     folder = house / "faces"
     for label, count in enumerate(COUNTS):

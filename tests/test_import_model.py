@@ -364,6 +364,33 @@ def test_classes_by_number_names_list_or_folder(tmp_path, capsys, file):
 # ---- files and folders
 
 
+def test_the_scale_that_was_taken_is_said(tmp_path, capsys, file):
+    centres = tmp_path / "rank_0_softmax_weight.pt"
+    torch.save(torch.eye(KNOWN, D), centres)
+    words = file, "--network", "demo_w16", "--classifier", centres, "-o", tmp_path / "old"
+    out = imported(capsys, *words)
+    assert "3 rows, of unit embeddings, scale 64 (--classifier-scale says otherwise)" in out
+    out = imported(capsys, *words, "--classifier-scale", 30, "--overwrite")
+    assert "3 rows, of unit embeddings, scale 30 (as given)" in out
+
+
+def test_a_view_that_is_given_whole_is_as_given(tmp_path, capsys, file):
+    view = "--image-size", 112, "--crop", "none", "--pixels", "face"
+    out = imported(capsys, file, "--network", "demo_w16", *view, "-o", tmp_path / "old")
+    assert "it sees face pixels, 112 x 112, crop none (as given)" in out
+
+
+def test_old_model_that_is_no_models_folder(tmp_path, file):
+    write_faces(tmp_path / "train.rec", COUNTS)
+    (tmp_path / "empty").mkdir()
+    images = RecordSet(tmp_path / "train.rec")
+    cases = ("no", "there is no folder"), ("empty", "holds no model"), (file.name, "is a file, not")
+    for name, word in cases:
+        more = [f"old_model={tmp_path / name}", f"rec={images.path}"]
+        with pytest.raises(BctError, match=word):
+            OldModel(load_config("configs/base.py", more), images, ("old_embedding",))
+
+
 def test_nothing_is_replaced_but_what_an_import_has_written(tmp_path, capsys, file):
     folder = tmp_path / "old"
     words = (file, "-net", "demo_w16", "-o", folder)

@@ -129,6 +129,15 @@ def test_another_width_takes_the_rest(job, tmp_path):
     assert torch.equal(network.fc.weight, drawn) and "fc.weight" in start.fit.reshaped
 
 
+def test_a_network_that_is_mostly_drawn_is_asked_about(job, tmp_path, caplog):
+    state = randomly(get_model("demo_w32", 16), 1).state_dict()
+    for part, asked in (("conv1", True), ("", False)):
+        torch.save({k: v for k, v in state.items() if k.startswith(part)}, tmp_path / "model.pt")
+        caplog.clear()
+        started(job, tmp_path / "model.pt", get_model("demo_w32", 16)).log()
+        assert ("most tensors are drawn" in caplog.text) == asked
+
+
 @pytest.mark.parametrize(
     "kind", ["another", "nothing", "odd", "onnx", "script", "gone", "features"]
 )

@@ -73,7 +73,10 @@ from bct.stored.unfinished import (
 from bct.stored.vector_files import save_rows
 from tools.ijbc.landmarks import aligned
 
-_LANDMARKS = "give five points of each image, --landmarks FILE, or faces that are aligned"
+_LANDMARKS = (
+    "give five points of each image, --landmarks FILE, or faces that are aligned; of a network for "
+    "other images say --size, --crop, --pixels"
+)
 _COPIED = 1 << 13  # rows at a time
 _SIZE, _SECONDS = whole(None, least=1, most=LARGEST_IMAGE), number(10.0, least=0)
 
@@ -101,7 +104,7 @@ def arguments() -> argparse.Namespace:
     pixels_option(parser)
     args = parser.parse_intermixed_args()
     if args.out.suffix != ".npy" or args.out.stem in ("", "."):
-        raise BctError(f"{args.out} is to hold rows", "give it a name that ends in .npy, -o")
+        raise BctError(f"-o {args.out} is no file of rows", "give it a name that ends in .npy")
     return args
 
 

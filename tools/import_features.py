@@ -47,6 +47,7 @@ from bct.stored.foreign_files import Found, read_centres, read_files
 from bct.stored.names import line_of
 from bct.stored.vector_files import open_array
 
+_OLD_SET = "--of is the set that the rows are of, --rec the new model's training set"
 _END = re.compile(r"feature|label|avg_feature|class_statistics|credible_\w+_\d+_feature")
 
 
@@ -137,7 +138,7 @@ def matched(
         match = by_names(args.names, rows, images, line_of)
     elif args.of:
         other = open_images(args.of)
-        require_rows(rows, len(other), f"{args.of} has")
+        require_rows(rows, len(other), f"{args.of} has", _OLD_SET)
         match = by_bytes(other, images)
         theirs, ours = other.labels[match.row], images.labels[match.index]
         old_class = one_to_one(theirs[match.alone], ours[match.alone], str(args.of), images)

@@ -121,7 +121,7 @@ def import_model(args: argparse.Namespace) -> list[str]:
         f"it sees {seen} ({whence})",
         "classifier: "
         + (
-            _words(classifier)
+            _words(classifier, args.classifier_scale is not None)
             if classifier
             else "none; methods that need one make it of class means, or give --classifier"
         ),
@@ -130,8 +130,12 @@ def import_model(args: argparse.Namespace) -> list[str]:
     ]
 
 
-def _words(classifier: Classifier) -> str:
+def _words(classifier: Classifier, given: bool) -> str:
     kind = "of unit embeddings" if classifier.unit else "linear"
+    lengths = classifier.weight.norm(dim=1)
+    if classifier.unit and torch.allclose(lengths, lengths[:1], rtol=1e-4):
+        says = "as given" if given else "--classifier-scale says otherwise"
+        kind += f", scale {lengths[0]:.4g} ({says})"
     return f"{len(classifier.weight)} rows, {kind}{'' if classifier.bias is None else ', bias'}"
 
 
@@ -163,6 +167,8 @@ def view_of(args: argparse.Namespace, network: str | None) -> tuple[View, str]:
             usual, whence = usual._replace(size=size), f"{size} pixels by the file, else {whence}"
     if not given:
         return usual, f"{whence}; --image-size, --crop, --pixels say otherwise"
+    if {"size", "crop", "pixels"} <= given.keys():
+        return usual._replace(**given), "as given"
     return usual._replace(**given), f"{whence}; {', '.join(given)} as given"
 
 

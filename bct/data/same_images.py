@@ -13,6 +13,8 @@ from bct.errors import BctError, printable
 from bct.files import without_mark
 from bct.log import progress
 
+_WHICH = "say which image each row is of: --rows, --names or --of"
+
 
 class Match(NamedTuple):
     """index: int64 (k,), ascending, images of the set. row: int64 (k,), where each is in the other
@@ -126,12 +128,12 @@ def by_numbers(numbers: np.ndarray, file: Path, rows: int, own: ImageSet) -> Mat
     return Match(numbers[order], order, np.ones(rows, bool))
 
 
-def require_rows(rows: int, images: int, what: str) -> None:
+def require_rows(rows: int, images: int, what: str, advice: str = _WHICH) -> None:
     """Raises BctError unless there is a row for each of these images."""
     if rows != images:
         raise BctError(
             f"there are {rows} rows of embeddings, and {what} {images} images",
-            "say which image each row is of: --rows, --names or --of",
+            advice,
         )
 
 

@@ -35,6 +35,16 @@ def view_in_manifest(view: View) -> list[str | int] | None:
 
 def model_in(folder: str | Path) -> Path:
     """The weights in a model's folder: model.pt or model.onnx. BctError without, or with both."""
+    if Path(folder).is_file():
+        raise BctError(
+            f"{folder} is a file, not a model's folder",
+            f"import it: python tools/import_model.py {folder} -o work_dirs/old, and name that",
+        )
+    if not Path(folder).exists():
+        raise BctError(
+            f"there is no folder {folder}",
+            "check the path; python tools/import_model.py makes one of a model from elsewhere",
+        )
     there = _weights_in(folder)
     if len(there) == 1:
         return there[0]

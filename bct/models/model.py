@@ -9,12 +9,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from backbones import NETWORKS
 from bct.data.image_set import ImageSet, Joined
+from bct.data.images import SIZE
 from bct.data.views import View
+from bct.distributed import say
 from bct.errors import BctError
 from bct.files import sha256, sha256_file
 from bct.models.about import model_in, said_beside, view_of_model
 from bct.models.embed import embed_models
+from bct.models.reference_checkpoints import TORCHSCRIPT
 from bct.models.weights import load_backbone
 from bct.rows import check_rows
 from bct.stored.fingerprint import Fingerprint
@@ -116,6 +120,11 @@ def open_model(
         said = view_of_model(file)
         return Model(file, network, digest, said, dtype, said.pixels)
     given = {key: value for key, value in view.items() if value is not None}
+    if network and not given and network.partition("+")[0] not in (*NETWORKS, "fct", TORCHSCRIPT):
+        say(
+            f"warning: nothing says how {file} sees images: it gets aligned faces of {SIZE} "
+            "pixels; import it to say otherwise, tools/import_model.py"
+        )
     return Model(file, network, digest, View(**given), dtype, given.get("pixels"))
 
 

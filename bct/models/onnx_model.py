@@ -157,7 +157,8 @@ def load_onnx(path: str | Path, size: int = SIZE, pixels: str | None = None) -> 
     if expected != [3, size, size]:
         raise BctError(
             f"{path} expects {'x'.join(map(str, expected))}, the images are 3x{size}x{size}",
-            "give a model for aligned faces of that size",
+            "give a model for aligned faces of that size, or say the size that it takes: --size, "
+            "or import it, tools/import_model.py",
         )
     if "problem" in found:
         raise BctError(

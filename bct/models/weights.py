@@ -149,7 +149,8 @@ def network_of(weights: str | Path, network: str | None = None) -> str:
     arch = arch_in(weights)
     if arch is None:
         raise BctError(
-            f"{weights} does not say which network it is", "name the network, e.g. -net r50"
+            f"{weights} does not say which network it is",
+            "name the network, e.g. -net r50; of an old model -old_net, where there is that option",
         )
     return arch
 

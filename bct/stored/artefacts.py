@@ -291,6 +291,8 @@ def open_artefact(path: Path, how: str = "") -> tuple[np.ndarray, dict[str, Any]
 
 def _or_elsewhere(path: Path, make: str) -> str:
     """What to do about a missing artefact: it may have been made in another folder."""
+    if path.parent.name == "features" and not path.parent.parent.is_dir():  # a model's own
+        return f"there is no folder {path.parent.parent}: check the path"
     if found := elsewhere(path):
         return f"{found}; or {make}"
     if "--SD" in make and "--feature-save" not in make and "feature_save=" not in make:

@@ -17,7 +17,7 @@ def read_counts(cfg: EasyDict, dataset: ImageSet) -> None:
         if cfg[key] not in (None, found):
             raise BctError(
                 f"config {cfg.name} says {key} = {cfg[key]}, {dataset.path} has {found}",
-                f"remove {key} from the config: it is read from the data",
+                f"remove {key} from the config, or add {key}=None: it is read from the data",
             )
         cfg[key] = found
 

@@ -62,6 +62,8 @@ class Start(NamedTuple):
         }
         counts = [f"{len(names)} {kind}{_some(names)}" for kind, names in kinds.items()]
         logging.info(f"started from {self.file}: tensors {', '.join(counts)}; head: {self.head}")
+        if len(self.fit.taken) < len(self.fit.reshaped) + len(self.fit.missing):
+            logging.warning("warning: most tensors are drawn: is `network` that of init_from?")
         for kind, names in kinds.items():
             if names:
                 logging.info(f"{kind}: {' '.join(names)}", extra={"file_only": True})
