@@ -1,6 +1,5 @@
 """The old model as a method sees it: its artefacts, checked against the data, and the network."""
 
-import shlex
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -29,17 +28,12 @@ from bct.models.about import (
 from bct.models.reference_checkpoints import reference_classifier
 from bct.models.weights import load_backbone
 from bct.rows import present_rows, refuse_not_finite
-from bct.scenarios import artefact_name
 from bct.stored.artefacts import (
-    KINDS,
     PER_CLASS,
-    Place,
     entries,
     open_artefact,
-    place_of_model,
-    place_of_sd,
-    was_imported,
 )
+from bct.stored.places import place_of, side_of, unnamed
 
 _CLASSES = ("num_classes", "class_names", "head_unit")  # what a model.json says of them
 CLASSIFIER = "classifier.pt"  # in the folder of an imported model, see bct.models.classifiers
@@ -262,7 +256,7 @@ class OldModel:
         Raises BctError if only its embeddings are left.
         """
         kind = kind or next(iter(self.manifests))
-        folder, weights = self.cfg.get(f"{_side(kind)}_model"), self.manifests[kind]["weights"]
+        folder, weights = self.cfg.get(f"{side_of(kind)}_model"), self.manifests[kind]["weights"]
         if folder and holds_model(folder):
             return model_in(folder)
         if weights is None:
@@ -289,8 +283,8 @@ class OldModel:
     @staticmethod
     def locate(cfg: EasyDict, kind: str) -> tuple[Path, str]:
         """Where an artefact of a kind is, and the command that makes it."""
-        missing = _unnamed(cfg, kind)
-        if missing and not cfg.get(kind) and _side(kind) == "new":
+        missing = unnamed(cfg, kind)
+        if missing and not cfg.get(kind) and side_of(kind) == "new":
             raise BctError(
                 f"config {cfg.name} names no new model trained alone: {missing} is not set",
                 "set new_model to its folder, or new_config, with scenario and old_config",
@@ -325,7 +319,7 @@ class OldModel:
                 f"{'classes' if per_class else 'images'}",
                 f"make it again: {how}",
             )
-        folder = cfg.get(f"{_side(kind)}_model") if manifest["weights"] else None
+        folder = cfg.get(f"{side_of(kind)}_model") if manifest["weights"] else None
         weights = manifest["weights"] and Path(manifest["weights"])
         if folder and holds_model(folder):  # which may have moved
             weights = model_in(folder)
@@ -342,70 +336,8 @@ class OldModel:
             raise BctError(what, f"make it again: {how}")
 
 
-def _side(kind: str) -> str:
-    """Which model an artefact is of, as config keys begin: old_config, new_model, ..."""
-    return "new" if kind == "new_embedding" else "old"
-
-
 def _require_folder(cfg: EasyDict, kind: str, path: Path) -> None:
     """Raises BctError where an artefact is not there because old_model names no model's folder."""
-    folder = cfg.get(f"{_side(kind)}_model")
+    folder = cfg.get(f"{side_of(kind)}_model")
     if folder and not cfg.get(kind) and not path.parent.is_dir():
         model_in(folder)
-
-
-def _unnamed(cfg: EasyDict, kind: str) -> str | None:
-    """The key that is missing to say which model an artefact is of."""
-    side = _side(kind)
-    keys = ("rec",) if cfg.get(f"{side}_model") else ("scenario", f"{side}_config", "shard")
-    return next((key for key in keys if cfg.get(key) is None), None)
-
-
-def place_of(cfg: EasyDict, kind: str, folder: str | Path = "configs") -> Place:
-    """Where the artefacts of this kind's model are, for the training set of a resolved config.
-
-    Args:
-        folder: where the files of old_config and new_config are, for the commands.
-    """
-    side = _side(kind)
-    if cfg.get(f"{side}_model"):
-        return place_of_model(cfg.get(f"{side}_model"), cfg.rec)
-    name = cfg[f"{side}_config"]
-    sd = artefact_name(name, cfg.shard)
-    return place_of_sd(sd, cfg.feature_save, shlex.quote(str(Path(folder) / f"{name}.py")))
-
-
-def artefact_commands(
-    cfg: EasyDict, kinds: tuple[str, ...], folder: str | Path = "configs"
-) -> list[str]:
-    """The commands that make what a method needs, in order, each once; none for what was imported.
-
-    Args:
-        cfg: the method's resolved config; kinds whose path it gives are left out.
-        kinds: what the method needs, keys of KINDS.
-        folder: where the files of old_config and new_config are.
-
-    Raises BctError for a kind that no tool makes, and without an old_config or new_config.
-    """
-    kinds = [kind for kind in kinds if not cfg.get(kind)]
-    if any(kind != "new_embedding" for kind in kinds):
-        kinds = ["old_embedding", *kinds]  # the other tools read them
-    commands = []
-    for kind in kinds:
-        if kind not in KINDS:
-            raise BctError(
-                f"no tool makes artefacts of the kind {kind!r}",
-                f"those there are tools for: {', '.join(KINDS)}",
-            )
-        if missing := _unnamed(cfg, kind):
-            raise BctError(
-                f"{kind} is of a model that the config {cfg.name} does not name: {missing} is not "
-                "set",
-                "set old_model or old_config; new_model or new_config for what is of a new model "
-                "trained alone",
-            )
-        place, T = place_of(cfg, kind, folder), cfg.get("T", 0.9)
-        command = place.command(kind, T)
-        if command not in commands and not was_imported(place.path(kind, T)):
-            commands.append(command)
-    return commands

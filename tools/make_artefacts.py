@@ -16,7 +16,7 @@ from pathlib import Path
 from bct.command import Parser, file_path, run_cli, run_step, words
 from bct.config import load_config
 from bct.method import method_of
-from bct.old_model import artefact_commands
+from bct.stored.places import artefact_commands
 
 
 def main() -> None:

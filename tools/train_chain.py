@@ -35,8 +35,8 @@ from bct.errors import BctError
 from bct.files import ROOT, write_text
 from bct.keys import shown
 from bct.method import Method, load_method
-from bct.old_model import artefact_commands
 from bct.scenarios import scenario_of
+from bct.stored.places import artefact_commands
 
 KEYS = {"data", "test", "common", "versions"}
 OF_A_VERSION = {"method", "alone"}  # the others are config keys
