@@ -49,7 +49,7 @@ from bct.files import read_json
 from bct.keys import LARGEST_IMAGE, number, whole
 from bct.models.about import model_in
 from bct.models.embed import embedded, made_from, refuse_batch
-from bct.models.model import Model, open_model, refuse_other_view
+from bct.models.model import Model, open_model, refuse_other_view, refuse_unsaid_view
 from bct.outputs import check_outputs
 from bct.protocols.pairs import load_bin
 from bct.rows import check_rows, unit_rows, zeros_remark
@@ -113,6 +113,7 @@ def main() -> None:
     path = model_in(args.model) if args.model.is_dir() else args.model
     model = open_model(path, args.network, amp_dtype(args.amp, device), **view)
     refuse_other_view(path, **view)
+    refuse_unsaid_view(path, args.network, args.pixels)
     source = open_sources(args.images, _pairs, lacking=args.on_bad_image == "skip")
     if args.landmarks:
         faces = aligned(source.images, source.name, args.landmarks)
