@@ -179,6 +179,13 @@ def test_some_rows_by_the_set_they_are_of(house, capsys):
         bring(house, "--of", old, names=["y.npy"], out="other")
 
 
+def test_two_models_in_the_folder_are_one_too_many(house):
+    (house / "old").mkdir()
+    for name in ("model.pt", "model.onnx"):
+        (house / "old" / name).write_bytes(b"")
+    refused(house, "holds model.pt and model.onnx")
+
+
 def test_some_rows_by_their_names(house):
     folder = house / "faces"
     for label, count in enumerate(COUNTS):
