@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import torchvision
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
@@ -396,6 +397,17 @@ def test_a_view_that_model_json_contradicts_is_refused(weights, faces, tmp_path)
         says = f"model.json says {option.removeprefix('--')} {view[option.removeprefix('--')]}"
         run(*words, option, value, code=1, says=says)
     run(*words, "--pixels", "face", "--size", 112)
+
+
+def test_a_network_of_other_images_has_to_say_how_it_sees_them(faces, tmp_path):
+    torch.manual_seed(0)
+    torch.save(torchvision.models.resnet18(num_classes=3).state_dict(), tmp_path / "tv.pth")
+    words = (faces, "-m", tmp_path / "tv.pth", "-net", "resnet18", "-j", 0, "--amp", "off")
+    for more in ((), ("--size", 64)):
+        run(*words, *more, "-o", tmp_path / "x.npy", code=1, says="does not say how it sees")
+    view = ("--size", 64, "--crop", "none", "--pixels", "imagenet")
+    run(*words, *view, "-o", tmp_path / "x.npy")
+    assert json.loads((tmp_path / "x.json").read_text())["view"] == [64, "none", "imagenet"]
 
 
 def test_ranks_share_the_images(weights, faces, tmp_path):

@@ -185,6 +185,13 @@ def test_of_and_rec_in_each_others_place(house):
     refused(house, word, "--of", house / "other.rec")
 
 
+def test_two_models_in_the_folder_are_one_too_many(house):
+    (house / "old").mkdir()
+    for name in ("model.pt", "model.onnx"):
+        (house / "old" / name).write_bytes(b"")
+    refused(house, "holds model.pt and model.onnx")
+
+
 def test_some_rows_by_their_names(house):
     folder = house / "faces"
     for label, count in enumerate(COUNTS):

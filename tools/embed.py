@@ -48,7 +48,7 @@ from bct.errors import BctError
 from bct.files import read_json
 from bct.keys import LARGEST_IMAGE, number, whole
 from bct.models.embed import embedded, made_from, refuse_batch
-from bct.models.model import Model, open_model, refuse_other_view
+from bct.models.model import Model, open_model, refuse_other_view, refuse_unsaid_view
 from bct.outputs import check_outputs
 from bct.protocols.pairs import load_bin
 from bct.rows import check_rows, unit_rows, zeros_remark
@@ -114,6 +114,7 @@ def main() -> None:
     view = {"size": args.size, "crop": args.crop, "pixels": args.pixels}
     model = open_model(args.model, args.network, amp_dtype(args.amp, device), **view)
     refuse_other_view(model.file, **view)
+    refuse_unsaid_view(model.file, args.network, args.pixels)
     source = open_sources(args.images, _pairs, lacking=args.on_bad_image == "skip")
     if args.landmarks:
         faces = aligned(source.images, source.name, args.landmarks)

@@ -38,6 +38,7 @@ from bct.data.same_images import (
 from bct.data.sets import open_images
 from bct.errors import BctError
 from bct.files import read_json, sha256, sha256_file
+from bct.models.about import holds_model, model_in
 from bct.models.confirm import confirm
 from bct.models.model import Model, open_model, refuse_other_view
 from bct.outputs import check_outputs
@@ -103,8 +104,9 @@ def brought(args: argparse.Namespace) -> list[str]:
 
 def the_model(args: argparse.Namespace) -> Model | None:
     """The model that is given, or lies in the folder."""
-    inside = (args.output / name for name in ("model.pt", "model.onnx"))
-    file = args.model or next((path for path in inside if path.is_file()), None)
+    file = args.model
+    if file is None and holds_model(args.output):
+        file = model_in(args.output)
     if file is None:
         return None
     refuse_other_view(file, pixels=args.pixels)

@@ -19,7 +19,7 @@ from bct.files import sha256, sha256_file
 from bct.models.about import model_in, said_beside, view_of_model
 from bct.models.embed import embed_models
 from bct.models.reference_checkpoints import TORCHSCRIPT
-from bct.models.weights import load_backbone
+from bct.models.weights import load_backbone, network_of
 from bct.rows import check_rows
 from bct.stored.fingerprint import Fingerprint
 from bct.stored.vector_files import is_stored, open_vectors
@@ -128,12 +128,27 @@ def open_model(
     return Model(file, network, digest, View(**given), dtype, given.get("pixels"))
 
 
+def refuse_unsaid_view(file: str | Path, network: str | None, pixels: str | None) -> None:
+    """Raises BctError for a network that is none for faces, if nobody says how it sees an image."""
+    file = Path(file)
+    known = file.suffix.lower() == ".onnx" or is_stored(str(file)) or "view" in said_beside(file)
+    if pixels or known:
+        return
+    name = network_of(file, network).partition("+")[0]
+    if name not in (*NETWORKS, TORCHSCRIPT, "fct"):
+        raise BctError(
+            f"{file}, a {name}, does not say how it sees an image",
+            "say it, such as --size 224 --crop resized --pixels imagenet, or give the folder that "
+            "tools/import_model.py makes of it",
+        )
+
+
 def refuse_other_view(file: str | Path, **view: int | str | None) -> None:
     """Raises BctError for size, crop or pixels that the model.json beside the file contradicts.
 
     open_model takes what the model.json says: several models may share one such option.
     """
-    if "view" not in said_beside(file):
+    if is_stored(str(file)) or "view" not in said_beside(file):
         return
     said = view_of_model(file)
     for key, value in view.items():
