@@ -42,7 +42,13 @@ from bct.training.optimizer import group_named, learning_rate, loss_share, make_
 from bct.training.replicas import replicate, share_statistics
 from bct.training.run_folder import describe, goes_on, prepared_output, run_identity, save_model
 from bct.training.run_record import RunRecord
-from bct.validation import Validation, highest_until, open_validation, validate
+from bct.validation import (
+    Validation,
+    highest_until,
+    open_validation,
+    say_chosen_before,
+    validate,
+)
 from bct.wandb_run import check_wandb
 
 
@@ -124,6 +130,7 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
     with prepared_output(cfg, identity) as (start, record):
         if start == "finished":
             distributed.say(f"{cfg.output} holds this run, finished: reusing it")
+            say_chosen_before(cfg, job.validation)
             return 0
         trained = [replicate(module, device) for module in (job.backbone, job.method, job.head)]
         step, highest = 0, {}
@@ -284,7 +291,8 @@ def keep(job: Job, due: Due, step: int, highest: dict[str, float], log: RunLog) 
         whole = job.backbone, job.method, job.head, job.device
         highest, rises = validate(job.cfg, job.validation, *whole, step, highest, log)
         if rises:
-            save_model(job.cfg, job.backbone, job.head, step, "best.pt", job.about)
+            about = {**job.about, "chosen_by": job.validation.best}
+            save_model(job.cfg, job.backbone, job.head, step, "best.pt", about)
     if due.model:
         share_statistics(job.cfg, job.backbone)
         save_model(job.cfg, job.backbone, job.head, step, "model.pt", job.about)

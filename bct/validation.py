@@ -29,7 +29,7 @@ from bct.method import Method
 from bct.metrics.relevance import ByClass
 from bct.metrics.retrieval import retrieve
 from bct.models import widths
-from bct.models.about import view_of_config
+from bct.models.about import said_beside, view_of_config
 from bct.models.embed import embedding_of
 from bct.old_model import OldModel
 from bct.protocols.pairs import VerificationSet, load_bins, verify
@@ -162,6 +162,16 @@ def highest_until(progress: dict[str, Any], validation: Validation) -> dict[str,
         )
         highest.pop(validation.best, None)
     return highest
+
+
+def say_chosen_before(cfg: EasyDict, validation: Validation) -> None:
+    """Warns that a finished run's best.pt was chosen by another figure than is asked for now."""
+    by = said_beside(Path(cfg.output) / "best.pt").get("chosen_by")
+    if None not in (by, validation.best) and by != validation.best:
+        distributed.say(
+            f"warning: its best.pt was chosen by {by}, not by {validation.best}: a finished run is "
+            "not validated anew"
+        )
 
 
 def validate(

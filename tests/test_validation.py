@@ -360,6 +360,15 @@ def test_a_resume_on_other_images_begins_their_best_anew(named, tmp_path, capsys
     assert json.loads((named.output / "best.json").read_text())["step"] == 4 * first
 
 
+def test_a_finished_run_keeps_the_best_that_it_chose(named, capsys):
+    own = ["val_old_features=none", "num_epoch=1", "resume=True"]
+    for best in ("val/top1", "val/loo_map"):
+        train(named(*own, f"best={best}"), Method, CPU)
+        assert json.loads((named.output / "best.json").read_text())["chosen_by"] == "val/top1"
+    said = capsys.readouterr().out
+    assert said.count("warning: its best.pt was chosen by val/top1, not by val/loo_map") == 1
+
+
 def saved_best(job):
     return torch.load(checkpoints(job.output)[0], weights_only=True)["progress"]
 
