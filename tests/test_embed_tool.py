@@ -344,7 +344,7 @@ def test_killed_before_changes_of_the_disk(every, weights, faces, tmp_path):
     assert killed > 25 // every
 
 
-@pytest.mark.parametrize("every", [7, pytest.param(1, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
 def test_killed_while_others_are_replaced(every, weights, faces, tmp_path):
     """Rows never lie beside the names of other images; the work that is done is gone on with."""
     folder, killed = tmp_path / "a", 0
