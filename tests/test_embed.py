@@ -193,10 +193,11 @@ def test_a_set_of_a_long_name_is_cached_and_found_again(model, tmp_path):
     assert file.stat().st_mtime_ns == before
 
 
-def test_a_network_that_is_not_for_faces_and_says_no_view_is_warned_of(tmp_path, capsys):
+def test_a_network_that_is_not_for_faces_and_says_no_view_is_refused(tmp_path):
+    """It would get aligned faces of 112 pixels, and its figures would be wrong without an error."""
     (tmp_path / "x.pth").touch()
-    open_model(tmp_path / "x.pth", "resnet18")
-    assert "warning: nothing says how" in capsys.readouterr().out
-    open_model(tmp_path / "x.pth", "resnet18", pixels="imagenet")
+    with pytest.raises(BctError, match="a resnet18, does not say how it sees") as info:
+        open_model(tmp_path / "x.pth", "resnet18")
+    assert "--pixels imagenet" in info.value.do
+    assert open_model(tmp_path / "x.pth", "resnet18", pixels="imagenet").view.pixels == "imagenet"
     open_model(tmp_path / "x.pth", "demo_w16")
-    assert not capsys.readouterr().out

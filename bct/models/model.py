@@ -11,9 +11,7 @@ from torch import nn
 
 from backbones import NETWORKS
 from bct.data.image_set import ImageSet, Joined
-from bct.data.images import SIZE
 from bct.data.views import View
-from bct.distributed import say
 from bct.errors import BctError
 from bct.files import sha256, sha256_file
 from bct.models.about import model_in, said_beside, view_of_model
@@ -105,7 +103,7 @@ def open_model(
         file, network, dtype: see Model; or a model's folder.
         view: size, crop, pixels of a network whose model.json says none; None: as for faces.
 
-    Raises BctError: no such file, or a model.json whose view is not ours.
+    Raises BctError: no such file, a model.json whose view is not ours, and like refuse_unsaid_view.
     """
     file = str(model_in(file) if Path(file).is_dir() else file)
     paths = file.split(",") if is_stored(file) else [file]
@@ -120,11 +118,7 @@ def open_model(
         said = view_of_model(file)
         return Model(file, network, digest, said, dtype, said.pixels)
     given = {key: value for key, value in view.items() if value is not None}
-    if network and not given and network.partition("+")[0] not in (*NETWORKS, "fct", TORCHSCRIPT):
-        say(
-            f"warning: nothing says how {file} sees images: it gets aligned faces of {SIZE} "
-            "pixels; import it to say otherwise, tools/import_model.py"
-        )
+    refuse_unsaid_view(file, network, given.get("pixels"))
     return Model(file, network, digest, View(**given), dtype, given.get("pixels"))
 
 
@@ -138,8 +132,8 @@ def refuse_unsaid_view(file: str | Path, network: str | None, pixels: str | None
     if name not in (*NETWORKS, TORCHSCRIPT, "fct"):
         raise BctError(
             f"{file}, a {name}, does not say how it sees an image",
-            "say it, such as --size 224 --crop resized --pixels imagenet, or give the folder that "
-            "tools/import_model.py makes of it",
+            "say it: --pixels imagenet, with --size 224 --crop resized where there are these; or "
+            "give the folder that tools/import_model.py makes of it",
         )
 
 
