@@ -549,6 +549,7 @@ def test_nothing_of_somebody_elses_is_replaced(weights, faces, tmp_path):
 
 def test_a_full_disk_is_told_before_the_work(weights, faces, tmp_path):
     def call():
+        torch.set_num_threads(1)
         resource.setrlimit(resource.RLIMIT_FSIZE, (9000, 9000))
         with pytest.raises(OSError) as info:
             made(weights, [faces], tmp_path / "out.npy", model=model)

@@ -231,6 +231,7 @@ def test_a_finished_run_is_reused_where_nothing_can_be_written(job):
     job.output.chmod(0o555)
 
     def without_privileges():
+        torch.set_num_threads(1)  # those that torch had started are not in a forked process
         libc = ctypes.CDLL(None, use_errno=True)
         header, none = (ctypes.c_uint32 * 2)(0x20080522, 0), (ctypes.c_uint32 * 6)()
         assert libc.capset(header, none) == 0  # root heeds permissions, too
