@@ -262,6 +262,7 @@ def head_steps(size: EasyDict) -> dict[str, dict[str, list]]:
 def training_step(size: EasyDict) -> tuple[float, int, int]:
     """Bytes sent by a whole step of training a small network, its parameters and its batch."""
     cfg = EasyDict(seed=0, gradient_acc=1, clip_norm=5, optimizer="sgd", lr=0.1, momentum=0.9)
+    cfg.backbone_lr_factor = 1.0
     cfg.weight_decay, batch = 5e-4, 4
     torch.manual_seed(0)
     backbone, method = get_model("demo_w16", size.dim), Method(cfg, None)
