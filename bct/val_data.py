@@ -14,6 +14,7 @@ from bct.method import Method
 from bct.metrics.relevance import ByClass, positives, unopposed
 from bct.models import widths
 from bct.old_model import OldModel
+from bct.rows import present_rows
 from bct.stored.artefacts import place_of_model
 from bct.stored.vector_files import open_vectors
 
@@ -139,4 +140,4 @@ def _old_features(
     widths.check(method.output_width(cfg, old.dim), features.shape[1], cfg.dimensions)
     if not manifest.get("absent"):
         return features, None
-    return features, np.flatnonzero(np.any(features, axis=1))
+    return features, np.flatnonzero(present_rows(features))

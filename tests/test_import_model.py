@@ -1,6 +1,7 @@
 """tools/import_model.py: files as other systems write them become old models. What comes out of the
 folder is what was in the file: embeddings, logits, classes; and methods train against it."""
 
+import hashlib
 import json
 import resource
 import shutil
@@ -555,3 +556,16 @@ def test_a_run_depends_on_the_classifier_beside_the_model(upgrade, tmp_path):
     torch.save(get_model("demo_w16", D).state_dict(), tmp_path / "old" / "model.pt")
     with pytest.raises(BctError, match="trained anew"):
         OldModel(cfg, RecordSet(cfg.rec), ("old_embedding",))
+
+
+def test_an_export_beside_a_models_weights_does_not_hide_them(tmp_path):
+    """tools/export_onnx.py writes it there."""
+    for name in ("model.pt", "model.onnx"):
+        (tmp_path / name).write_text(name)
+    with pytest.raises(BctError, match=r"holds model.pt and model.onnx"):
+        model_in(tmp_path)
+    for name in ("model.pt", "model.onnx"):
+        (tmp_path / "model.json").write_text(
+            json.dumps({"sha256": hashlib.sha256(name.encode()).hexdigest()})
+        )
+        assert model_in(tmp_path) == tmp_path / name

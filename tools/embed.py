@@ -63,7 +63,7 @@ from bct.stored.names import write_names
 from bct.stored.unfinished import (
     DONE,
     LEFT_OUT,
-    TODO,
+    WAITING,
     Unfinished,
     begin,
     finished,
@@ -201,7 +201,7 @@ def _fill(
     num_workers: int,
 ) -> None:
     """Embeds this rank's share of the rows that are to do."""
-    todo = np.flatnonzero(unfinished.state == TODO)
+    todo = np.flatnonzero(unfinished.state == WAITING)
     distributed.barrier()  # all have looked before anyone goes on
     start, length = distributed.contiguous_share(
         len(todo), distributed.rank(), distributed.world_size()

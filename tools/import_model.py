@@ -37,7 +37,7 @@ from bct.keys import LARGEST_IMAGE, number, whole
 from bct.models.about import described_in, said_beside, view_of_model
 from bct.models.classifiers import Classifier, is_of_rank, read_classifier
 from bct.models.onnx_model import OnnxBackbone, size_in
-from bct.models.reference_checkpoints import TORCHSCRIPT, Script, is_torchscript
+from bct.models.reference_checkpoints import TORCHSCRIPT, Script
 from bct.models.weights import load_backbone, network_of
 from bct.safe.tensors import fill_tensors
 from bct.streams import generator
@@ -212,8 +212,6 @@ def classifier_of(args: argparse.Namespace, network: str, width: int) -> Classif
             )
         return found
     if args.weights.suffix.lower() == ".onnx":
-        return None
-    if network == TORCHSCRIPT and not is_torchscript(args.weights):
         return None
     if is_of_rank(args.weights):
         say(f"{args.weights} may hold a part of the class centres: name them, --classifier")

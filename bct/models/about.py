@@ -9,7 +9,7 @@ from backbones import NETWORKS
 from bct.data.images import SIZE
 from bct.data.views import AUGMENT, CROPS, PIXELS, View
 from bct.errors import BctError
-from bct.files import read_json
+from bct.files import read_json, sha256_file
 from bct.keys import LARGEST_IMAGE
 from bct.safe.tensor_files import shown
 
@@ -34,7 +34,8 @@ def view_in_manifest(view: View) -> list[str | int] | None:
 
 
 def model_in(folder: str | Path) -> Path:
-    """The weights in a model's folder: model.pt or model.onnx. BctError without, or with both."""
+    """The weights in a model's folder: model.pt or model.onnx; of both, as where a run's network
+    was exported, the one whose digest model.json has. BctError without, and if it has neither's."""
     if Path(folder).is_file():
         raise BctError(
             f"{folder} is a file, not a model's folder",
@@ -46,6 +47,9 @@ def model_in(folder: str | Path) -> Path:
             "check the path; python tools/import_model.py makes one of a model from elsewhere",
         )
     there = _weights_in(folder)
+    if len(there) > 1:
+        said = said_beside(there[0]).get("sha256")
+        there = [file for file in there if sha256_file(file) == said] or there
     if len(there) == 1:
         return there[0]
     if there:

@@ -1,7 +1,7 @@
 """Embeddings that are being written, by several ranks: what is done survives a kill.
 
     <name>.part/rows.npy         float32 (N, D), a row per image
-                state.npy        uint8 (N,): TODO, DONE, LEFT_OUT
+                state.npy        uint8 (N,): WAITING, DONE, LEFT_OUT
                 progress.json    what the rows are made from
 
 A row is on the disk before its state says so: at most the rows since the last save are done again.
@@ -20,7 +20,7 @@ from bct.errors import BctError
 from bct.files import atomic, read_json, remove_leftovers, write_json, written_as
 from bct.stored.artefacts import take_room
 
-TODO, DONE, LEFT_OUT = range(3)
+WAITING, DONE, LEFT_OUT = range(3)
 _FORMAT = "bct-unfinished"
 _PENDING = 1 << 16  # rows after which it is saved in any case
 _FILES = ("rows.npy", "state.npy", "progress.json")
@@ -105,7 +105,7 @@ def begin(out: Path, shape: tuple[int, int], made_from: dict[str, Any], again: s
             write_json(folder / "progress.json", about)
             _create(folder, shape)
         state = np.lib.format.open_memmap(folder / "state.npy", "r+")
-        state[state == LEFT_OUT] = TODO  # why is asked again
+        state[state == LEFT_OUT] = WAITING  # why is asked again
         state.flush()
     except BaseException:
         os.close(lock)
