@@ -11,8 +11,9 @@ itself. Pairs, probes, galleries and searches speak of items by their row, 0..T-
 A new protocol is one file whose reader returns a Protocol.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 import numpy as np
@@ -41,11 +42,19 @@ class Side(NamedTuple):
 
 
 class Search(NamedTuple):
-    """Retrieval. queries, gallery int64 (Q,), (G,): items; relevance: of the gallery to a query."""
+    """Retrieval. queries, gallery int64 (Q,), (G,): items; relevance: of the gallery to a query.
+
+    precision: how the protocol reckons an average precision, see bct/metrics/average_precision.py:
+    "steps", "trapezoid" (Revisited Oxford and Paris) or "first100" (GLDv2).
+    readings: where a protocol has several, their relevances by name, e.g. medium, easy and hard;
+    `relevance` is the first of them, by which verdicts are given.
+    """
 
     queries: np.ndarray
     gallery: np.ndarray
     relevance: Relevance
+    precision: str = "steps"
+    readings: Mapping[str, Relevance] = MappingProxyType({})
 
 
 @dataclass(eq=False)  # two are the same if they are one: it can be a key

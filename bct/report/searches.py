@@ -47,7 +47,7 @@ BY_CENTRE = "furthest from its class's old centre first"
 def analyse_searches(study: Study, resamples: int) -> dict:
     """All figures as plain values."""
     protocol = study.protocol
-    queries, gallery, relevance = protocol.search
+    queries, gallery, relevance = protocol.search[:3]
     sides = {role: sides_of(protocol.search, items) for role, items in study.items.items()}
     results = {
         f"{query} / {other}": search(relevance, sides[query].query, sides[other].gallery, HOW)
