@@ -94,6 +94,20 @@ def whole(default: int | None, least: int = 0, most: int = HUGE) -> Key:
     return Key(default, f"give a whole number {bounds}", check, default is None)
 
 
+def image_size(default: int | tuple[int, int] | None) -> Key:
+    """What a network sees: one side of a square, or (height, width); two equal sides are one."""
+    side = whole(None, least=1, most=LARGEST_IMAGE)
+
+    def check(value: Any) -> int | tuple[int, int]:
+        if not isinstance(value, list | tuple):
+            return side.check(value)
+        _must(len(value) == 2)
+        height, width = (side.check(one) for one in value)
+        return height if height == width else (height, width)
+
+    return Key(default, f"{side.advice}, or (height, width)", check, default is None)
+
+
 def number(
     default: float | None,
     least: float = -LARGE,

@@ -12,6 +12,7 @@ from torch import nn
 
 from bct.amp import amp_dtype
 from bct.data.image_set import ImageSet
+from bct.data.images import size_in_words
 from bct.data.label_map import load_map, new_to_old
 from bct.data.views import normalised_as
 from bct.errors import BctError
@@ -231,7 +232,8 @@ class OldModel:
         ours, its = view_of_config(self.cfg), view_of_model(weights)
         if its.size != ours.size:
             raise BctError(
-                f"{weights} sees images of {its.size} pixels, this training of {ours.size}",
+                f"{weights} sees images of {size_in_words(its.size)} pixels, this training of "
+                f"{size_in_words(ours.size)}",
                 "train with the same image_size, or use stored embeddings",
             )
 

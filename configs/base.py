@@ -8,7 +8,7 @@ what whole(128, least=1) and the like take; a choice lists all there is, the def
 
 from easydict import EasyDict as edict
 
-from bct.keys import LARGEST_IMAGE, choice, either, flag, number, path, several, text, whole
+from bct.keys import choice, either, flag, image_size, number, path, several, text, whole
 from bct.scenarios import SCENARIOS
 
 config = edict()
@@ -49,8 +49,8 @@ config.rec = path(None)
 config.shard = text(None)
 config.num_classes = whole(None, least=1)  # read from the data; checked when given
 config.num_image = whole(None, least=1)  # likewise
-# height and width of the network's input
-config.image_size = whole(112, least=1, most=LARGEST_IMAGE)
+# height and width of the network's input: one number, or two: (256, 128)
+config.image_size = image_size(112)
 # aligned faces, in [-1, 1], or images of any size, standardised
 config.pixels = choice("face", "imagenet")
 # "resized_crop" mirrors, too

@@ -10,6 +10,7 @@ from bct.files import ROOT
 from bct.keys import (
     choice,
     flag,
+    image_size,
     key_of,
     known_keys,
     number,
@@ -47,6 +48,7 @@ def refused(*overrides, method=None):
         (flag(False), [True]),
         (whole(3), [0, 7]),
         (whole(3, least=-1, most=5), [-1, 0, 5]),
+        (image_size(112), [1, 224, (256, 128)]),
         (number(1.0), [0, -1, 1.5]),
         (number(1.0, above=0, most=1), [0.5, 1]),
         (number(None, 0, 1), [None, 0, 1]),
@@ -67,6 +69,11 @@ def test_each_kind_takes_what_it_says_and_nothing_else(key, taken):
             assert not fits, value
         else:  # what else it takes is of the kind it has by default
             assert fits or isinstance(value, (type(taken[-1]), int, list, tuple)), value
+
+
+def test_two_equal_sides_are_one():
+    assert image_size(1).taken([224, 224]) == 224 and image_size(1).taken([256, 128]) == (256, 128)
+    assert load_config(BASE, ["image_size=256,128"]).image_size == (256, 128)
 
 
 def test_values_have_the_type_of_the_default():
@@ -118,6 +125,7 @@ num_workers=100000 seed=-1 seed=1180591620717411303424 seed=2**70 seed=none num_
 num_epoch=1e3 batch_size=0 batch_size=none lr=nan lr=inf lr=1e999 lr=-1 lr=0 lr=1e300 momentum=1
 momentum=-0.1 output= rec= feature_save= network= shard= val_targets=lfw val_targets=[1]
 val_targets=[''] val_targets=['a','a'] sample_rate=-0.1 sample_rate=1.1 max_bad_rate=-1 image_size=0
+image_size=(256,) image_size=(256,0) image_size=(1,2,3) image_size=[1.5,2] image_size=('a',2)
 label_smoothing=2 image_size=-1 image_size=1000000000 embedding_size=0 timeout=0
 timeout=1e300 freeze_statistics_at=2 warmup_epoch=1.5 amp=fp8 save_every=0 keep_checkpoints=0
 frequent=0 verbose=0 resume=1 fp16=no lr={[]:1} lr=1is scale=\d a.b=1 =1 lr __class__=1

@@ -11,9 +11,10 @@ import torch
 from torch import nn
 
 from backbones import NETWORKS, get_model
+from bct.data.views import View, normalised_as
 from bct.errors import BctError
 from bct.files import sha256_file, write_json
-from bct.models.onnx_model import PREPROCESSING, WEIGHTS_FILE, load_onnx
+from bct.models.onnx_model import PREPROCESSING, WEIGHTS_FILE, load_onnx, size_in
 from bct.models.onnx_probe import probe
 from bct.models.weights import load_backbone
 from tools import export_onnx
@@ -207,7 +208,7 @@ def test_graphs_without_bounds_are_refused(make, seconds, tmp_path):
     path = graph(tmp_path / "a.onnx", after=after, constants=constants)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     with pytest.raises(BctError) as info:
-        found = probe(path, 112, seconds)
+        found = probe(path, (112, 112), seconds)
         raise BctError(found["problem"] if "problem" in found else found["unreadable"], "-")
     assert len(str(info.value).splitlines()) == 2
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1 << 17  # 128 MiB
@@ -324,3 +325,19 @@ def test_without_onnxruntime_the_extra_is_named(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(BctError, match=r"need onnxruntime .*\n.*pip install '\.\[onnx\]'"):
         load_backbone(path)
+
+
+def test_an_image_networks_file_has_its_view(tmp_path):
+    view = View((48, 24), "resized", True, "imagenet")
+    model = trained("conv4_w32")
+    export(model, tmp_path / "model.onnx", {"bct.network": "conv4_w32"}, view=view)
+    assert check(model, tmp_path / "model.onnx", view) < 1e-4
+    assert size_in(tmp_path / "model.onnx") == (48, 24)
+    with pytest.raises(BctError, match="expects 3x48x24, the images are 3x24x48"):
+        load_onnx(tmp_path / "model.onnx", (24, 48))
+    # fed what is normalised as faces are, it gives the same: the file says what its graph wants
+    images = torch.rand(3, 3, 48, 24, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    with torch.inference_mode():
+        want = model(normalised_as(images, "face", "imagenet"))
+    got = load_onnx(tmp_path / "model.onnx", (48, 24), "face")(images)
+    torch.testing.assert_close(got, want, atol=1e-4, rtol=1e-4)

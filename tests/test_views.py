@@ -19,7 +19,7 @@ from bct.data.views import View
 from bct.errors import BctError
 from bct.files import ROOT
 from bct.models import widths
-from bct.models.about import view_of_config, view_of_model
+from bct.models.about import view_in_manifest, view_of_config, view_of_model
 
 CPU = torch.device("cpu")
 
@@ -184,6 +184,66 @@ def test_a_view_is_written_and_read_back(tmp_path):
         (tmp_path / "model.json").write_text(json.dumps({"view": wrong}))
         with pytest.raises(BctError, match="no view of ours"):
             view_of_model(tmp_path / "model.pt")
+
+
+OBLONG = View((36, 20), "none", False, "imagenet")
+
+
+@pytest.mark.parametrize("crop", views.CROPS)
+def test_people_are_higher_than_wide(folder, crop):
+    view = OBLONG._replace(crop=crop)
+    for workers in (0, 2):
+        found = seen(folder, view, num_workers=workers)
+        assert {image.shape for image in found.values()} == {(3, 36, 20)} and len(found) == 8
+    blank = Loader(open_images(folder), 2, CPU, view=view, num_workers=0).blank(3)
+    assert blank.shape == (3, 3, 36, 20)
+
+
+def test_evaluation_of_people_sees_torchvisions_resize(folder):
+    images = open_images(folder)
+    found = seen(folder, OBLONG, train=False, num_workers=0)
+    resize = v2.Resize((36, 20))
+    pixels = {k: torch.from_numpy(images.image(k).copy()).permute(2, 0, 1) for k in range(8)}
+    want = normalised({k: resize(x).permute(1, 2, 0).numpy() for k, x in pixels.items()})
+    for k in range(8):
+        torch.testing.assert_close(found[k], want[k], atol=1e-5, rtol=0)
+
+
+def test_the_centre_of_what_covers_an_oblong_keeps_the_aspect():
+    centre = views.transform(View((32, 16), "resized", False, "imagenet"), train=False)
+    gradient = np.broadcast_to(np.arange(80, dtype=np.uint8)[:, None, None], (80, 80, 3))
+    rows, columns = centre(gradient), centre(gradient.transpose(1, 0, 2))
+    assert rows.shape == columns.shape == (32, 16, 3)
+    # 80 pixels become 37, of which 32 or 16 in the middle are seen: as steep in both directions
+    for line in (rows[4:-4, 0, 0], columns[0, 2:-2, 0]):
+        steps = np.diff(line.astype(float))
+        assert abs(steps.mean() - 80 / 37) < 0.2
+
+
+def test_small_images_of_one_size_become_oblong_on_the_device():
+    loader = Loader(Small(), 4, CPU, view=View((18, 9), "none", False, "imagenet"), num_workers=1)
+    assert loader.decoder.shape == (12, 12, 3)
+    assert {batch.images.shape for batch in loader.epoch()} == {(4, 3, 18, 9)}
+
+
+def test_an_oblong_view_is_written_and_read_back(tmp_path):
+    about = tmp_path / "model.json"
+    about.write_text(json.dumps({"view": OBLONG.entries}))
+    assert json.loads(about.read_text())["view"]["size"] == [36, 20]
+    assert view_of_model(tmp_path / "model.pt") == OBLONG and OBLONG.shape == (36, 20)
+    assert view_in_manifest(OBLONG) == [[36, 20], "none", "imagenet"]
+    about.write_text(json.dumps({"view": {**OBLONG.entries, "size": [64, 64]}}))
+    assert view_of_model(tmp_path / "model.pt").size == 64
+    for wrong in ([64], [64, 0], [64, 1.5], [64, 64, 3], [], "64", [[64, 64]], [4097, 64]):
+        about.write_text(json.dumps({"view": {**OBLONG.entries, "size": wrong}}))
+        with pytest.raises(BctError, match="no view of ours"):
+            view_of_model(tmp_path / "model.pt")
+
+
+def test_faces_are_square():
+    cfg = load_config(ROOT / "configs" / "ms1mv3_r50.py", ["image_size=(256, 128)"])
+    with pytest.raises(BctError, match="takes images of 112 pixels, image_size is 256 x 128"):
+        view_of_config(cfg)
 
 
 def test_every_word_of_the_config_is_a_view():

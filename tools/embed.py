@@ -41,12 +41,12 @@ from bct.amp import amp_dtype
 from bct.command import Parser, batch, file_path, pixels_option, run_cli, some_text, takes, workers
 from bct.data import views
 from bct.data.image_set import ImageSet
-from bct.data.images import ALIGN, SIZE
+from bct.data.images import ALIGN, SIZE, shape_of
 from bct.data.loader import Loader
 from bct.data.sources import Source, open_sources
 from bct.errors import BctError
 from bct.files import read_json
-from bct.keys import LARGEST_IMAGE, number, whole
+from bct.keys import image_size, number
 from bct.models.embed import embedded, made_from, refuse_batch
 from bct.models.model import Model, open_model, refuse_other_view, refuse_unsaid_view
 from bct.outputs import check_outputs
@@ -78,7 +78,7 @@ _LANDMARKS = (
     "other images say --size, --crop, --pixels"
 )
 _COPIED = 1 << 13  # rows at a time
-_SIZE, _SECONDS = whole(None, least=1, most=LARGEST_IMAGE), number(10.0, least=0)
+_SIZE, _SECONDS = image_size(None), number(10.0, least=0)
 
 
 def arguments() -> argparse.Namespace:
@@ -381,10 +381,10 @@ def _clear(out: Path) -> None:
 
 def _why(images: ImageSet, view: views.View, index: int) -> str:
     """Why an image can't be read, one line."""
-    size = images.native or view.size
+    shape = shape_of(images.native) if images.native else view.shape
     try:
         if images.native or view.aligned or not images.resizable:
-            images.load(index, np.empty((size, size, 3), np.uint8))
+            images.load(index, np.empty((*shape, 3), np.uint8))
         else:
             images.image(index)
     except BctError as error:

@@ -3,9 +3,11 @@
     python tools/export_onnx.py work_dirs/x/model.pt                      # work_dirs/x/model.onnx
     python tools/export_onnx.py backbone.pth -net r50 -o r50.onnx --opset 18
 
-Input "data", float32 (batch, 3, 112, 112), RGB, (pixel - 127.5) / 127.5; output "embedding",
-float32 (batch, D), not normalised; any batch. The metadata has the preprocessing, the network, the
-embedding size and the hash of the weights. The evaluators take the file in the place of model.pt.
+Input "data", float32 (batch, 3, H, W), RGB, normalised and of the size that the model.json beside
+the weights says; without one as aligned faces are, (batch, 3, 112, 112), (pixel - 127.5) / 127.5.
+Output "embedding", float32 (batch, D), not normalised; any batch. The metadata has the
+preprocessing, the network, the embedding size and the hash of the weights. The evaluators take the
+file in the place of model.pt.
 Weights of more than 1.5 GiB (r2060, vit_h) are in a second file, model.onnx.data, since ONNX holds
 at most 2 GiB in one. The metadata has its hash, so that no other file can take its place.
 """
@@ -19,10 +21,18 @@ import torch
 from torch import nn
 
 from bct.command import Parser, file_path, positive, run_cli, some_text
-from bct.data.images import SIZE
+from bct.data.views import View
 from bct.errors import BctError
 from bct.files import sha256_file
-from bct.models.onnx_model import NETWORK, OURS, PREPROCESSING, WEIGHTS_FILE, load_onnx, require
+from bct.models.about import view_of_model
+from bct.models.onnx_model import (
+    NETWORK,
+    PREPROCESSING,
+    WEIGHTS_FILE,
+    load_onnx,
+    preprocessing,
+    require,
+)
 from bct.models.weights import load_backbone, network_of
 from bct.streams import generator
 
@@ -51,7 +61,7 @@ def main() -> None:
     if output.exists() and not args.overwrite:
         raise BctError(f"{output} exists already", "choose another -o, or pass --overwrite")
     model = load_backbone(args.weights, args.network)
-    network = network_of(args.weights, args.network)
+    network, view = network_of(args.weights, args.network), view_of_model(args.weights)
     metadata = {
         NETWORK: network,
         "bct.embedding_size": str(model.embedding_size),
@@ -60,8 +70,8 @@ def main() -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     # two files can't be renamed at once, but a graph with foreign weights is refused
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        opset = export(model, Path(folder) / output.name, metadata, args.opset)
-        worst = check(model, Path(folder) / output.name)
+        opset = export(model, Path(folder) / output.name, metadata, args.opset, view=view)
+        worst = check(model, Path(folder) / output.name, view)
         files = sorted(Path(folder).iterdir(), reverse=True)  # the weights before the graph
         size = sum(file.stat().st_size for file in files) / 1e6
         for file in files:
@@ -75,6 +85,7 @@ def export(
     metadata: dict[str, str],
     opset: int | None = None,
     largest: int = _LARGEST,
+    view: View = View(),  # noqa: B008 - a constant
 ) -> int:
     """Writes a backbone to an ONNX file, with the preprocessing in its metadata.
 
@@ -83,6 +94,7 @@ def export(
         metadata: further keys.
         opset: ONNX operator set, None for torch's choice.
         largest: more bytes of weights than this go to a second file, <path>.data.
+        view: how it sees an image.
 
     Returns:
         The operator set of the file.
@@ -101,7 +113,7 @@ def export(
     with torch.no_grad():
         program = torch.onnx.export(
             model.eval(),
-            (torch.zeros(2, 3, SIZE, SIZE),),
+            (torch.zeros(2, 3, *view.shape),),
             dynamo=True,
             input_names=["data"],
             output_names=["embedding"],
@@ -113,7 +125,9 @@ def export(
     if written != (opset or written):  # torch only logs that it could not
         raise BctError(f"torch wrote opset {written}, not {opset}", "choose another --opset")
     ir.passes.common.ClearMetadataAndDocStringPass()(program.model)  # stack traces of this machine
-    program.model.metadata_props.update({PREPROCESSING: json.dumps(OURS), **metadata})
+    program.model.metadata_props.update(
+        {PREPROCESSING: json.dumps(preprocessing(view)), **metadata}
+    )
     program.save(path, external_data=total > largest)
     if total > largest:
         onnx = require("onnx")
@@ -125,7 +139,7 @@ def export(
 
 
 @torch.inference_mode()
-def check(model: nn.Module, path: Path) -> float:
+def check(model: nn.Module, path: Path, view: View = View()) -> float:  # noqa: B008
     """Compares the file with the network on 1 and on 7 random images.
 
     Returns:
@@ -134,10 +148,10 @@ def check(model: nn.Module, path: Path) -> float:
     Raises:
         BctError: it is above LIMIT.
     """
-    loaded, differences = load_onnx(path), []
+    loaded, differences = load_onnx(path, view.size, view.pixels), []
     draw = generator("cpu", 0, "export_onnx")
     for count in (1, 7):
-        images = 2 * torch.rand(count, 3, SIZE, SIZE, generator=draw) - 1
+        images = 2 * torch.rand(count, 3, *view.shape, generator=draw) - 1
         want = model(images)
         differences.append((loaded(images) - want).abs().max() / want.abs().max())
     worst = torch.stack(differences).max().item()

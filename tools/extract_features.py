@@ -32,6 +32,7 @@ from bct.command import (
     some_text,
 )
 from bct.config import base_config, load_config, require
+from bct.data.images import size_in_words
 from bct.data.loader import Loader
 from bct.data.sets import open_images
 from bct.data.views import View
@@ -136,7 +137,7 @@ def trained_by(cfg: EasyDict) -> Path:
 
 
 def _words(view: View) -> str:
-    return f"{view.pixels} images of {view.size} pixels, crop {view.crop}"
+    return f"{view.pixels} images of {size_in_words(view.size)} pixels, crop {view.crop}"
 
 
 def extract(

@@ -28,12 +28,13 @@ from torch import nn
 from backbones import NETWORKS
 from bct.command import ADVICE, Parser, file_path, run_cli, some_text, takes
 from bct.data.image_files import IMAGE_SUFFIXES, ROOT_LINE
+from bct.data.images import size_in_words
 from bct.data.sets import open_images
 from bct.data.views import AUGMENT, CROPS, PIXELS, View
 from bct.distributed import say
 from bct.errors import BctError
 from bct.files import atomic, read_json, sha256_file, without_mark, write_json
-from bct.keys import LARGEST_IMAGE, number, whole
+from bct.keys import image_size, number
 from bct.models.about import described_in, said_beside, view_of_model
 from bct.models.classifiers import Classifier, is_of_rank, read_classifier
 from bct.models.onnx_model import OnnxBackbone, size_in
@@ -53,7 +54,7 @@ def main() -> None:
     add("weights", type=file_path, help="the network's file")
     add("-net", "--network", type=some_text, help="its name, e.g. r50, where the file has none")
     add("-o", "--output", type=file_path, required=True, help="the old model's folder")
-    side = takes(whole(112, least=1, most=LARGEST_IMAGE))
+    side = takes(image_size(None))
     add("--image-size", type=side, help="height and width of what it sees")
     add("--crop", choices=CROPS, help="resized: the centre of a larger image, as torchvision's do")
     add("--pixels", choices=tuple(PIXELS), help="how its pixels are normalised; raw: 0..255")
@@ -108,11 +109,11 @@ def import_model(args: argparse.Namespace) -> list[str]:
         "head_unit": classifier.unit if classifier else False,
         "num_classes": count,
         "class_names": names,
-        "view": view._asdict(),
+        "view": view.entries,
     }
     copied = onnx or isinstance(backbone, Script)
     write(args, "model.onnx" if onnx else "model.pt", about, classifier, backbone, copied)
-    seen = f"{view.pixels} pixels, {view.size} x {view.size}, crop {view.crop}"
+    seen = f"{view.pixels} pixels, {view.shape[0]} x {view.shape[1]}, crop {view.crop}"
     whole = (
         f"{count} classes, {'with' if names else 'without'} names" if count else "classes unknown"
     )
@@ -164,7 +165,10 @@ def view_of(args: argparse.Namespace, network: str | None) -> tuple[View, str]:
         usual, whence = View() if faces else _OTHERS, "as such networks usually do"
         size = size_in(args.weights) if network is None else None
         if size is not None:
-            usual, whence = usual._replace(size=size), f"{size} pixels by the file, else {whence}"
+            usual, whence = (
+                usual._replace(size=size),
+                f"{size_in_words(size)} pixels by the file, else {whence}",
+            )
     if not given:
         return usual, f"{whence}; --image-size, --crop, --pixels say otherwise"
     if {"size", "crop", "pixels"} <= given.keys():
@@ -175,7 +179,7 @@ def view_of(args: argparse.Namespace, network: str | None) -> tuple[View, str]:
 @torch.no_grad()
 def try_out(weights: Path, backbone: nn.Module, view: View) -> None:
     """Embeds two images of noise. BctError if what comes out is of no use."""
-    shape = 2, 3, view.size, view.size
+    shape = 2, 3, *view.shape
     images = torch.randn(shape, generator=generator(torch.device("cpu"), "noise", 0))
     try:
         rows = backbone.eval()(images).float()
@@ -183,7 +187,8 @@ def try_out(weights: Path, backbone: nn.Module, view: View) -> None:
         raise
     except (RuntimeError, ValueError) as error:
         raise BctError(
-            f"{weights} can't embed images of {view.size} pixels ({str(error).splitlines()[0]})",
+            f"{weights} can't embed images of {size_in_words(view.size)} pixels "
+            f"({str(error).splitlines()[0]})",
             "say which it takes: --image-size",
         ) from None
     if not torch.isfinite(rows).all() or not rows.any() or torch.equal(rows[0], rows[1]):

@@ -16,6 +16,19 @@ _FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "PPM", "GIF")
 ALIGN = 'align the faces to that size; for other images set pixels="imagenet", which resizes them'
 
 
+Size = int | tuple[int, int]  # a network's input: one side of a square, or height and width
+
+
+def shape_of(size: Size) -> tuple[int, int]:
+    """(height, width)."""
+    return (size, size) if isinstance(size, int) else size
+
+
+def size_in_words(size: Size) -> str:
+    """As messages have it: "224", or "256 x 128"."""
+    return str(size) if isinstance(size, int) else " x ".join(map(str, size))
+
+
 class WrongSize(ValueError):
     """A whole image of another size than asked for."""
 

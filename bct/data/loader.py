@@ -20,7 +20,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, g
 
 from bct import distributed
 from bct.data.image_set import ImageSet
-from bct.data.images import to_network
+from bct.data.images import shape_of, to_network
 from bct.data.views import PIXELS, View, resized, transform
 from bct.errors import BctError
 from bct.signals import leave_to_parent
@@ -123,9 +123,8 @@ class Loader:
         return len(self.loader)
 
     def blank(self, images: int) -> torch.Tensor:
-        """What a network gets for so many images, all zeros: (B, 3, S, S), or (B, W) of vectors."""
-        size = self.view.size
-        shape = self.decoder.shape if self.decoder.vectors else (3, size, size)
+        """What a network gets for so many images, all zeros: (B, 3, H, W), or (B, W) of vectors."""
+        shape = self.decoder.shape if self.decoder.vectors else (3, *self.view.shape)
         return torch.zeros(images, *shape, device=self.device)
 
     def epoch(self, epoch: int = 0, fetch: Fetch | None = None, start: int = 0) -> Iterator[Batch]:
@@ -192,7 +191,7 @@ class Loader:
         if self.decoder.vectors:
             images = items.clone() if items.device.type == "cpu" else items
         else:
-            images = to_network(resized(items, self.view.size), flip, *PIXELS[self.view.pixels])
+            images = to_network(resized(items, self.view.shape), flip, *PIXELS[self.view.pixels])
         return Batch(images, labels, index, old, epoch + number / len(self))
 
 
@@ -259,8 +258,8 @@ class _Decoder(Dataset):
         native = dataset.native
         if native and view.crop != "none" and (train or view.crop == "resized"):
             native = None
-        size = native or view.size
-        self.shape = (dataset.width,) if self.vectors else (size, size, 3)
+        height, width = shape_of(native) if native else view.shape
+        self.shape = (dataset.width,) if self.vectors else (height, width, 3)
         self.dtype = np.dtype(np.float32 if self.vectors else np.uint8)
         as_they_are = native or view.aligned or not dataset.resizable
         self.transform = None if as_they_are else transform(view, train)

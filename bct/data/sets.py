@@ -17,7 +17,7 @@ from bct.data.image_files import (
     open_tiny_imagenet_val,
 )
 from bct.data.image_set import ImageSet
-from bct.data.images import ALIGN, SIZE, WrongSize, decode
+from bct.data.images import ALIGN, SIZE, Size, WrongSize, decode, shape_of
 from bct.data.labels import check_labels
 from bct.data.lst_files import open_lst
 from bct.data.recordio import BROKEN, RecordReader
@@ -184,10 +184,10 @@ class SyntheticSet(ImageSet):
     path = Path("synthetic")
     fingerprint = "synthetic"
 
-    def __init__(self, num_image: int, num_classes: int, size: int = SIZE):
+    def __init__(self, num_image: int, num_classes: int, size: Size = SIZE):
         self.labels = np.arange(num_image) % num_classes
         self.num_classes = num_classes
-        self._image = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
+        self._image = np.random.default_rng(0).integers(0, 256, (*shape_of(size), 3), np.uint8)
 
     def __len__(self) -> int:
         return len(self.labels)

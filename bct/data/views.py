@@ -6,13 +6,13 @@ written into model.json, so that evaluation shows a network what its training di
 """
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
-from bct.data.images import SIZE
+from bct.data.images import SIZE, Size, shape_of
 
 PIXELS = {  # mean and deviation of the network's input, in units of 0..255, per channel
     "face": ((127.5,) * 3, (127.5,) * 3),
@@ -29,17 +29,17 @@ AUGMENT = {  # config's word: (crop, mirror)
 
 
 class View(NamedTuple):
-    """size: height and width of the network's input.
+    """size: one side of the network's input, if it is square; else (height, width).
 
     crop: "none": the whole image, resized if it has another size and is no face;
         "resized": torchvision's RandomResizedCrop in training, afterwards the centre of the image
-        at 256/224 of the size; "shift": in training moved by up to an eighth, what is left free
-        repeating the edge.
+        at 256/224 of the size, its aspect kept; "shift": in training moved by up to an eighth,
+        what is left free repeating the edge.
     mirror: mirror a random half of the images in training.
     pixels: a key of PIXELS.
     """
 
-    size: int = SIZE
+    size: Size = SIZE
     crop: str = "none"
     mirror: bool = True
     pixels: str = "face"
@@ -49,17 +49,33 @@ class View(NamedTuple):
         """Whether images must have the size: a face of another one is not aligned."""
         return self.pixels != "imagenet" and self.crop == "none"
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(height, width)."""
+        return shape_of(self.size)
+
+    @property
+    def entries(self) -> dict[str, Any]:
+        """As JSON has it, such as model.json: a size of two sides is a list there."""
+        size = self.size if isinstance(self.size, int) else list(self.size)
+        return {**self._asdict(), "size": size}
+
+    @property
+    def seen(self) -> list[Any]:
+        """What counts when a trained network sees an image, as JSON has it."""
+        said = self.entries
+        return [said["size"], said["crop"], said["pixels"]]
+
 
 def transform(view: View, train: bool) -> Callable[[np.ndarray], np.ndarray]:
-    """uint8 (H, W, 3) of any size -> uint8 (size, size, 3). Draws from torch's global stream."""
+    """uint8 (H, W, 3) of any size -> uint8 (*view.shape, 3). Draws from torch's global stream."""
     from torchvision.transforms import v2  # half a second that faces need not wait for
 
-    size = (view.size, view.size)
-    whole = v2.Resize(size, antialias=True)
+    whole = v2.Resize(view.shape, antialias=True)
     if view.crop == "resized" and train:
-        steps = [v2.RandomResizedCrop(size, antialias=True)]
+        steps = [v2.RandomResizedCrop(view.shape, antialias=True)]
     elif view.crop == "resized":
-        steps = [v2.Resize(round(view.size * 256 / 224), antialias=True), v2.CenterCrop(size)]
+        steps = [_covering(view.shape), v2.CenterCrop(view.shape)]
     elif view.crop == "shift" and train:
         steps = [whole, _shifted]
     else:
@@ -73,13 +89,30 @@ def transform(view: View, train: bool) -> Callable[[np.ndarray], np.ndarray]:
     return apply
 
 
+def _covering(shape: tuple[int, int]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A resize that keeps the aspect: to the least size that covers 256/224 of a shape."""
+    from torchvision.transforms import v2
+
+    sides = [round(side * 256 / 224) for side in shape]
+    if sides[0] == sides[1]:
+        return v2.Resize(sides[0], antialias=True)
+
+    def resize(image: torch.Tensor) -> torch.Tensor:
+        factor = max(side / own for side, own in zip(sides, image.shape[-2:], strict=True))
+        size = [max(round(factor * own), 1) for own in image.shape[-2:]]
+        return v2.functional.resize(image, size, antialias=True)
+
+    return resize
+
+
 def _shifted(image: torch.Tensor) -> torch.Tensor:
-    """(3, S, S), moved by up to S // 8 each way, the edge repeated: RandomCrop(padding=S // 8,
-    padding_mode="edge") in a tenth of its time on a small image."""
-    size = image.shape[-1]
-    moves = torch.randint(-(size // 8), size // 8 + 1, (2,)).tolist()
-    rows, columns = ((torch.arange(size) + move).clamp_(0, size - 1) for move in moves)
-    return image[:, rows][:, :, columns]
+    """(3, H, W), moved by up to an eighth of each side, the edge repeated: of a square
+    RandomCrop(padding=side // 8, padding_mode="edge") in a tenth of its time on a small image."""
+    for axis in (1, 2):
+        side = image.shape[axis]
+        move = int(torch.randint(-(side // 8), side // 8 + 1, (1,)))
+        image = image.index_select(axis, (torch.arange(side) + move).clamp_(0, side - 1))
+    return image
 
 
 def normalised_as(images: torch.Tensor, pixels: str, wanted: str) -> torch.Tensor:
@@ -93,10 +126,10 @@ def normalised_as(images: torch.Tensor, pixels: str, wanted: str) -> torch.Tenso
     return (images * std + mean - new_mean) / new_std
 
 
-def resized(images: torch.Tensor, size: int) -> torch.Tensor:
-    """uint8 (B, H, W, 3) -> uint8 (B, size, size, 3), on its device; itself if it has the size."""
-    if images.shape[1:3] == (size, size):
+def resized(images: torch.Tensor, shape: tuple[int, int]) -> torch.Tensor:
+    """uint8 (B, H, W, 3) -> uint8 (B, *shape, 3), on its device; itself if it has the shape."""
+    if images.shape[1:3] == shape:
         return images
     x = images.permute(0, 3, 1, 2).float()
-    x = F.interpolate(x, (size, size), mode="bilinear", antialias=True)
+    x = F.interpolate(x, shape, mode="bilinear", antialias=True)
     return x.round_().clamp_(0, 255).byte().permute(0, 2, 3, 1)

@@ -6,11 +6,11 @@ from typing import Any
 from easydict import EasyDict
 
 from backbones import NETWORKS
-from bct.data.images import SIZE
+from bct.data.images import SIZE, size_in_words
 from bct.data.views import AUGMENT, CROPS, PIXELS, View
 from bct.errors import BctError
 from bct.files import read_json, sha256_file
-from bct.keys import LARGEST_IMAGE
+from bct.keys import LARGEST_IMAGE, image_size
 from bct.safe.tensor_files import shown
 
 _WEIGHTS = ("model.pt", "model.onnx")
@@ -20,17 +20,17 @@ def view_of_config(cfg: EasyDict) -> View:
     """The view that a config trains with. BctError for a size that its network does not take."""
     if cfg.network in NETWORKS and cfg.image_size != SIZE:
         raise BctError(
-            f"network {cfg.network} takes images of {SIZE} pixels, image_size is {cfg.image_size}",
+            f"network {cfg.network} takes images of {SIZE} pixels, image_size is "
+            f"{size_in_words(cfg.image_size)}",
             f"set image_size={SIZE}, or a network for other images, such as resnet18",
         )
     return View(cfg.image_size, *AUGMENT[cfg.augment], cfg.pixels)
 
 
-def view_in_manifest(view: View) -> list[str | int] | None:
+def view_in_manifest(view: View) -> list[Any] | None:
     """What a manifest of features says of their model's view: None: as faces are seen, and as
     manifests have it from before they said so."""
-    faces, seen = ([v.size, v.crop, v.pixels] for v in (View(), view))
-    return None if seen == faces else seen
+    return None if view.seen == View().seen else view.seen
 
 
 def model_in(folder: str | Path) -> Path:
@@ -119,14 +119,14 @@ def view_of_model(weights: str | Path) -> View:
     try:
         view = View(**said["view"])
         fits = view.crop in CROPS and view.pixels in PIXELS and type(view.mirror) is bool
-        fits = fits and type(view.size) is int and 0 < view.size <= LARGEST_IMAGE
-    except TypeError:
+        view = view._replace(size=image_size(None).check(view.size))
+    except (TypeError, ValueError):
         fits = False
     if not fits:
         about = Path(weights).with_suffix(".json")
         raise BctError(
             f"{about} holds no view of ours: {shown(said['view'], 100)}",
             f'write it like {{"size": {SIZE}, "crop": "none", "pixels": "face"}}; '
-            f"size is at most {LARGEST_IMAGE}",
+            f"size, or each side of [height, width], is at most {LARGEST_IMAGE}",
         )
     return view

@@ -177,7 +177,7 @@ def made_from(model: Embedder, images: ImageSet, mirror: bool) -> dict:
         "data": images.fingerprint,
         "recipe": images.recipe,
         "amp": dtype_name(model.dtype),
-        "view": [seen.size, seen.crop, seen.pixels],
+        "view": seen.seen,
         "mirror": mirror,
     }
 

@@ -11,6 +11,7 @@ from torch import nn
 
 from backbones import NETWORKS
 from bct.data.image_set import ImageSet, Joined
+from bct.data.images import Size
 from bct.data.views import View
 from bct.errors import BctError
 from bct.files import sha256, sha256_file
@@ -64,7 +65,7 @@ class Model:
     @property
     def fingerprint(self) -> Fingerprint:
         """Which space its embeddings live in."""
-        view = self.view and {k: getattr(self.view, k) for k in ("size", "crop", "pixels")}
+        view = self.view and dict(zip(("size", "crop", "pixels"), self.view.seen, strict=True))
         return Fingerprint(self.sha256, view, self.width)
 
     def embed(self, images: ImageSet, cache: str | Path | None = None) -> np.ndarray:
@@ -95,7 +96,7 @@ def open_model(
     file: str | Path,
     network: str | None = None,
     dtype: torch.dtype | None = None,
-    **view: int | str | None,
+    **view: Size | str | None,
 ) -> Model:
     """Finds a model; its network is loaded later.
 
@@ -157,7 +158,7 @@ def refuse_other_view(file: str | Path, **view: int | str | None) -> None:
 def open_models(
     files: list[tuple[str, str | Path, str | None]],
     dtype: torch.dtype | None = None,
-    **view: int | str | None,
+    **view: Size | str | None,
 ) -> dict[str, Model]:
     """Label -> model, of (label, file, network). BctError like open_model, and for equal labels."""
     labels = [label for label, _, _ in files]

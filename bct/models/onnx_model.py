@@ -2,7 +2,8 @@
 
 What a graph wants done to the image is read from its metadata, under the key `bct.preprocessing`:
 JSON such as {"size": 112, "colours": "RGB", "mean": 127.5, "std": 127.5}, for pixels of 0..255 from
-which mean is subtracted before the division by std. tools/export_onnx.py writes it, and it can be
+which mean is subtracted before the division by std; size may be [height, width], mean and std may
+be three numbers, for red, green and blue. tools/export_onnx.py writes it, and it can be
 added to any file. Without it the caller may say how pixels are normalised, or the graph does, see
 bct.models.onnx_pixels.
 """
@@ -20,23 +21,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from bct.data.images import SIZE
-from bct.data.views import PIXELS
+from bct.data.images import SIZE, Size, shape_of
+from bct.data.views import PIXELS, View
 from bct.distributed import say
 from bct.errors import BctError
 from bct.files import sha256_file
+from bct.keys import image_size
 from bct.models.onnx_pixels import wants_bytes
 from bct.models.onnx_probe import probe, reason
 
 PREPROCESSING = "bct.preprocessing"  # keys of the metadata
 NETWORK = "bct.network"
 WEIGHTS_FILE = "bct.weights_file_sha256"  # of the second file, when the weights have one
-OURS = {
-    "size": SIZE,
-    "colours": "RGB",
-    "mean": 127.5,
-    "std": 127.5,
-}  # as bct.data.images.to_network
+# as bct.data.images.to_network
+OURS = {"size": SIZE, "colours": "RGB", "mean": 127.5, "std": 127.5}
 _FLOATS = {"tensor(float)": torch.float32, "tensor(float16)": torch.float16}
 
 
@@ -60,8 +58,8 @@ class OnnxBackbone(nn.Module):
         session: Any,
         embedding_size: int,
         batch: int | None,
-        mean: float | None,
-        std: float | None,
+        mean: tuple[float, ...] | None,
+        std: tuple[float, ...] | None,
         bgr: bool = False,
         network: str | None = None,
         pixels: str = "face",
@@ -71,7 +69,8 @@ class OnnxBackbone(nn.Module):
         self.seconds, self.patience, self.pixels = seconds, 60.0, pixels
         self.session, self.embedding_size, self.batch = session, embedding_size, batch
         mean_in, std_in = (torch.tensor(v).view(3, 1, 1) for v in PIXELS[pixels])
-        mean, std = (mean_in if mean is None else mean), (std_in if std is None else std)
+        mean = mean_in if mean is None else torch.tensor(mean).view(3, 1, 1)
+        std = std_in if std is None else torch.tensor(std).view(3, 1, 1)
         self.scale, self.shift, self.bgr = std_in / std, (mean_in - mean) / std, bgr
         self.network = network
         data = session.get_inputs()[0]
@@ -114,8 +113,8 @@ class OnnxBackbone(nn.Module):
             timer.cancel()
 
 
-def load_onnx(path: str | Path, size: int = SIZE, pixels: str | None = None) -> OnnxBackbone:
-    """Opens an ONNX file as a network for images of 3 x size x size.
+def load_onnx(path: str | Path, size: Size = SIZE, pixels: str | None = None) -> OnnxBackbone:
+    """Opens an ONNX file as a network for images of this size.
 
     onnxruntime gets as many threads as torch has. A graph that takes one image at a time, by
     declaration or because of a constant inside, is run image by image.
@@ -132,7 +131,7 @@ def load_onnx(path: str | Path, size: int = SIZE, pixels: str | None = None) -> 
     """
     graph = _graph(path)
     require("onnxruntime")
-    found = probe(path, size)
+    found = probe(path, shape_of(size))
     if "unreadable" in found:
         raise _unreadable(path, found["unreadable"])
     inputs, outputs, metadata = found["inputs"], found["outputs"], found["metadata"]
@@ -152,11 +151,12 @@ def load_onnx(path: str | Path, size: int = SIZE, pixels: str | None = None) -> 
     wanted = _preprocessing(path, graph, metadata, size, pixels)
     expected = shape = inputs[0][2]  # (B, 3, H, W)
     if len(shape) == 4:
-        own = (3, wanted["size"], wanted["size"])  # where the graph has a name or None: any size
+        own = (3, *shape_of(wanted["size"]))  # where the graph has a name or None: any size
         expected = [n if isinstance(n, int) else m for n, m in zip(shape[1:], own, strict=True)]
-    if expected != [3, size, size]:
+    if expected != [3, *shape_of(size)]:
+        given = "x".join(map(str, (3, *shape_of(size))))
         raise BctError(
-            f"{path} expects {'x'.join(map(str, expected))}, the images are 3x{size}x{size}",
+            f"{path} expects {'x'.join(map(str, expected))}, the images are {given}",
             "give a model for aligned faces of that size, or say the size that it takes: --size, "
             "or import it, tools/import_model.py",
         )
@@ -179,8 +179,14 @@ def load_onnx(path: str | Path, size: int = SIZE, pixels: str | None = None) -> 
     return model.eval()
 
 
-def size_in(path: str | Path) -> int | None:
-    """The height and width that an ONNX file says its images have; None: it does not say.
+def preprocessing(view: View) -> dict[str, Any]:
+    """What a file says of a network that sees images so, with the keys of OURS."""
+    mean, std = (one[0] if len(set(one)) == 1 else list(one) for one in PIXELS[view.pixels])
+    return {"size": view.entries["size"], "colours": "RGB", "mean": mean, "std": std}
+
+
+def size_in(path: str | Path) -> Size | None:
+    """The size that an ONNX file says its images have; None: it does not say.
 
     Raises BctError for a file that is none.
     """
@@ -192,10 +198,9 @@ def size_in(path: str | Path) -> int | None:
     except Exception as error:  # as in _graph
         raise _unreadable(path, reason(error)) from None
     try:
-        size = json.loads(said)["size"] if said else sides[0]
-    except (ValueError, KeyError, TypeError, IndexError):
+        return image_size(None).check(json.loads(said)["size"] if said else sides)
+    except (ValueError, KeyError, TypeError):
         return None  # whoever opens it says what is wrong
-    return size if type(size) is int and size > 0 else None
 
 
 def require(name: str) -> ModuleType:
@@ -270,7 +275,7 @@ def _unreadable(path: str | Path, why: str) -> BctError:
 
 
 def _preprocessing(
-    path: str | Path, graph: Any, metadata: dict[str, str], size: int, pixels: str | None
+    path: str | Path, graph: Any, metadata: dict[str, str], size: Size, pixels: str | None
 ) -> dict[str, Any]:
     """What the graph wants, with the keys of OURS."""
     if PREPROCESSING not in metadata:
@@ -284,15 +289,16 @@ def _preprocessing(
                 f"say how they are normalised, --pixels {', '.join(PIXELS)}; "
                 f"or write {PREPROCESSING} into its metadata, such as {json.dumps(OURS)}",
             ) from None
-        mean, std = (0.0, 1.0) if raw else (127.5, 127.5)
+        mean, std = PIXELS["raw" if raw else "face"]
         fed = "pixels of 0..255" if raw else "(x - 127.5) / 127.5"
         why = "its first nodes normalise" if raw else "by insightface's rule"
         say(f"{path} has no {PREPROCESSING}: {why}, it is fed RGB, {fed}")
         return {"size": size, "colours": "RGB", "mean": mean, "std": std}
     try:
         said = json.loads(metadata[PREPROCESSING])
-        wanted = {key: type(value)(said[key]) for key, value in OURS.items()}
-        if wanted["colours"] not in ("RGB", "BGR") or not wanted["std"] > 0:
+        wanted = {"size": image_size(None).check(said["size"]), "colours": said["colours"]}
+        wanted |= {key: _of_channels(said[key]) for key in ("mean", "std")}
+        if wanted["colours"] not in ("RGB", "BGR") or not min(wanted["std"]) > 0:
             raise ValueError
     except (ValueError, KeyError, TypeError):
         raise BctError(
@@ -300,3 +306,11 @@ def _preprocessing(
             f"write it like {json.dumps(OURS)}; colours may be BGR",
         ) from None
     return wanted
+
+
+def _of_channels(value: Any) -> tuple[float, ...]:
+    """A number, or one per channel, as three. ValueError or TypeError for anything else."""
+    values = [float(one) for one in (value if isinstance(value, list) else [value] * 3)]
+    if len(values) != 3 or not np.isfinite(values).all():
+        raise ValueError
+    return tuple(values)

@@ -23,8 +23,9 @@ DTYPES = {"tensor(float)": "float32", "tensor(float16)": "float16"}
 _CODE = "import sys; sys.path = {path!r}; from bct.models.onnx_probe import main; main(*{args!r})"
 
 
-def probe(path: str | Path, size: int, seconds: int = SECONDS) -> dict[str, Any]:
-    """Opens a graph and, where it has one image for input and one output, runs it on noise.
+def probe(path: str | Path, shape: tuple[int, int], seconds: int = SECONDS) -> dict[str, Any]:
+    """Opens a graph and, where it has one image for input and one output, runs it on noise of this
+    height and width.
 
     Exporters leave graphs that declare any batch and work for one image only, or declare the
     output of one image and work for many: so what counts is what the graph does.
@@ -41,7 +42,7 @@ def probe(path: str | Path, size: int, seconds: int = SECONDS) -> dict[str, Any]
     """
     beside = Path(f"{path}.data")
     held = sum(file.stat().st_size for file in (Path(path), beside) if file.is_file())
-    arguments = (str(Path(path).resolve()), size, seconds, MEMORY + 4 * held)
+    arguments = (str(Path(path).resolve()), shape, seconds, MEMORY + 4 * held)
     code = _CODE.format(path=sys.path, args=arguments)
     command = [sys.executable, "-I", "-c", code]
     try:
@@ -64,7 +65,7 @@ def _ended(code: int, seconds: int) -> str:
     return f"onnxruntime ends with code {code}"
 
 
-def main(path: str, size: int, seconds: int, memory: int) -> None:
+def main(path: str, shape: tuple[int, int], seconds: int, memory: int) -> None:
     """In the process: prints what probe returns, as JSON."""
     _limit(resource.RLIMIT_CPU, seconds)
     _limit(resource.RLIMIT_DATA, memory)
@@ -87,7 +88,7 @@ def main(path: str, size: int, seconds: int, memory: int) -> None:
         }
         images = len(inputs) == 1 and inputs[0].type in DTYPES and len(inputs[0].shape) == 4
         if images and len(outputs) == 1 and outputs[0].type in DTYPES:
-            found |= _try(session, size)
+            found |= _try(session, shape)
     print(json.dumps(found), flush=True)
 
 
@@ -97,12 +98,12 @@ def _limit(which: int, most: int) -> None:
     resource.setrlimit(which, (most, hard))
 
 
-def _try(session: Any, size: int) -> dict[str, Any]:
+def _try(session: Any, shape: tuple[int, int]) -> dict[str, Any]:
     data = session.get_inputs()[0]
     fixed = data.shape[0] if isinstance(data.shape[0], int) else None
     problem = "it takes no image"
     for batch in (fixed,) if fixed else (2, 1):
-        noise = np.random.default_rng(0).uniform(-1, 1, (batch, 3, size, size))
+        noise = np.random.default_rng(0).uniform(-1, 1, (batch, 3, *shape))
         began = time.perf_counter()
         try:
             out = session.run(None, {data.name: noise.astype(DTYPES[data.type])})[0]

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from bct.data.images import Size, shape_of
 from bct.errors import BctError
 from bct.models.about import said_beside
 from bct.safe.tensors import read_tensors, refuse_damaged, unwrapped
@@ -211,14 +212,14 @@ class Script(nn.Module):
 
     Args:
         script: see load_torchscript.
-        size: height and width of the images it will get.
+        size: of the images it will get.
         path: its file, for messages.
 
     Raises:
         BctError: it can't embed images of this size.
     """
 
-    def __init__(self, script: torch.jit.ScriptModule, size: int, path: str | Path):
+    def __init__(self, script: torch.jit.ScriptModule, size: Size, path: str | Path):
         super().__init__()
         if len(script.forward.schema.arguments) > 2:  # the first one is the script
             raise BctError(
@@ -229,11 +230,12 @@ class Script(nn.Module):
         self.script = script
         for parameter in script.parameters():  # a script has no requires_grad_ of its own
             parameter.requires_grad = False
+        height, width = shape_of(size)
         try:
-            self.embedding_size = self(torch.zeros(2, 3, size, size)).shape[1]
+            self.embedding_size = self(torch.zeros(2, 3, height, width)).shape[1]
         except Exception as error:  # any that the program raises
             raise BctError(
-                f"{path} gives no embeddings of images of {size}x{size} ({_line(error)})",
+                f"{path} gives no embeddings of images of {height}x{width} ({_line(error)})",
                 "if it takes others, import it: python tools/import_model.py ... --image-size 224",
             ) from None
 

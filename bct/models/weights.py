@@ -8,7 +8,7 @@ from torch import nn
 
 from backbones import get_model, own_state
 from backbones.inference import fold_batch_norm
-from bct.data.images import SIZE
+from bct.data.images import SIZE, Size
 from bct.errors import BctError
 from bct.files import read_json
 from bct.models.about import view_of_model
@@ -34,7 +34,7 @@ def load_backbone(
     network: str | None = None,
     amp_dtype: torch.dtype | None = None,
     fold: bool = False,
-    size: int | None = None,
+    size: Size | None = None,
     pixels: str | None = None,
 ) -> nn.Module:
     """Builds a network and loads its weights.

@@ -8,7 +8,7 @@ import numpy as np
 
 from bct.command import Parser, pixels_option, positive, some_text, takes
 from bct.data import views
-from bct.keys import LARGEST_IMAGE, whole
+from bct.keys import image_size
 from bct.metrics.retrieval import METRICS, Retrieval
 from bct.models.model import Model
 from bct.models.widths import POLICIES
@@ -51,7 +51,7 @@ class Wanted(NamedTuple):
 def search_options(parser: Parser) -> None:
     """Adds how images are seen, how searches are made and what is asked: see View, How, Wanted."""
     add = parser.add_argument
-    pixels = takes(whole(None, least=1, most=LARGEST_IMAGE))
+    pixels = takes(image_size(None))
     known = "the first N labels, or a .json with class names; default: the old model.json"
     add("--old-classes", type=some_text, metavar="N", help=known)
     add("--metric", choices=METRICS, default="cosine")
@@ -72,7 +72,7 @@ def made_from(protocol: Protocol, models: Mapping[str, Model], how: How) -> dict
     """What results depend on, as plain values: models, images and how they are compared."""
     return {
         "models": {
-            label: {"sha256": model.sha256, "view": model.view and model.view._asdict()}
+            label: {"sha256": model.sha256, "view": model.view and model.view.entries}
             for label, model in models.items()
         },
         "data": [images.fingerprint for images in sets_of(protocol)],

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from bct.data.images import size_in_words
 from bct.markdown import table as markdown
 from bct.models.model import Model
 from bct.protocols.image_search import sets_of
@@ -41,7 +42,7 @@ def heading(
     for label, model in models.items():
         view, seen = model.view, "stored embeddings"
         if view:
-            seen = f"{view.size} pixels, crop {view.crop}, {view.pixels}"
+            seen = f"{size_in_words(view.size)} pixels, crop {view.crop}, {view.pixels}"
         lines.append(f"- {label}: {model.file}, {widths[label]} dimensions, {seen}")
     return "\n".join(lines)
 

@@ -41,9 +41,8 @@ def re_extraction(
     """
     rate, measured = known.images_per_second, False
     if rate is None and model.view is not None:
-        size = model.view.size
         backbone = model.backbone.to(device)
-        rate = images_per_second(backbone, batch_size, device, size, images.mirror)
+        rate = images_per_second(backbone, batch_size, device, model.view.shape, images.mirror)
         measured = True
     hours = known.gallery_size / rate / 3600 if known.gallery_size and rate else None
     price = hours * known.price_per_hour if hours and known.price_per_hour else None
@@ -62,16 +61,16 @@ def images_per_second(
     backbone: torch.nn.Module,
     batch_size: int,
     device: torch.device,
-    size: int,
+    shape: tuple[int, int],
     mirror: bool,
     seconds: float = 2.0,
 ) -> float:
-    """Images (size x size pixels) that the network embeds per second, after a warm-up.
+    """Images (height and width: shape) that the network embeds per second, after a warm-up.
 
     Args:
         mirror: with their mirror images, as evaluations of faces have it.
     """
-    images = torch.zeros(batch_size, 3, size, size, device=device)
+    images = torch.zeros(batch_size, 3, *shape, device=device)
 
     def once() -> None:
         sum(backbone(x) for x in (images, images.flip(3))[: 1 + mirror]).cpu()  # waits for it

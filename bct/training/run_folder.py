@@ -322,7 +322,7 @@ def describe(cfg: EasyDict, dataset: ImageSet, embedding_size: int) -> dict[str,
         "head_unit": cfg.head_unit,
         "num_classes": cfg.num_classes,
         "class_names": dataset.class_names,
-        "view": view_of_config(cfg)._asdict(),
+        "view": view_of_config(cfg).entries,
     }
 
 
