@@ -53,8 +53,10 @@ config.num_image = whole(None, least=1)  # likewise
 config.image_size = image_size(112)
 # aligned faces, in [-1, 1], or images of any size, standardised
 config.pixels = choice("face", "imagenet")
-# "resized_crop" mirrors, too
-config.augment = choice("mirror", "resized_crop", "shift", "none")
+# "resized_crop" mirrors, too; so does "person", which pads, crops and erases, see bct/data/views.py
+config.augment = choice("mirror", "resized_crop", "shift", "person", "none")
+# batches of batch_size / images_per_class classes, so many images of each; None: of any images
+config.images_per_class = whole(None, least=2)
 config.rec_backend = choice("native", "mxnet")
 config.num_workers = whole(2, most=1024)
 # "skip": train on another image of the batch, count and list it
