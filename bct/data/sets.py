@@ -348,7 +348,7 @@ def records_of(path: Path, listed: Listed) -> Path | None:
     """The record file that a list is about, None if it is about image files."""
     folder = path.resolve().parent
     if listed.root is not None:
-        root = folder / os.fsdecode(listed.root)
+        root = Path(os.path.normpath(folder / os.fsdecode(listed.root)))
         return root if root.suffix == ".rec" and not root.is_dir() else None
     numbers = all(name.isdigit() for name in listed.names)
     return folder / "train.rec" if numbers and (folder / "train.rec").is_file() else None
