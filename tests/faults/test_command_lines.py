@@ -68,6 +68,8 @@ COMMANDS = {
         "--eval-identities",
         "4",
     ),
+    "tools/make_landmark_views.py": ("views", "--seed", "1"),
+    "tools/make_people.py": ("people", "--seed", "1"),
     "tools/scaling.py": ("--classes", "100", "--ranks", "8", "--network", "demo_w16"),
     "tools/split_dataset.py": ("train.rec", "--out", "parts"),
     "tools/train_chain.py": ("configs/omniglot_chain.py", "--dry", "--output", "chain"),
