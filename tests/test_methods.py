@@ -29,6 +29,7 @@ TERMS = {
     "NCCL": {"cls", "feature", "class"},
     "AdvBCT": {"cls", "p2s", "adv"},
     "L2": {"cls", "l2"},
+    "HotRefresh": {"cls", "pairs"},
 }
 
 
