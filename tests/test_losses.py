@@ -16,6 +16,7 @@ from methods.AdvBCT.loss import AdvBCTLoss
 from methods.BCT.loss import classifier_influence, prototype_influence
 from methods.BT2.loss import bt2
 from methods.FCT.loss import fct
+from methods.HotRefresh.loss import LOSSES, hot_refresh
 from methods.L2.loss import l2
 from methods.MixBCT.loss import draw_rows, mixbct
 from methods.NCCL.loss import NCCLLoss
@@ -97,6 +98,15 @@ def test_mixbct(old):
 def test_l2(old):
     falls(linear(), lambda f: l2(f, old.embeddings), old=[old.embeddings])
     assert l2(old.embeddings * 3, old.embeddings, threshold=0.2) == 0
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_hot_refresh(old, loss):
+    falls(
+        linear(),
+        lambda f: hot_refresh(f, LABELS, old.embeddings, loss, temperature=0.1),
+        old=[old.embeddings],
+    )
 
 
 @pytest.mark.parametrize("scale", [1.0, 16.0])
@@ -211,7 +221,7 @@ def test_methods_with_files_of_one_name_get_their_own():
         used = {key for key, value in vars(train).items() if is_of(value, loss)}
         assert used and used <= own
         files.add(loss.__file__)
-    assert len(files) == len(names) == 8
+    assert len(files) == len(names) == 9
 
 
 def is_of(value, module):
