@@ -22,6 +22,7 @@ from bct.keys import plain
 from bct.method import load_method
 from bct.training.heads import NoHead, SoftmaxHead
 from bct.training.other_classes import others, others_of
+from bct.training.replicas import bare, replicate
 from methods.BCTRACT.loss import bct_ract
 
 BCTRACT = load_method("BCTRACT")
@@ -310,6 +311,28 @@ def test_ranks_give_the_gradient_of_the_whole_batch():
             loss, by_f, by_w = (torch.cat([rank[case][k] for rank in many]) for k in range(3))
             for got, value in zip((loss.mean()[None], by_f, by_w), want, strict=True):
                 torch.testing.assert_close(got, value, rtol=1e-4, atol=1e-6)
+
+
+def gradients_of_plain_heads(f, y, row):
+    """As a training has them: the head is replicated, and asked beside its own loss."""
+    size, rank = distributed.world_size(), distributed.rank()
+    mine = slice(rank * len(f) // size, (rank + 1) * len(f) // size)
+    local, head = f[mine].clone().requires_grad_(), replicate(softmax_head(), torch.device("cpu"))
+    terms = make(Old(row=row))(local, Batch(None, y[mine], None, {}), head, None)
+    sum(terms.values()).backward()
+    return terms["influence"].detach(), local.grad / size, bare(head).weight.grad
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_ranks_give_a_plain_head_the_gradient_of_the_whole_batch(world_size):
+    y = torch.tensor([0, 2, 3, 6, 1, 4, 5, 7, 0, 1, 9, 9])
+    given = NEW.float(), y, ROW
+    loss, by_f, by_w = gradients_of_plain_heads(*given)
+    many = run_on_ranks(world_size, gradients_of_plain_heads, *given)
+    torch.testing.assert_close(sum(rank[0] for rank in many) / world_size, loss)
+    torch.testing.assert_close(torch.cat([rank[1] for rank in many]), by_f, rtol=1e-4, atol=1e-6)
+    for _, _, grad in many:  # each rank has the mean
+        torch.testing.assert_close(grad, by_w, rtol=1e-4, atol=1e-6)
 
 
 def one_class_each(f, w, y):

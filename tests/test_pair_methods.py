@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from support.old_models import CPU, TRAINING, tool
 from support.pictures import picture, write_faces
+from support.ranks import run_on_ranks
 
 from bct.config import load_config
 from bct.method import Method, load_method
@@ -80,6 +81,22 @@ def test_the_old_classifier_is_asked_by_its_own_labels(pictures):
         Watching.__name__ = name
         given = [*TRAINING, "batch_size=4", "num_epoch=1", f"output={pictures / name}"]
         assert train(load_config(pictures / "new.py", given, Watching.defaults), Watching, CPU) == 0
+
+
+def train_here(pictures, name, output, parity):
+    given = [*TRAINING, "batch_size=4", "num_epoch=1", f"output={output}", f"parity={parity}"]
+    given += ["influence=prototype"] if name == "BCTRACT" else []
+    method = load_method(name)
+    cfg = load_config(pictures / "new.py", [*given, *METHODS[name]], method.defaults)
+    assert train(cfg, method, CPU) == 0
+
+
+@pytest.mark.parametrize("parity", ["corrected", "published"])
+@pytest.mark.parametrize("name", METHODS)
+def test_on_two_ranks(pictures, tmp_path, name, parity):
+    """Where the head is wrapped."""
+    run_on_ranks(2, train_here, pictures, name, tmp_path, parity)
+    assert finite(tmp_path)
 
 
 @pytest.mark.parametrize("name", METHODS)

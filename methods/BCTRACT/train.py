@@ -12,6 +12,7 @@ from bct.method import Method
 from bct.old_judge import JUDGE_KEYS, old_judge
 from bct.train import main
 from bct.training.other_classes import others_of
+from bct.training.replicas import bare
 from methods.BCTRACT.loss import bct_ract
 
 
@@ -48,7 +49,7 @@ class BCTRACT(Method):
     def forward(self, embeddings, batch, head, rng):
         f, labels = embeddings.float(), batch.labels
         classification = head(embeddings, labels, rng)
-        others = others_of(head, f, labels)
+        others = others_of(bare(head), f, labels)
         influence = bct_ract(self.judge(f), self.judge.row[labels], others)
         return {"cls": classification, "influence": self.cfg.influence_weight * influence}
 

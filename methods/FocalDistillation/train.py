@@ -13,6 +13,7 @@ from bct.method import Method, present
 from bct.old_judge import JUDGE_KEYS, old_judge
 from bct.train import main
 from bct.training.classified import names_the_class
+from bct.training.replicas import bare
 from methods.FocalDistillation.loss import focal_distillation
 
 
@@ -46,7 +47,7 @@ class FocalDistillation(Method):
         cfg, f, old = self.cfg, embeddings.float(), batch.old["features"]
         classification = head(embeddings, batch.labels, rng)
         if self.judge is None:
-            right = names_the_class(head, f, batch.labels)
+            right = names_the_class(bare(head), f, batch.labels)
         else:
             right = self.judge(old).argmax(1) == self.judge.row[batch.labels]
         settings = cfg.alpha, cfg.beta, batch.old.get("present")
