@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from backbones.conv4 import Conv4
+from backbones.gem_small import GemSmall
 from backbones.iresnet import IResNet
 from backbones.mobilefacenet import MobileFaceNet
 from backbones.vit import ViT
@@ -66,6 +67,8 @@ IMAGE_NETWORKS: dict[str, Callable[..., nn.Module]] = {
     **_TORCHVISION,
     "conv4_w32": partial(Conv4, 32),
     "conv4_w64": partial(Conv4, 64),
+    "gem_w16": partial(GemSmall, 16),
+    "gem_w32": partial(GemSmall, 32),
 }
 
 

@@ -5,6 +5,7 @@ from itertools import pairwise
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from backbones.gem_small import Residual
 from backbones.iresnet import Block, IResNet
 
 
@@ -46,6 +47,7 @@ def _full_name(module: nn.Module) -> str:
 _PAIRS = {  # (layer, the batch norm right behind it); in an nn.Sequential the order says it
     IResNet: [("conv1", "bn1"), ("fc", "features")],
     Block: [("conv1", "bn2"), ("conv2", "bn3")],
+    Residual: [("conv1", "bn1"), ("conv2", "bn2")],
 }
 _OF_TORCHVISION = {  # by name: faces need not wait for torchvision
     f"torchvision.models.resnet.{name}": [(f"conv{i}", f"bn{i}") for i in range(1, layers + 1)]
