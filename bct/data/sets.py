@@ -20,6 +20,7 @@ from bct.data.image_set import ImageSet
 from bct.data.images import ALIGN, SIZE, Size, WrongSize, decode, shape_of
 from bct.data.labels import check_labels
 from bct.data.lst_files import open_lst
+from bct.data.market_files import is_market, open_market_train
 from bct.data.recordio import BROKEN, RecordReader
 from bct.distributed import say
 from bct.errors import BctError
@@ -210,8 +211,9 @@ def open_images(rec: str | Path, backend: str = "native") -> ImageSet:
         rec: a .rec file, or the same without its suffix; a list of images, .txt or .lst, see
             bct/data/image_files.py and lst_files.py; `train` or `test` of CIFAR; Tiny-ImageNet's
             val/; or a folder. A folder's training set is opened: its train.rec, its part `train` of
-            CIFAR, its train/ of class folders (ImageNet, Places365), its train.txt, else its own
-            folders are the classes (aligned faces, Omniglot).
+            CIFAR, its bounding_box_train/ (Market-1501), its train/ of class folders (ImageNet,
+            Places365), its train.txt, else its own folders are the classes (aligned faces,
+            Omniglot).
         backend: how record files are read, "native" or "mxnet".
     """
     path = Path(rec)
@@ -238,6 +240,8 @@ def open_known(path: Path, backend: str = "native") -> ImageSet | None:
     for file in (path, Path(f"{path}.rec"), path / "train.rec"):
         if file.is_file():
             return RecordSet(file, backend)
+    if is_market(path):
+        return open_market_train(path)
     if has_classes(path / "train"):
         return FolderSet(path / "train")
     if (path / "train.txt").is_file():
