@@ -25,12 +25,12 @@ from bct.data.image_set import ImageSet
 from bct.data.images import ALIGN, SIZE, Size, WrongSize, decode, shape_of
 from bct.data.labels import check_labels
 from bct.data.lst_files import open_lst
-from bct.data.published_sets import open_market, open_train_clean
+from bct.data.market_files import is_market, open_market_train
 from bct.data.recordio import BROKEN, RecordReader
+from bct.data.train_clean import open_train_clean
 from bct.distributed import say
 from bct.errors import BctError, printable
 from bct.files import sha256
-from bct.scenarios import MARKET
 
 
 class RecordSet(ImageSet):
@@ -305,8 +305,6 @@ def open_known(path: Path, backend: str = "native") -> ImageSet | None:
         return open_lst(path)
     if path.suffix == ".csv" and path.is_file():
         return open_train_clean(path)
-    if path.name == MARKET and path.is_dir():
-        return open_market(path)
     for part in (path, path / "train"):
         if is_cifar(part):
             return Cifar(part)
@@ -315,8 +313,8 @@ def open_known(path: Path, backend: str = "native") -> ImageSet | None:
             return RecordSet(file, backend)
     if (path / "train_clean.csv").is_file() and (path / "train").is_dir():
         return open_train_clean(path / "train_clean.csv")
-    if (path / MARKET).is_dir():
-        return open_market(path / MARKET)
+    if is_market(path):
+        return open_market_train(path)
     if has_classes(path / "train"):
         return FolderSet(path / "train")
     if (path / "train.txt").is_file():

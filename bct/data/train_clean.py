@@ -1,15 +1,12 @@
-"""Training sets that say in their own way who is on which image: GLDv2-clean and Market-1501."""
+"""GLDv2-clean's training set, which a csv describes."""
 
-import os
 import re
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
-from bct.data.image_files import ImageFiles, bad_line, entries
-from bct.data.market_names import JUNK, parse
-from bct.distributed import say
+from bct.data.image_files import ImageFiles, bad_line
 from bct.errors import BctError
 from bct.files import without_mark
 
@@ -56,27 +53,3 @@ def open_train_clean(path: Path) -> ImageFiles:
     names = [b"train/%c/%c/%c/%s.jpg" % (*i[:3], i) for i in every]
     labels = np.repeat(np.arange(len(landmarks)), [len(images[i]) for i in landmarks])
     return ImageFiles(path, path.resolve().parent, names, labels, [str(i) for i in landmarks])
-
-
-def open_market(folder: Path) -> ImageFiles:
-    """Market-1501's bounding_box_train: who is on an image is in its name.
-
-    Labels follow the numbers of the people in ascending order, which are the classes' names. Junk,
-    -1, is left out.
-
-    Raises:
-        BctError: an image whose name is not Market's, or none that shows anybody.
-    """
-    images, _, others = entries(os.fsencode(folder))
-    people = np.array([parse(name)[0] for name in images], np.int64)
-    names = [name for name, who in zip(images, people.tolist(), strict=True) if who != JUNK]
-    if not names:
-        raise BctError(
-            f"{folder} holds no image of a person",
-            "copy Market-1501's training images into it: <person>_c<camera>s<sequence>_....jpg",
-        )
-    for count, what in ((len(images) - len(names), "junk, -1,"), (len(others), "no image")):
-        if count:
-            say(f"{folder}: {count} files are {what} and are left out")
-    numbers, labels = np.unique(people[people != JUNK], return_inverse=True)
-    return ImageFiles(folder, folder, names, labels, [f"{number:04d}" for number in numbers])
