@@ -1,8 +1,8 @@
 """AdvBCT's table: each method's self and cross tests on several data sets, P_up, P_comp and P_1.
 
-    python eval/landmarks_table.py work_dirs/gldv2_advbct/EXclass/tests -o work_dirs/gldv2_advbct/table
+    python eval/landmarks_table.py work_dirs/gldv2_advbct/EXclass/tests -o table
 
-Reads the results that eval/landmarks.py or eval/reid.py has written into a folder, one file for each
+Reads the results that eval/landmarks.py or eval/reid.py has written into a folder, a file for each
 data set, all with -m_old, -m_alone and the same new models. Writes <output>.md and .json. The three
 figures are means over the data sets, see bct/metrics/compatibility.py.
 """
