@@ -7,6 +7,7 @@ data set, all with -m_old, -m_alone and the same new models. Writes <output>.md 
 figures are means over the data sets, see bct/metrics/compatibility.py.
 """
 
+import math
 from pathlib import Path
 
 from bct.command import Parser, file_path, run_cli
@@ -78,12 +79,10 @@ def figures(found: dict[str, dict[str, dict[str, float]]]) -> dict[str, dict]:
         old, cross, own, alone = (
             [tests[key] for tests in each.values()] for key in ("old", "cross", "self", "alone")
         )
-        out[label] = {
-            "sets": each,
-            "p_up": p_up(own, alone),
-            "p_comp": p_comp(cross, old, alone),
-            "p_1": p_1(own, cross, old, alone),
-        }
+        shares = p_up(own, alone), p_comp(cross, old, alone), p_1(own, cross, old, alone)
+        # none means something where the one alone is no better than the old model on some set
+        known = [None if math.isnan(share) else share for share in shares]
+        out[label] = {"sets": each, **dict(zip(("p_up", "p_comp", "p_1"), known, strict=True))}
     return out
 
 
@@ -103,9 +102,8 @@ def shown(sets: list[str], rows: dict[str, dict]) -> str:
     return table(titles, lines)
 
 
-def percent(value: float) -> str:
-    """ "-" where it means nothing: a gain over an old model that the one alone does not beat."""
-    return f"{100 * value:.2f}" if value == value else "-"
+def percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.2f}"
 
 
 if __name__ == "__main__":
