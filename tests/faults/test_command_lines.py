@@ -43,6 +43,7 @@ COMMANDS = {
     "eval/report.py": (*EVERY, "--set", "set.bin", "--far", "0.1", "--resamples", "9"),
     "eval/benchmark.py": ("runs", "-d", "data"),
     "eval/retrieval_table.py": ("runs",),
+    "eval/landmarks_table.py": ("runs", "-o", "table"),
     "tools/average_features.py": SD,
     "tools/class_statistics.py": SD,
     "tools/denoise.py": SD,
