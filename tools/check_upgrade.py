@@ -22,6 +22,8 @@ from bct.errors import BctError
 from bct.method import Method, method_of
 from bct.protocols.compare import check_resolved
 from bct.protocols.image_search import open_search
+from bct.protocols.landmarks import open_landmarks
+from bct.protocols.market import open_market
 from bct.protocols.pairs import open_bin
 from tools.ijbc.comparison import check_pairs
 from tools.ijbc.protocol import read_protocol
