@@ -5,16 +5,19 @@ are theirs. Names are relative to the folder in the list's first line, "# root: 
 may itself be relative to the list. Without that line, as in openBCT's lists, they are relative to
 the list's folder or to `train/` in it, whichever has the first image. A root may also be a part of
 CIFAR; names are then its image numbers. Names are bytes, the file system's own, in any locale; they
-do not lead out of the root. Only regular files of a bounded size are read.
+do not lead out of the root. Only regular files of a bounded size are read. "<name> <label> <camera>
+1", as AdvBCT lists Market-1501, is read, too; lists of records are in bct/data/sets.py.
 
 Class names come from the JSON manifest that tools/split_dataset.py writes beside a list, else from
 the images' folders if each class has one of its own; else there are none.
 """
 
 import os
+import re
 import stat
 from functools import cached_property
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -32,6 +35,7 @@ IMAGE_SUFFIXES = {
 }
 MAX_BYTES = 1 << 28  # of an image file: more than the largest image needs that is decoded
 ROOT_LINE = b"# root: "
+_CAMERA = re.compile(rb"(\S.*?)\s+(\d{1,9})\s+\d{1,9}")  # <path> <label> <camera>
 
 
 class ImageFiles(ImageSet):
@@ -244,19 +248,31 @@ def open_tiny_imagenet_val(folder: Path) -> ImageFiles:
     return ImageFiles(folder, folder, names, labels, class_names.tolist())
 
 
-def open_list(path: str | Path) -> ImageFiles | Cifar:
-    """The images of a list, see above.
+class Listed(NamedTuple):
+    """What a list says: its root as written or None, names, and labels int64 (n,)."""
 
-    Raises:
-        BctError: a line that does not parse, labels that are not 0..C-1, a root that is not there,
-            or a manifest that belongs to another list.
-    """
-    path = Path(path)
-    root, names, labels = read_list(path)
+    root: bytes | None
+    names: list[bytes]
+    labels: np.ndarray
+
+
+def list_classes(path: Path, listed: Listed) -> tuple[int, list[str] | None]:
+    """How many classes a list has, and their names as its manifest has them. BctError for labels
+    that are not 0..C-1 and for a manifest that belongs to another list."""
+    root, names, labels = listed
     num_classes = check_labels(labels, str(path), lambda k: f"{path}: {as_text(names[k])!r}")
-    folder, side, class_names = path.resolve().parent, path.with_suffix(".json"), None
-    if root is not None and side.is_file():
-        class_names = _read_manifest(side, len(labels), num_classes)
+    side = path.with_suffix(".json")
+    if root is None or not side.is_file():
+        return num_classes, None
+    return num_classes, _read_manifest(side, len(labels), num_classes)
+
+
+def list_images(path: Path, listed: Listed) -> ImageFiles | Cifar:
+    """The images of a list that has been read. BctError as list_classes, and for a root that is
+    not there."""
+    num_classes, class_names = list_classes(path, listed)
+    root, names, labels = listed
+    folder = path.resolve().parent
     root = folder / os.fsdecode(root) if root else find_root(path, folder, os.fsdecode(names[0]))
     if is_cifar(root):
         return Cifar(root).part(path, names, labels, class_names, num_classes)
@@ -279,9 +295,8 @@ def find_root(path: Path, folder: Path, first: str) -> Path:
     )
 
 
-def read_list(path: Path) -> tuple[bytes | None, list[bytes], np.ndarray]:
-    """Root as written or None, names and int64 labels of a list. BctError for an empty list or a
-    line that does not parse."""
+def read_list(path: Path) -> Listed:
+    """Raises BctError for an empty list or a line that does not parse."""
     lines = without_mark(path, path.read_bytes()).split(b"\n")
     root = None
     if lines[0].startswith(ROOT_LINE):
@@ -308,7 +323,11 @@ def read_list(path: Path) -> tuple[bytes | None, list[bytes], np.ndarray]:
         labels.append(int(label))
     if not names:
         raise BctError(f"{path} names no image", "give a list with a line for each image")
-    return root, names, np.array(labels, np.int64)
+    with_cameras = [_CAMERA.fullmatch(name) for name in names] if set(labels) == {1} else [None]
+    if all(with_cameras):  # all labels 1, none 0: no list of "<path> <label>" can be so
+        names = [found[1] for found in with_cameras]
+        labels = [int(found[2]) for found in with_cameras]
+    return Listed(root, names, np.array(labels, np.int64))
 
 
 def leads_out(name: bytes) -> bool:

@@ -31,6 +31,8 @@ class ImageSet:
         vectors: whether its items are float32 rows that `vector(index)` gives; then it has a
             `width` and no images, see bct.stored.vector_set.
         chosen: the items that a training takes, int64 (k,); None: all.
+        listed: (n, rows) where it was made of a list of n items, of which those rows, int64 (N,),
+            are left: stored embeddings may be those of the whole list. None: of all.
     """
 
     path: Path
@@ -42,6 +44,7 @@ class ImageSet:
     recipe = ""
     vectors = False
     chosen: np.ndarray | None = None
+    listed: tuple[int, np.ndarray] | None = None
 
     @property
     def name(self) -> str:
@@ -63,9 +66,20 @@ class Joined(ImageSet):
         self.native = sizes.pop() if len(sizes) == 1 else None
         self.starts = np.cumsum([0, *map(len, self.sets)])
         self.fingerprint = sha256(*(images.fingerprint for images in self.sets))
+        self.listed = self._listed()
 
     def __len__(self) -> int:
         return int(self.starts[-1])
+
+    def _listed(self) -> tuple[int, np.ndarray] | None:
+        if all(images.listed is None for images in self.sets):
+            return None
+        total, parts = 0, []
+        for images in self.sets:
+            number, rows = images.listed or (len(images), np.arange(len(images)))
+            parts.append(rows + total)
+            total += number
+        return total, np.concatenate(parts)
 
     def _of(self, index: int) -> tuple[ImageSet, int]:
         at = int(np.searchsorted(self.starts, index, side="right")) - 1

@@ -132,6 +132,11 @@ def _unlabelled(path: Path, root: Path, names: list[bytes]) -> ImageFiles:
     return ImageFiles(path, root, names, np.zeros(len(names), np.int64), None, 1)
 
 
+def images_below(folder: Path) -> list[bytes]:
+    """Sorted names of all images below a folder, at any depth, relative to it."""
+    return _below(os.fsencode(folder))[0]
+
+
 def _below(root: bytes) -> tuple[list[bytes], list[bytes]]:
     """Sorted images and other files below a folder, at any depth, relative to it.
 

@@ -2,8 +2,9 @@
 
 import json
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -20,9 +21,11 @@ from bct.data.views import View
 from bct.errors import BctError
 from bct.files import sha256
 from bct.log import progress
+from bct.models.whole_images import Whole, embedded_whole
 from bct.outputs import short_name
 from bct.rows import check_rows, refuse_not_finite, zeros_remark
 from bct.stored.artefacts import open_valid, shared_artefact
+from bct.stored.stacked import Stacked
 
 
 class Embedder(Protocol):
@@ -97,6 +100,7 @@ def embed_models(
     num_workers: int = 2,
     reload: bool = False,
     remarks: list[str] | None = None,
+    whole: Whole | None = None,
 ) -> dict[str, np.ndarray]:
     """Label -> embeddings of all images, float (N, D), not normalised, memory-mapped.
 
@@ -112,6 +116,8 @@ def embed_models(
             images have it.
         reload: compute anew what is cached.
         remarks: takes a line for each model that has rows of zeros, which is said in any case.
+        whole: networks see images in their own aspect, one at a time, at these sizes; None: as the
+            models' views say.
 
     Raises BctError: weights that do not load; an image that can't be read; stored embeddings of
     other images; what bct.rows.check_rows refuses.
@@ -125,26 +131,41 @@ def embed_models(
                 found[label] = model.rows(images)
                 continue
             model.backbone  # noqa: B018 - a wrong network is refused even if a cache would do
-            about = made_from(model, images, mirror)
+            about = made_from(model, images, mirror, whole)
             path = folder / f"{short_name(images.name)}_{sha256(json.dumps(about))[:20]}.npy"
             there = None if reload else open_valid(path, **about)
             if all(distributed.all_gather_object(there is not None)):
                 distributed.say(f"{model.file}: embeddings are cached in {path.name}")
                 found[label] = there
             else:
-                missing.setdefault(model.view, {})[label] = path, about
+                seen = model.view if whole is None else View(pixels=model.view.pixels)
+                missing.setdefault(seen, {})[label] = path, about
         for seen, parts in missing.items():
-            loader = Loader(
-                images, batch_size, device, num_workers=num_workers, train=False, view=seen
-            )
             chosen = {label: models[label] for label in parts}
-            found |= _compute(chosen, parts, images, loader, mirror)
+            if whole is None:
+                loader = Loader(
+                    images, batch_size, device, num_workers=num_workers, train=False, view=seen
+                )
+                rows = partial(_in_batches, loader, f"embed {images.name}", mirror)
+            else:
+                rows = partial(
+                    embedded_whole, images, whole, device, seen.pixels, f"embed {images.name}",
+                    mirror, num_workers,
+                )  # fmt: skip
+            found |= _compute(chosen, parts, images, device, rows)
     said = _checked({models[label].file: rows for label, rows in found.items()}, images)
     for line in said:
         distributed.say(line)
     if remarks is not None:
         remarks += [line for line in said if line not in remarks]
     return {label: found[label] for label in models}
+
+
+def _in_batches(
+    loader: Loader, what: str, mirror: bool, networks: Mapping[str, nn.Module]
+) -> Iterator[tuple[np.ndarray, dict[str, np.ndarray]]]:
+    for batch, rows in embedded(networks, loader, what, mirror):
+        yield batch.index.cpu().numpy(), rows
 
 
 def _checked(found: Mapping[str, np.ndarray], images: ImageSet) -> list[str]:
@@ -155,10 +176,20 @@ def _checked(found: Mapping[str, np.ndarray], images: ImageSet) -> list[str]:
 
     lines = []
     for file, rows in found.items():
-        zeros = check_rows(rows, file, describe)
+        zeros = _zeros(rows, file, describe)
         if len(zeros):
             lines.append(zeros_remark(file, zeros, len(rows), describe))
     return lines
+
+
+def _zeros(rows: np.ndarray | Stacked, file: str, describe: Callable[[int], str]) -> np.ndarray:
+    """Like check_rows; what is stacked is looked at part by part, and may be alike."""
+    if not isinstance(rows, Stacked):
+        return check_rows(rows, file, describe)
+    zeros = []
+    for start, part in zip(rows.starts.tolist(), rows.parts, strict=False):
+        zeros.append(start + check_rows(part, file, lambda row, a=start: describe(a + row), False))
+    return np.concatenate(zeros)
 
 
 def refuse_batch(file: str, rows: np.ndarray, index: np.ndarray, images: ImageSet) -> None:
@@ -166,7 +197,7 @@ def refuse_batch(file: str, rows: np.ndarray, index: np.ndarray, images: ImageSe
     refuse_not_finite(rows, file, lambda k: f"{index[k]} ({images.describe(int(index[k]))})")
 
 
-def made_from(model: Embedder, images: ImageSet, mirror: bool) -> dict:
+def made_from(model: Embedder, images: ImageSet, mirror: bool, whole: Whole | None = None) -> dict:
     """What embeddings depend on: entries of their manifest."""
     seen = model.view
     onnx = model.file.lower().endswith(".onnx")  # its nodes say what it is fed, or somebody does
@@ -177,7 +208,7 @@ def made_from(model: Embedder, images: ImageSet, mirror: bool) -> dict:
         "data": images.fingerprint,
         "recipe": images.recipe,
         "amp": dtype_name(model.dtype),
-        "view": seen.seen,
+        "view": seen.seen if whole is None else [*whole.entries, seen.pixels],
         "mirror": mirror,
     }
 
@@ -186,23 +217,26 @@ def _compute(
     models: dict[str, Embedder],
     parts: dict[str, tuple[Path, dict]],
     images: ImageSet,
-    loader: Loader,
-    mirror: bool,
+    device: torch.device,
+    embedded_by: Callable[[dict[str, nn.Module]], Iterator[tuple[np.ndarray, dict]]],
 ) -> dict[str, np.ndarray]:
-    """Fills a memory-mapped file for each model in one pass over the images."""
+    """Fills a memory-mapped file for each model in one pass over the images.
+
+    Args:
+        embedded_by: networks -> (indices (B,), embeddings by label, (B, D)) of this rank's images.
+    """
     networks, paths, out = {}, {}, {}
     for label, model in models.items():
         path, _ = parts[label]
         paths.setdefault(path, label)  # two labels of one model have one file
-        networks[paths[path]] = model.backbone.to(loader.device)
+        networks[paths[path]] = model.backbone.to(device)
     with ExitStack() as stack:
         for path, label in paths.items():
             shape = (len(images), models[label].width)
             about = {"kind": "embeddings", "weights": models[label].file, **parts[label][1]}
             out[label] = stack.enter_context(shared_artefact(path, shape, "float32", **about))
         networks = {label: networks[label] for label in out}
-        for batch, rows in embedded(networks, loader, f"embed {images.name}", mirror):
-            index = batch.index.cpu().numpy()
+        for index, rows in embedded_by(networks):
             for label, values in rows.items():
                 refuse_batch(models[label].file, values, index, images)
                 out[label][index] = values

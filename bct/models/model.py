@@ -21,7 +21,10 @@ from bct.models.reference_checkpoints import TORCHSCRIPT
 from bct.models.weights import load_backbone, network_of
 from bct.rows import check_rows
 from bct.stored.fingerprint import Fingerprint
+from bct.stored.stacked import Stacked
 from bct.stored.vector_files import is_stored, open_vectors
+
+_COPIED = 1 << 30  # bytes of two files' rows that may be put into one array
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Model:
     """A trained network by its file, loaded when it is first used.
 
     Attributes:
-        file: weights; or embeddings, one .npy or .npz, or two with a comma between for the two sets
+        file: weights; or embeddings, one .npy, .npz or .fvecs, or two with a comma between for the two sets
             of a search (queries.npy,gallery.npy).
         network: its name, None where the file or its model.json says it.
         sha256: of the file's bytes.
@@ -72,8 +75,8 @@ class Model:
         """float32 (N, D), not normalised, memory-mapped; see bct.models.embed.embed_models."""
         return embed_models({"x": self}, images, cache)["x"]
 
-    def rows(self, images: ImageSet) -> np.ndarray:
-        """Stored embeddings of these images, float (N, D).
+    def rows(self, images: ImageSet) -> np.ndarray | Stacked:
+        """Stored embeddings of these images, float (N, D); of large files they are not copied.
 
         Raises BctError for another number of rows, and for one file where there are two sets; like
         bct.rows.check_rows.
@@ -87,9 +90,32 @@ class Model:
             )
         parts = []
         for file, of in zip(files, sets, strict=True):
-            parts.append(open_vectors(file, len(of), finite=False)[0])
+            parts.append(_rows_of(file, of))
             check_rows(parts[-1], file, lambda row, of=of: of.describe(row), alike=False)
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if len(parts) == 1:
+            return parts[0]
+        if len({part.shape[1] for part in parts}) > 1:
+            widths = " and ".join(str(part.shape[1]) for part in parts)
+            raise BctError(f"{self.file} have {widths} dimensions", "give those of one model")
+        large = sum(part.nbytes for part in parts) > _COPIED
+        return Stacked(parts) if large else np.concatenate(parts)
+
+
+def _rows_of(file: str, images: ImageSet) -> np.ndarray:
+    """Stored embeddings of a set, or those of them that are left of its whole list."""
+    if images.listed is None:
+        return open_vectors(file, len(images), finite=False)[0]
+    total, kept = images.listed
+    found = open_vectors(file, finite=False)[0]
+    if len(found) == total:
+        return found[kept]
+    if len(found) != len(images):
+        raise BctError(
+            f"{file} has {len(found)} rows for {len(images)} images, or for the {total} of the "
+            "list that these are of",
+            "store one row for each image, in their order",
+        )
+    return found
 
 
 def open_model(

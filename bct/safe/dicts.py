@@ -1,4 +1,5 @@
-"""Reading pickles of one dict: CIFAR's files, and the label maps that np.save wrote as objects.
+"""Reading pickles of one dict: CIFAR's files, the label maps that np.save wrote as objects, and the
+ground truth of Revisited Oxford and Paris.
 
 The pickle is not handed to Python's unpickler: its operations are few, and carried out here. A dict
 makes the difference to lists.py, which does: hashing nested tuples takes time that a few bytes
@@ -15,15 +16,17 @@ from bct.safe.lists import _STAND_INS, _Array
 def load_dict(data: bytes) -> dict[int | str, Any]:
     """The dict in a pickle, or in a pickled array of this one object.
 
-    Keys are int or str; values are numbers, strings, lists, tuples and arrays of numbers. numpy's
-    scalars come back as Python's, Python 2's strings as bytes, as keys as str. Raises ValueError
-    for every other pickle.
+    Keys are int or str; values are numbers, strings, lists, tuples, dicts and arrays of numbers.
+    numpy's scalars come back as Python's, Python 2's strings as bytes, as keys as str. Raises
+    ValueError for every other pickle.
     """
     try:
-        found = _plain(_run(data))
+        outer = [_run(data)]
+        _make_plain(outer)
+        (found,) = outer
         if not isinstance(found, dict):
             raise ValueError(f"a pickled {type(found).__name__}, not a dict")
-        return {_key(key): _plain(value) for key, value in found.items()}
+        return found
     except Exception as error:  # damaged files end in many kinds
         reason = " ".join(str(error).split())[:120]
         raise ValueError(reason or type(error).__name__) from None
@@ -158,8 +161,21 @@ def _key(key: Any) -> int | str:
     raise ValueError(f"a key of type {type(key).__name__}")
 
 
-def _plain(value: Any) -> Any:
-    return value.array if isinstance(value, _Array) else value
+def _make_plain(outer: list[Any]) -> None:
+    """Puts arrays in the place of their stand-ins, in lists and dicts of any depth."""
+    waiting: list[Any] = [outer]
+    seen = set()  # what is in an array of an object may be in several places
+    while waiting:
+        container = waiting.pop()
+        if id(container) in seen:
+            continue
+        seen.add(id(container))
+        items = container.items() if isinstance(container, dict) else enumerate(container)
+        for key, value in list(items):
+            if isinstance(value, _Array):
+                container[key] = value = value.array
+            if isinstance(value, list | dict):
+                waiting.append(value)
 
 
 class _Any(_Array):

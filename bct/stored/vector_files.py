@@ -21,9 +21,11 @@ from bct.errors import BctError
 from bct.files import atomic
 from bct.rows import check_rows, refuse_not_finite
 from bct.stored.artefacts import manifest_path, open_artefact
+from bct.stored.fvecs import open_fvecs
 
 # bytes that an archive may unpack to: of its own, as floats deflate to a half at best, and of any
 _UNPACKED, _SMALL = 64, 1 << 24
+STORED = (".npy", ".npz", ".fvecs")
 
 Check = Callable[[tuple[int, ...], np.dtype], None]
 
@@ -34,15 +36,15 @@ def open_vectors(
     """Opens stored vectors, one per row.
 
     Args:
-        path: a .npy file, or a .npz with one array or one that is called "embeddings".
+        path: a .npy file, or a .npz with one array or one that is called "embeddings"; or .fvecs.
         rows: n, how many there have to be; None: any number.
         column: there is a number per row, not a vector.
         finite: read all, refuse NaN and inf, and vectors that are all zeros; False: the caller
             looks at each row it uses.
 
     Returns:
-        (n, D), n and D > 0, or a column (n,), of the file's own float type; a .npy is
-        memory-mapped, read-only. And its manifest, {} if it has none.
+        (n, D), n and D > 0, or a column (n,), of the file's own float type; a .npy or .fvecs
+        is memory-mapped, read-only. And its manifest, {} if it has none.
 
     Raises:
         BctError: no such file or none of these, another shape or type, values not finite, nothing
@@ -55,7 +57,10 @@ def open_vectors(
     def check(shape: tuple[int, ...], dtype: np.dtype) -> None:
         _check(path, shape, dtype, rows, column)
 
-    if _has_manifest(path):
+    if path.suffix == ".fvecs":
+        found = open_fvecs(path)
+        check(found.shape, found.dtype)
+    elif _has_manifest(path):
         found, manifest = open_artefact(path)
         check(found.shape, found.dtype)
     else:
@@ -89,7 +94,7 @@ def read_arrays(path: str | Path) -> dict[str, np.ndarray]:
 
 def is_stored(path: str | Path) -> bool:
     """Whether a "model" is a file of embeddings."""
-    return Path(path).suffix in (".npy", ".npz")
+    return Path(path).suffix in STORED
 
 
 def _has_manifest(path: Path) -> bool:
