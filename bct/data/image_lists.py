@@ -113,7 +113,8 @@ def read_list(path: Path) -> Listed:
 def list_root(path: Path, root: Path) -> str:
     """What a list at `path` calls its root: relative if it is the list's folder or in it, so that
     both can be moved."""
-    root, folder = root.resolve(), path.resolve().parent
+    root, folder = (Path(os.path.realpath(one)) for one in (root, path))  # a link to itself, too
+    folder = folder.parent
     return str(root.relative_to(folder) if root.is_relative_to(folder) else root)
 
 
