@@ -3,7 +3,8 @@
     python tools/export_onnx.py work_dirs/x/model.pt                      # work_dirs/x/model.onnx
     python tools/export_onnx.py backbone.pth -net r50 -o r50.onnx --opset 18
 
-Input "data", float32 (batch, 3, 112, 112), RGB, (pixel - 127.5) / 127.5; output "embedding",
+Input "data", float32 (batch, 3, 112, 112), RGB, (pixel - 127.5) / 127.5; of a network that is not
+for faces the size and the pixels that the model.json beside its weights says. Output "embedding",
 float32 (batch, D), not normalised; any batch. The metadata has the preprocessing, the network, the
 embedding size and the hash of the weights. The evaluators take the file in the place of model.pt.
 Weights of more than 1.5 GiB (r2060, vit_h) are in a second file, model.onnx.data, since ONNX holds
@@ -18,17 +19,27 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from backbones import NETWORKS
 from bct.command import Parser, file_path, positive, run_cli, some_text
-from bct.data.images import SIZE
+from bct.data.views import View
 from bct.errors import BctError
 from bct.files import sha256_file
-from bct.models.onnx_model import NETWORK, OURS, PREPROCESSING, WEIGHTS_FILE, load_onnx, require
+from bct.models.about import said_beside, view_of_model
+from bct.models.onnx_model import (
+    NETWORK,
+    PREPROCESSING,
+    WEIGHTS_FILE,
+    load_onnx,
+    preprocessing,
+    require,
+)
 from bct.models.weights import load_backbone, network_of
 from bct.streams import generator
 
 LIMIT = 1e-4  # of check: the networks have 1e-6 to 1e-5, a wrong graph about 1
 _LOWEST_OPSET = 18  # torch's exporter has implementations from here on
 _LARGEST = 1536 << 20  # bytes of weights in one file
+_FACES = View()
 
 
 def main() -> None:
@@ -52,6 +63,7 @@ def main() -> None:
         raise BctError(f"{output} exists already", "choose another -o, or pass --overwrite")
     model = load_backbone(args.weights, args.network)
     network = network_of(args.weights, args.network)
+    view = _view(args.weights, network)
     metadata = {
         NETWORK: network,
         "bct.embedding_size": str(model.embedding_size),
@@ -60,13 +72,29 @@ def main() -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     # two files can't be renamed at once, but a graph with foreign weights is refused
     with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-        opset = export(model, Path(folder) / output.name, metadata, args.opset)
-        worst = check(model, Path(folder) / output.name)
+        opset = export(model, Path(folder) / output.name, metadata, args.opset, view=view)
+        worst = check(model, Path(folder) / output.name, view)
         files = sorted(Path(folder).iterdir(), reverse=True)  # the weights before the graph
         size = sum(file.stat().st_size for file in files) / 1e6
         for file in files:
             os.replace(file, output.parent / file.name)
     print(f"{output}: {network}, {size:.1f} MB, opset {opset}, differs from torch by {worst:.1e}")
+
+
+def _view(weights: Path, network: str) -> View:
+    """What the network sees. BctError where nobody says it, or for images that are not square."""
+    if "view" not in said_beside(weights) and network.partition("+")[0] not in NETWORKS:
+        raise BctError(
+            f"{weights}, a {network}, does not say how it sees an image",
+            "export the model.pt of the folder that tools/import_model.py makes of it",
+        )
+    view = view_of_model(weights)
+    if type(view.size) is not int:
+        raise BctError(
+            f"{weights} sees images of {view.size}, and an ONNX file is of square ones here",
+            "evaluate model.pt itself",
+        )
+    return view
 
 
 def export(
@@ -75,6 +103,7 @@ def export(
     metadata: dict[str, str],
     opset: int | None = None,
     largest: int = _LARGEST,
+    view: View = _FACES,
 ) -> int:
     """Writes a backbone to an ONNX file, with the preprocessing in its metadata.
 
@@ -83,6 +112,7 @@ def export(
         metadata: further keys.
         opset: ONNX operator set, None for torch's choice.
         largest: more bytes of weights than this go to a second file, <path>.data.
+        view: of the images it will get.
 
     Returns:
         The operator set of the file.
@@ -101,7 +131,7 @@ def export(
     with torch.no_grad():
         program = torch.onnx.export(
             model.eval(),
-            (torch.zeros(2, 3, SIZE, SIZE),),
+            (torch.zeros(2, 3, view.size, view.size),),
             dynamo=True,
             input_names=["data"],
             output_names=["embedding"],
@@ -113,7 +143,9 @@ def export(
     if written != (opset or written):  # torch only logs that it could not
         raise BctError(f"torch wrote opset {written}, not {opset}", "choose another --opset")
     ir.passes.common.ClearMetadataAndDocStringPass()(program.model)  # stack traces of this machine
-    program.model.metadata_props.update({PREPROCESSING: json.dumps(OURS), **metadata})
+    program.model.metadata_props.update(
+        {PREPROCESSING: json.dumps(preprocessing(view)), **metadata}
+    )
     program.save(path, external_data=total > largest)
     if total > largest:
         onnx = require("onnx")
@@ -125,7 +157,7 @@ def export(
 
 
 @torch.inference_mode()
-def check(model: nn.Module, path: Path) -> float:
+def check(model: nn.Module, path: Path, view: View = _FACES) -> float:
     """Compares the file with the network on 1 and on 7 random images.
 
     Returns:
@@ -134,10 +166,10 @@ def check(model: nn.Module, path: Path) -> float:
     Raises:
         BctError: it is above LIMIT.
     """
-    loaded, differences = load_onnx(path), []
+    loaded, differences = load_onnx(path, view.size, view.pixels), []
     draw = generator("cpu", 0, "export_onnx")
     for count in (1, 7):
-        images = 2 * torch.rand(count, 3, SIZE, SIZE, generator=draw) - 1
+        images = 2 * torch.rand(count, 3, view.size, view.size, generator=draw) - 1
         want = model(images)
         differences.append((loaded(images) - want).abs().max() / want.abs().max())
     worst = torch.stack(differences).max().item()

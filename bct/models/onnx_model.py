@@ -2,9 +2,9 @@
 
 What a graph wants done to the image is read from its metadata, under the key `bct.preprocessing`:
 JSON such as {"size": 112, "colours": "RGB", "mean": 127.5, "std": 127.5}, for pixels of 0..255 from
-which mean is subtracted before the division by std. tools/export_onnx.py writes it, and it can be
-added to any file. Without it the caller may say how pixels are normalised, or the graph does, see
-bct.models.onnx_pixels.
+which mean is subtracted before the division by std, each one number or three, of R, G and B.
+tools/export_onnx.py writes it, and it can be added to any file. Without it the caller may say how
+pixels are normalised, or the graph does, see bct.models.onnx_pixels.
 """
 
 import importlib
@@ -21,7 +21,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from bct.data.images import SIZE
-from bct.data.views import PIXELS
+from bct.data.views import PIXELS, View
 from bct.distributed import say
 from bct.errors import BctError
 from bct.files import sha256_file
@@ -60,8 +60,8 @@ class OnnxBackbone(nn.Module):
         session: Any,
         embedding_size: int,
         batch: int | None,
-        mean: float | None,
-        std: float | None,
+        mean: float | list[float] | None,
+        std: float | list[float] | None,
         bgr: bool = False,
         network: str | None = None,
         pixels: str = "face",
@@ -71,7 +71,10 @@ class OnnxBackbone(nn.Module):
         self.seconds, self.patience, self.pixels = seconds, 60.0, pixels
         self.session, self.embedding_size, self.batch = session, embedding_size, batch
         mean_in, std_in = (torch.tensor(v).view(3, 1, 1) for v in PIXELS[pixels])
-        mean, std = (mean_in if mean is None else mean), (std_in if std is None else std)
+        mean, std = (
+            own if given is None else torch.as_tensor(given, dtype=torch.float32).view(-1, 1, 1)
+            for given, own in ((mean, mean_in), (std, std_in))
+        )
         self.scale, self.shift, self.bgr = std_in / std, (mean_in - mean) / std, bgr
         self.network = network
         data = session.get_inputs()[0]
@@ -291,8 +294,9 @@ def _preprocessing(
         return {"size": size, "colours": "RGB", "mean": mean, "std": std}
     try:
         said = json.loads(metadata[PREPROCESSING])
-        wanted = {key: type(value)(said[key]) for key, value in OURS.items()}
-        if wanted["colours"] not in ("RGB", "BGR") or not wanted["std"] > 0:
+        wanted = {"size": int(said["size"]), "colours": said["colours"]}
+        wanted |= {key: _per_channel(said[key]) for key in ("mean", "std")}
+        if wanted["colours"] not in ("RGB", "BGR") or not np.all(np.array(wanted["std"]) > 0):
             raise ValueError
     except (ValueError, KeyError, TypeError):
         raise BctError(
@@ -300,3 +304,21 @@ def _preprocessing(
             f"write it like {json.dumps(OURS)}; colours may be BGR",
         ) from None
     return wanted
+
+
+def _per_channel(said: Any) -> float | list[float]:
+    """One number, or three. ValueError for other lists."""
+    if not isinstance(said, list):
+        return float(said)
+    if len(said) != 3:
+        raise ValueError
+    return [float(value) for value in said]
+
+
+def preprocessing(view: View) -> dict[str, Any]:
+    """What a graph says that sees images as this view does."""
+    mean, std = (list(values) for values in PIXELS[view.pixels])
+    one = len({*mean}) == len({*std}) == 1
+    return OURS | {"size": view.size} | {
+        "mean": mean[0] if one else mean, "std": std[0] if one else std,
+    }  # fmt: skip
