@@ -32,8 +32,8 @@ class Model:
     """A trained network by its file, loaded when it is first used.
 
     Attributes:
-        file: weights; or embeddings, one .npy, .npz or .fvecs, or two with a comma between for the two sets
-            of a search (queries.npy,gallery.npy).
+        file: weights; or embeddings, one .npy, .npz or .fvecs, or two with a comma between for the
+            two sets of a search (queries.npy,gallery.npy).
         network: its name, None where the file or its model.json says it.
         sha256: of the file's bytes.
         view: how the network sees an image; None for stored embeddings.
