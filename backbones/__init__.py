@@ -1,7 +1,8 @@
 """The networks by name: `get_model("r50", embedding_size=512)`.
 
 NETWORKS are those for aligned faces, by insightface's names. IMAGE_NETWORKS take images of other
-sizes, too, and most of them have torchvision's names.
+sizes, too, and most of them have torchvision's names. "timm:" before a name of timm's is AdvBCT's
+network with that trunk.
 """
 
 import difflib
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from backbones.conv4 import Conv4
+from backbones.gem_small import GemSmall
 from backbones.iresnet import IResNet
 from backbones.mobilefacenet import MobileFaceNet
 from backbones.vit import ViT
@@ -61,12 +63,20 @@ _TORCHVISION = {
         f"{name}_narrow": partial(_torchvision, name, narrow=True)
         for name in ("resnet18", "resnet50", "resnet101", "wide_resnet50_2", "wide_resnet101_2")
     },
+    **{  # OpenCompatible's
+        f"gem_{name}{end}": partial(_torchvision, name, gem=True, learnt=bool(end))
+        for end in ("", "_learnt")
+        for name in ("resnet18", "resnet50", "resnet101")
+    },
 }
 IMAGE_NETWORKS: dict[str, Callable[..., nn.Module]] = {
     **_TORCHVISION,
     "conv4_w32": partial(Conv4, 32),
     "conv4_w64": partial(Conv4, 64),
+    "gem_w16": partial(GemSmall, 16),
+    "gem_w32": partial(GemSmall, 32),
 }
+_TIMM = "timm:"
 
 
 def get_model(
@@ -78,16 +88,22 @@ def get_model(
     which sizes they take.
 
     Args:
-        name: a key of NETWORKS or IMAGE_NETWORKS.
+        name: a key of NETWORKS or IMAGE_NETWORKS, or "timm:" and a name of timm's.
         embedding_size: D.
         amp_dtype: torch.bfloat16 or torch.float16 for a mixed-precision body, None for fp32.
     """
+    if str(name).startswith(_TIMM):
+        from backbones.timm_nets import TimmNet  # timm may not be there, and others can do without
+
+        return TimmNet(name.removeprefix(_TIMM), embedding_size, amp_dtype)
     known = NETWORKS | IMAGE_NETWORKS
     if name not in known:
         name = str(name)[:60]  # it may be a file's, and of any length
         near = difflib.get_close_matches(name, known, n=1)
         hint = f"did you mean {near[0]}? " if near else ""
-        raise BctError(f"no network is called {name!r}", f"{hint}choose from {', '.join(known)}")
+        raise BctError(
+            f"no network is called {name!r}", f"{hint}choose from {', '.join(known)}, timm:..."
+        )
     return known[name](embedding_size=embedding_size, amp_dtype=amp_dtype)
 
 
@@ -98,6 +114,11 @@ def own_state(
 
     The size is None for weights that do not say it, which are none of network `name`.
     """
+    if name.startswith(_TIMM):
+        from backbones import timm_nets
+
+        state = timm_nets.own_keys(state)
+        return state, timm_nets.width(state)
     if name in _TORCHVISION:
         from backbones import torchvision_nets
 

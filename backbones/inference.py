@@ -5,6 +5,7 @@ from itertools import pairwise
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
+from backbones.gem_small import Residual
 from backbones.iresnet import Block, IResNet
 
 
@@ -25,12 +26,13 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
         if isinstance(module, nn.Sequential):
             pairs = list(pairwise(module._modules))
         else:
-            pairs = _PAIRS.get(type(module), _OF_TORCHVISION.get(_full_name(module), []))
+            pairs = _PAIRS.get(type(module), _BY_NAME.get(_full_name(module), []))
         for name, norm in pairs:
             layer, norm_layer = getattr(module, name), getattr(module, norm)
-            if isinstance(layer, nn.Conv2d) and isinstance(norm_layer, nn.BatchNorm2d):
+            kinds = type(layer), type(norm_layer)  # timm's own kinds of them do more than these
+            if kinds == (nn.Conv2d, nn.BatchNorm2d):
                 fused = fuse_conv_bn_eval(layer, norm_layer)
-            elif isinstance(layer, nn.Linear) and isinstance(norm_layer, nn.BatchNorm1d):
+            elif kinds == (nn.Linear, nn.BatchNorm1d):
                 fused = fuse_linear_bn_eval(layer, norm_layer)
             else:
                 continue
@@ -46,8 +48,10 @@ def _full_name(module: nn.Module) -> str:
 _PAIRS = {  # (layer, the batch norm right behind it); in an nn.Sequential the order says it
     IResNet: [("conv1", "bn1"), ("fc", "features")],
     Block: [("conv1", "bn2"), ("conv2", "bn3")],
+    Residual: [("conv1", "bn1"), ("conv2", "bn2")],
 }
-_OF_TORCHVISION = {  # by name: faces need not wait for torchvision
-    f"torchvision.models.resnet.{name}": [(f"conv{i}", f"bn{i}") for i in range(1, layers + 1)]
+_BY_NAME = {  # faces need not wait for torchvision, and timm may not be there
+    f"{system}.models.resnet.{name}": [(f"conv{i}", f"bn{i}") for i in range(1, layers + 1)]
+    for system in ("torchvision", "timm")
     for name, layers in (("ResNet", 1), ("BasicBlock", 2), ("Bottleneck", 3))
-}
+} | {"backbones.timm_nets.TimmNet": [("projection_dim", "bn")]}

@@ -1,4 +1,5 @@
-"""torchvision's classification networks as backbones, and the narrow ResNets of BT-2 and FCT.
+"""torchvision's classification networks as backbones, the narrow ResNets of BT-2 and FCT, and
+OpenCompatible's with generalised means.
 
 Weights start at random, nothing is downloaded; files of torchvision's weights load like our own.
 """
@@ -10,6 +11,7 @@ import torchvision
 from torch import nn
 from torchvision.models.resnet import Bottleneck
 
+from backbones.gem import GeM
 from bct.errors import BctError
 
 NATIVE = {  # name: width of what its classifier reads
@@ -21,6 +23,7 @@ NATIVE = {  # name: width of what its classifier reads
     "vit_b_16": 768,
 }
 _CLASSIFIERS = ("fc.", "classifier.6.", "heads.head.", "kernel", "old_fc.")  # the last: OpenBCT's
+_EMBEDDING = "fc_emb."  # what OpenCompatible calls the layer of the embedding
 _BT2 = "alexnet."  # what BT-2 calls its AlexNet, and its VGGs
 _BT2_LAST = {f"classifier.6.{part}": f"embedding.{part}" for part in ("weight", "bias")}
 
@@ -35,10 +38,13 @@ class TorchvisionNet(nn.Module):
     embeddings of any width are not negative, and convolutions start as torch's do. BT-2 mostly
     divides them by their norm, which changes no cosine.
 
+    `gem` is the ResNet of OpenCompatible: generalised means of the last map, p = 3, and a linear
+    layer for any width. `learnt`: p is trained, too.
+
     Args:
         name: a key of NATIVE.
         embedding_size: D.
-        narrow: see above; for ResNets.
+        narrow, gem, learnt: see above; for ResNets.
         amp_dtype: autocast type of the body, None for fp32. A ResNet's mean and the linear layer
             always run in fp32.
 
@@ -50,6 +56,8 @@ class TorchvisionNet(nn.Module):
         self,
         name: str,
         narrow: bool = False,
+        gem: bool = False,
+        learnt: bool = False,
         embedding_size: int = 512,
         amp_dtype: torch.dtype | None = None,
     ):
@@ -59,10 +67,10 @@ class TorchvisionNet(nn.Module):
         linear = [key for key, m in self.body.named_modules() if isinstance(m, nn.Linear)]
         self.body.set_submodule(linear[-1], nn.Identity())  # the classifier
         if hasattr(self.body, "layer4"):
-            self.body.avgpool = _Mean()
+            self.body.avgpool = GeM(learnt=learnt) if gem else _Mean()
         if narrow:
             _narrow(self.body, NATIVE[name], embedding_size)
-        same = narrow or embedding_size == NATIVE[name]
+        same = narrow or (embedding_size == NATIVE[name] and not gem)
         self.embedding = nn.Identity() if same else nn.Linear(NATIVE[name], embedding_size)
         self.to(memory_format=torch.channels_last)
 
@@ -115,22 +123,30 @@ def _narrow(resnet: nn.Module, native: int, width: int) -> None:
 
 
 def own_keys(state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state_dict by torchvision's keys, OpenBCT's or BT-2's, by ours; classifiers are left out.
+    """A state_dict by torchvision's keys, OpenBCT's, OpenCompatible's or BT-2's, by ours;
+    classifiers are left out.
 
-    BT-2's AlexNet and VGG have the linear layer of the embedding in the classifier's place.
+    OpenCompatible's are torchvision's behind a "backbone.", which readers of files strip, and
+    fc_emb. BT-2's AlexNet and VGG have the linear layer of the embedding in the classifier's place.
     """
     if any(key.startswith("body.") for key in state):
         return dict(state)
     if any(key.startswith(_BT2) for key in state):
         state = {k.removeprefix(_BT2): v for k, v in state.items() if k.startswith(_BT2)}
         return {_BT2_LAST.get(k, f"body.{k}"): v for k, v in state.items()}
-    return {f"body.{k}": v for k, v in state.items() if not k.startswith(_CLASSIFIERS)}
+    kept = {k: v for k, v in state.items() if not k.startswith(_CLASSIFIERS)}
+    return {
+        k.replace(_EMBEDDING, "embedding.", 1) if k.startswith(_EMBEDDING) else f"body.{k}": v
+        for k, v in kept.items()
+    }
 
 
-def width(name: str, state: Mapping[str, torch.Tensor]) -> int:
-    """The embedding size of network `name` in a state_dict by our keys."""
+def width(name: str, state: Mapping[str, torch.Tensor]) -> int | None:
+    """The embedding size of network `name` in a state_dict by our keys, None if it is not said."""
     if "embedding.weight" in state:
         return len(state["embedding.weight"])
+    if name.startswith("gem_"):
+        return None
     last = [value for key, value in state.items() if key.startswith("body.layer4")]
     means = [value for value in last if value.dim() == 1]  # all of batch norms
     return len(means[-1]) if means else NATIVE[name]

@@ -283,6 +283,23 @@ def gather_rows(local: torch.Tensor) -> torch.Tensor:
     return _GatherRows.apply(local) if world_size() > 1 else local
 
 
+class _ShareRows(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, local: torch.Tensor) -> torch.Tensor:
+        return all_gather(local)
+
+    @staticmethod
+    def backward(ctx, grad: torch.Tensor) -> torch.Tensor:
+        return reduce_scatter(grad)
+
+
+def share_rows(local: torch.Tensor) -> torch.Tensor:
+    """All ranks' rows, (B, D) -> (world_size * B, D), with a gradient, for a loss that each rank
+    averages over its own rows, holding them against everybody's: what all ranks' losses send back
+    to a row is added up, and the mean DDP takes is the gradient of the mean of the losses."""
+    return _ShareRows.apply(local) if world_size() > 1 else local
+
+
 def average_buffers(module: torch.nn.Module) -> None:
     """Averages floating-point buffers (batch-norm statistics) over ranks, in place, but those of
     modules that are `frozen`."""

@@ -18,7 +18,8 @@ from pathlib import Path
 from bct.errors import BctError
 
 SCENARIOS = ("OPclass", "OPdata", "EXclass", "EXdata")
-LISTS = (".txt", ".lst")  # suffixes of image lists
+LISTS = (".txt", ".lst", ".csv")  # suffixes of image lists
+MARKET = "bounding_box_train"  # a folder of images itself: its parts are beside it, under its name
 _SHARD = re.compile(r"(class|data)(\d{1,3})$")
 
 
@@ -65,7 +66,7 @@ def shard_stem(rec: str | Path) -> Path:
     """Where the parts of a data set are, but for their "_part_70_class.rec" or ".txt": beside it,
     (dir, dir/train.rec, dir/train.txt or dir/train.lst) -> dir/train."""
     path = Path(rec)
-    if path.is_dir():
+    if path.is_dir() and path.name != MARKET:
         return path / "train"
     return path.with_suffix("") if path.suffix in (".rec", *LISTS) else path
 

@@ -206,6 +206,7 @@ def build(
         num_workers=cfg.num_workers,
         num_classes=cfg.num_classes,
         view=view_of_config(cfg),
+        images_per_class=cfg.images_per_class,
         broken=bad,
     )
     validation = open_validation(cfg, dataset, old, method_class)

@@ -34,6 +34,15 @@ config.head_bias = flag(True)  # of the linear layer
 # the linear layer sees embeddings of length 1, as BT-2's networks do
 config.head_unit = flag(False)
 config.label_smoothing = number(0.0, 0, 1)  # of the linear layer's cross-entropy
+# deviation of the linear layer's drawn weights, e.g. 0.001; None: as torch draws them
+config.head_init = number(None, above=0)
+# beside the classification, see bct/training/metric_terms.py: batch-hard triplets, which need
+# images_per_class, with a margin or, None, the soft one; and the distances from class centres,
+# which follow at a rate of their own
+config.triplet_weight = number(0.0, 0)
+config.triplet_hard_margin = number(None, 0)
+config.centre_weight = number(0.0, 0)
+config.centre_rate = number(0.5, above=0)
 # target logit cos(m1 * theta + m2) - m3
 config.margin_list = several(number(None), (1.0, 0.5, 0.0), length=3)
 config.scale = number(64.0, above=0)
@@ -53,8 +62,10 @@ config.num_image = whole(None, least=1)  # likewise
 config.image_size = image_size(112)
 # aligned faces, in [-1, 1], or images of any size, standardised
 config.pixels = choice("face", "imagenet")
-# "resized_crop" mirrors, too
-config.augment = choice("mirror", "resized_crop", "shift", "none")
+# "resized_crop" mirrors, too; so does "person", which pads, crops and erases, see bct/data/views.py
+config.augment = choice("mirror", "resized_crop", "shift", "person", "none")
+# batches of batch_size / images_per_class classes, so many images of each; None: of any images
+config.images_per_class = whole(None, least=2)
 config.rec_backend = choice("native", "mxnet")
 config.num_workers = whole(2, most=1024)
 # "skip": train on another image of the batch, count and list it
@@ -88,12 +99,19 @@ config.warmup_epoch = whole(0, least=-1)  # -1: the rate starts where an epoch w
 config.optimizer = choice("sgd", "adam", "adamw")
 config.lr = number(0.1, above=0)
 config.backbone_lr_factor = number(1.0, above=0)  # of the backbone's rate, beside that of the head
+config.bias_lr_factor = number(1.0, above=0)  # of the biases' rate, the head's among them
+config.bias_weight_decay = number(None, 0)  # of the biases; None: as of all else
 # lr * (1 - progress) ** lr_power after the warm-up; insightface has 1, MixBCT 2
 config.lr_power = number(2.0, 0)
-# "cosine": half a wave down to 0 after the warm-up
-config.lr_policy = choice("poly", "cosine")
-# e.g. [20, 26, 32]: lr / 10 from each of these epochs on, instead
+# after the warm-up; "cosine": half a wave; "timm_cosine": timm's, whose wave has begun with the
+# training; see bct/training/optimizer.py
+config.lr_policy = choice("poly", "cosine", "timm_cosine", "constant")
+# e.g. [20, 26, 32]: lr / 10 from each of these epochs on, instead; with a warm-up before it only if
+# warmup_from says where that starts
 config.decay_epoch = several(whole(None), None)
+config.warmup_from = number(0.0, 0, 1)  # share of lr that the warm-up starts from
+config.lr_floor = number(0.0, 0, 1)  # share of lr that a cosine or polynomial ends at
+config.lr_steps = choice("batch", "epoch")  # "epoch": one rate for the whole of an epoch
 config.momentum = number(0.9, 0, below=1)
 config.weight_decay = number(5e-4, 0)
 config.clip_norm = number(5.0, above=0)  # of the backbone's gradient

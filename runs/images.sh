@@ -13,6 +13,8 @@
 #   OLD_EXTRA="lr=0.1 ..."              key=value for the old model
 #   NEW_EXTRA="..." MAP_EXTRA="..."     for the new ones, for maps of the gallery
 #   METRIC=cosine                       or l2: how the searches compare
+#   PROTOCOL=classes                    TEST is an image set, searched leave-one-out. people: it is the
+#                                       folder of Market-1501; else that of a gnd_<PROTOCOL>.pkl
 set -euo pipefail
 source "$(dirname "$0")/lib/start.sh"
 : "${TRAIN:?set TRAIN to the training set}" "${TEST:?set TEST to the images to search among}"
@@ -23,6 +25,12 @@ export MAP_EXTRA="${MAP_EXTRA:-} resume=True"
 export METRIC=${METRIC:-cosine} SEEDS=${SEEDS:-0}
 whole_numbers SEEDS JOBS
 [[ $METRIC == cosine || $METRIC == l2 ]] || fail "METRIC=$METRIC is no metric" "METRIC=cosine or l2"
+case ${PROTOCOL:=classes} in
+    classes) SEARCH="eval/retrieval.py --leave-one-out --data" CHECK="--images" ;;
+    people) SEARCH="eval/reid.py" CHECK="--reid" ;;
+    *) SEARCH="eval/landmarks.py --data $PROTOCOL" CHECK="--landmarks $PROTOCOL" ;;
+esac
+export SEARCH
 TRAIN=$(realpath -m "$TRAIN") TEST=$(realpath -m "$TEST") OUT=$(realpath -m "$OUT")
 export TRAIN TEST OLD NEW OUT
 cd "$(dirname "$0")/.."
@@ -39,7 +47,7 @@ twice=$({ printf '%s\n' old alone feature_save retrieval methods
 [[ -z $twice ]] || fail "METHODS has more than one, or an old one, called $twice" "rename a config"
 # the configs of methods that map the gallery
 MAPS=" $($PYTHON tools/check_upgrade.py $METHODS --old "$OLD" $OLD_EXTRA --new "$NEW" $NEW_EXTRA \
-    --set rec="$TRAIN" $NEW_EXTRA --map-set $MAP_EXTRA --images "$TEST" | tr '\n' ' ')"
+    --set rec="$TRAIN" $NEW_EXTRA --map-set $MAP_EXTRA $CHECK "$TEST" | tr '\n' ' ')"
 maps_gallery() { [[ $MAPS == *" $1 "* ]]; }
 
 train_alone() {  # seed
@@ -60,14 +68,16 @@ train_new() {  # config seed
 
 evaluate() {  # seed
     local here="$OUT/seed$1" new=()
-    local alone=(-m_old "$here/old/model.pt" --data "$TEST" --leave-one-out --metric "$METRIC"
-        -o "$here/retrieval" --overwrite)
+    local alone=("$TEST" -m_old "$here/old/model.pt" --metric "$METRIC" -o "$here/retrieval" --overwrite)
+    local search="$RUN $SEARCH"
     for config in $METHODS; do
         maps_gallery "$config" || new+=("$here/$(name_of "$config")/model.pt")
     done
     # without a network of a method's own, the one trained alone is the new model
-    $RUN eval/retrieval.py -m "${new[@]:-$here/alone/model.pt}" -m_alone "$here/alone/model.pt" "${alone[@]}" \
+    $search "${alone[@]}" -m "${new[@]:-$here/alone/model.pt}" -m_alone "$here/alone/model.pt" \
         --dimensions leading --name methods --save_embeddings
+    local gallery="$here/retrieval/methods_old_gallery.npy"  # where the queries are a set of their own
+    [[ $PROTOCOL != classes ]] || gallery="$here/retrieval/methods_old.npy"
     for config in $METHODS; do
         maps_gallery "$config" || continue
         local name; name=$(name_of "$config")
@@ -75,15 +85,15 @@ evaluate() {  # seed
         if grep -qx "config.uncertainty = True" "$here/$name/config.py"; then
             order+=("$here/retrieval/${name}_uncertainty.npy") predicted=(--uncertainty "${order[1]}")
         fi
-        $PYTHON tools/transform_gallery.py "$here/retrieval/methods_old.npy" "$mapped" \
+        $PYTHON tools/transform_gallery.py "$gallery" "$mapped" \
             -m "$here/$name/model.pt" "${predicted[@]}" --overwrite
-        $RUN eval/retrieval.py -m "$here/alone/model.pt" "${alone[@]}" --name "$name" \
+        $search "${alone[@]}" -m "$here/alone/model.pt" --name "$name" \
             --old-gallery "$mapped" --backfill "${order[@]}"
     done
 }
 
 export -f train_alone train_new evaluate maps_gallery stem name_of
-export METHODS MAPS
+export METHODS MAPS PROTOCOL
 in_parallel() { xargs -P "$JOBS" -I{} bash -euc "{}"; }
 started=$SECONDS
 for seed in $SEEDS; do echo "train_alone $seed"; done | in_parallel

@@ -42,7 +42,11 @@ SETTINGS = {
     "BCT": {"influence_scale": 9.0},
     "AdvBCT": {"num_epoch": 10, "hidden": 5, "threshold": 0.9},
     "MixBCT": {},
+    "HotRefresh": {"temperature": 0.1, "topk": 4},
+    "BCTRACT": {"influence": "prototype", "head": "margin", "sample_rate": 1.0},
+    "FocalDistillation": {"influence": "prototype"},
 }
+OTHERS = ["HotRefresh", "BCTRACT", "FocalDistillation"]
 
 
 def make(name, old=OLD, labels=LABELS, **changes):
@@ -195,7 +199,7 @@ def test_advbct_shows_its_discriminator_no_absent_row():
     assert x.grad.isfinite().all() and not method.loss.valid[2]
 
 
-@pytest.mark.parametrize("name", ["L2", "NCCL", "BCT", "AdvBCT"])
+@pytest.mark.parametrize("name", ["L2", "NCCL", "BCT", "AdvBCT", *OTHERS])
 def test_a_batch_of_absent_rows_gives_zero_with_a_graph(name):
     method, index = make(name), torch.from_numpy(np.flatnonzero(LABELS == 2))
     terms, f = old_terms(method, index, torch.randn(len(index), DIM))
@@ -220,7 +224,7 @@ def on_rank(name):
     return out
 
 
-@pytest.mark.parametrize("name", ["L2", "NCCL", "BCT", "AdvBCT"])
+@pytest.mark.parametrize("name", ["L2", "NCCL", "BCT", "AdvBCT", *OTHERS])
 def test_ranks_give_the_gradient_of_the_whole_batch(name):
     one = on_rank(name)
     for world_size in (2, 4) if name == "L2" else (2,):
@@ -271,6 +275,7 @@ def test_fct_trains_on_the_pairs_that_are_present(tmp_path, gone):
         ("NCCL", "published"),
         ("BCT", "published"),
         ("AdvBCT", "published"),
+        *((name, "published") for name in OTHERS),
     ],
 )
 def test_methods_that_can_not_do_without_refuse(name, parity):

@@ -12,10 +12,14 @@ import torch.nn.functional as F
 from torch import nn
 
 from bct.method import load_method, method_names
+from bct.training.other_classes import others
 from methods.AdvBCT.loss import AdvBCTLoss
 from methods.BCT.loss import classifier_influence, prototype_influence
+from methods.BCTRACT.loss import bct_ract
 from methods.BT2.loss import bt2
 from methods.FCT.loss import fct
+from methods.FocalDistillation.loss import focal_distillation
+from methods.HotRefresh.loss import LOSSES, hot_refresh
 from methods.L2.loss import l2
 from methods.MixBCT.loss import draw_rows, mixbct
 from methods.NCCL.loss import NCCLLoss
@@ -99,6 +103,15 @@ def test_l2(old):
     assert l2(old.embeddings * 3, old.embeddings, threshold=0.2) == 0
 
 
+@pytest.mark.parametrize("loss", LOSSES)
+def test_hot_refresh(old, loss):
+    falls(
+        linear(),
+        lambda f: hot_refresh(f, LABELS, old.embeddings, loss, temperature=0.1),
+        old=[old.embeddings],
+    )
+
+
 @pytest.mark.parametrize("scale", [1.0, 16.0])
 def test_bct(old, scale):
     falls(
@@ -109,6 +122,26 @@ def test_bct(old, scale):
     known = LABELS.where(LABELS < 4, -1)
     parts = old.weight, old.bias
     falls(linear(), lambda f: classifier_influence(f, known, *parts), old=parts)
+
+
+def test_bct_ract(old):
+    """The new classifier learns from it, too; class 5 is none of the old ones."""
+    classify = nn.Linear(DIM, CLASSES, bias=False)
+    known = LABELS.where(LABELS < CLASSES - 1, -1)
+
+    def loss(f):
+        return bct_ract(F.linear(f, old.weight, old.bias), known, others(classify(f), LABELS))
+
+    falls(linear(), loss, classify, old=[old.weight, old.bias])
+
+
+def test_focal_distillation(old):
+    right = LABELS < 2
+    falls(
+        linear(),
+        lambda f: focal_distillation(f, old.embeddings, right),
+        old=[old.embeddings, right],
+    )
 
 
 def test_unibct(old):
@@ -211,7 +244,7 @@ def test_methods_with_files_of_one_name_get_their_own():
         used = {key for key, value in vars(train).items() if is_of(value, loss)}
         assert used and used <= own
         files.add(loss.__file__)
-    assert len(files) == len(names) == 8
+    assert len(files) == len(names) == 11
 
 
 def is_of(value, module):

@@ -29,6 +29,9 @@ TERMS = {
     "NCCL": {"cls", "feature", "class"},
     "AdvBCT": {"cls", "p2s", "adv"},
     "L2": {"cls", "l2"},
+    "HotRefresh": {"cls", "pairs"},
+    "BCTRACT": {"cls", "influence"},
+    "FocalDistillation": {"cls", "distance"},
 }
 
 
@@ -159,7 +162,10 @@ def test_a_missing_artefact_names_the_command_that_makes_it(house, tmp_path, nam
     """With nothing but the old model, doing what the errors say leads to a run that trains."""
     saved = f"feature_save={tmp_path / 'nothing yet'}"
     given = saved, "num_epoch=1"
-    if name == "BCT":  # reads no embeddings itself; the tool it names says that they are missing
+    if name in (
+        "BCT",
+        "BCTRACT",
+    ):  # read no embeddings; the tool they name says that they are missing
         tool("extract_features", house / "old_class30.py", "--SD", "old_class70", saved)
     more = ("credible=True",) if name == "NCCL" else ()
     for _ in range(5):

@@ -20,6 +20,7 @@ from bct.files import ROOT, read_json
 
 SHORT = "num_epoch=1 batch_size=8 num_workers=0 warmup_epoch=0 amp=off"
 SMALL = f"{SHORT} network=conv4_w32 image_size=32"
+PEOPLE = f"{SMALL} images_per_class=2"
 MAP = "num_epoch=1 batch_size=8 num_workers=0 warmup_epoch=0 hidden_size=32"
 FACE = f"{SHORT} network=demo_w16 num_classes=None num_image=None val_targets=[]"
 SIZES = "network=demo_w16 embedding_size=16 batch_size=8 num_workers=0 num_epoch=1"
@@ -80,6 +81,29 @@ ALL = {
          "OLD_EXTRA": FACE, "NEW_EXTRA": FACE},
         "OPclass_ms1mv3_r18_to_r50_MixBCT_softmax_to_arc_f128/model.pt",
     ),
+    "landmark_views.sh": (
+        {**IMAGES, **EXTRAS, "METHODS": "methods/HotRefresh/configs/landmark_views_hotrefresh.py "
+         "methods/FCT/configs/landmark_views_fct.py"},
+        "retrieval.md",
+    ),
+    "people_views.sh": (
+        {**IMAGES, **EXTRAS, "METHODS": "methods/LCE/configs/people_views_lce.py "
+         "methods/FCT/configs/people_views_fct.py"},
+        "retrieval.md",
+    ),
+    "gldv2_advbct.sh": (
+        {"GLDV2": "{gldv2}", "RETRIEVAL": "{retrieval}", "OUT": "{out}", "ALLOCATION": "EXdata",
+         "NEW": "r50", "INIT_OLD": "", "INIT": "", "SETS": "roxford5k gldv2", "RUN": "{python}",
+         "METHODS": "methods/AdvBCT/configs/EXdata_gldv2_r18_to_r50_AdvBCT.py",
+         "OLD_EXTRA": SMALL, "NEW_EXTRA": SMALL},
+        "table.md",
+    ),
+    "market1501.sh": (
+        {**IMAGES, "OLD_EXTRA": PEOPLE, "NEW_EXTRA": PEOPLE, "DATA": "{market1501}",
+         "METHODS": "methods/HotRefresh/configs/market1501_hotrefresh.py", "INIT": "",
+         "INIT_OLD": ""},
+        "retrieval.md",
+    ),
     "demo.sh": ({"SHORT": "1", "DEMO_DIR": "{out}"}, "report/report.html"),
 }  # fmt: skip
 UPGRADE = {  # runs/images.sh's own, for one method after the other
@@ -88,6 +112,7 @@ UPGRADE = {  # runs/images.sh's own, for one method after the other
     "TRAIN": "{out}/train.txt",
     "TEST": "{image_folders}/val",
     "METRIC": "l2",
+    "PROTOCOL": "classes",
     **IMAGES,
     **EXTRAS,
 }
@@ -254,6 +279,12 @@ WRONG = [  # script, changed names, what is said
     ("benchmark.sh", {"BIN": "{faces}/train.rec"}, "train.rec"),
     ("benchmark.sh", {"MAP": "hidden_size=0"}, "hidden_size can't be 0"),
     ("lfw_opclass.sh", {"IJBC": "{out}/none"}, "{out}/none"),
+    ("images.sh", {"PROTOCOL": "people"}, "{image_folders}/val"),
+    ("images.sh", {"PROTOCOL": "rparis6k"}, "gnd_rparis6k.pkl"),
+    ("market1501.sh", {"DATA": "{out}/none"}, "{out}/none"),
+    ("gldv2_advbct.sh", {"ALLOCATION": "EX"}, "there is no ALLOCATION EX"),
+    ("gldv2_advbct.sh", {"NEW": "r101"}, "NEW=r101"),
+    ("gldv2_advbct.sh", {"SETS": "rparis6k"}, "gnd_rparis6k.pkl"),
     ("ms1mv3_opclass.sh", {"IJB": "{out}/none"}, "{out}/none"),
     ("ms1mv3_opclass.sh", {"NEW_EXTRA": "lrr=1"}, "unknown config key 'lrr'"),
 ]

@@ -13,6 +13,7 @@ from torchvision.transforms import v2
 from bct.config import load_config
 from bct.data import views
 from bct.data.image_set import ImageSet
+from bct.data.images import to_network
 from bct.data.loader import Loader
 from bct.data.sets import open_images
 from bct.data.views import View
@@ -49,7 +50,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-@pytest.mark.parametrize("crop", ["resized", "shift"])
+@pytest.mark.parametrize("crop", ["resized", "shift", "person"])
 def test_a_crop_follows_from_seed_epoch_and_index(folder, crop):
     view = View(24, crop, mirror=False, pixels="imagenet")
     first = seen(folder, view, num_workers=0)
@@ -96,6 +97,7 @@ def normalised(images):
         (View(28, "resized", True, "imagenet"), v2.Compose([v2.Resize(32), v2.CenterCrop(28)])),
         (View(28, "shift", False, "imagenet"), v2.Resize((28, 28))),
         (View(28, "none", True, "imagenet"), v2.Resize((28, 28))),
+        (View(28, "person", True, "imagenet"), v2.Resize((28, 28))),
     ],
 )
 def test_evaluation_sees_torchvisions_transform(folder, view, resize):
@@ -186,6 +188,55 @@ def test_a_view_is_written_and_read_back(tmp_path):
             view_of_model(tmp_path / "model.pt")
 
 
+PEOPLE = View((256, 128), "person", True, "imagenet")
+
+
+def test_people_are_moved_over_black():
+    """By up to 10 pixels each way, of which every one comes up."""
+    image = np.random.default_rng(0).integers(1, 256, (256, 128, 3), np.uint8)
+    padded = np.pad(image, ((10, 10), (10, 10), (0, 0)))
+    view, found = views.transform(PEOPLE, train=True), []
+    torch.manual_seed(0)
+    for _ in range(400):
+        seen = view(image)
+        if (seen == (124, 116, 104)).all(2).sum() > 100:  # erased: the next test's
+            continue
+        black = (seen == 0).all(2)
+        rows, columns = black.all(1), black.all(0)
+        y = 10 - int(rows.sum()) if rows[0] else 10 + int(rows.sum())
+        x = 10 - int(columns.sum()) if columns[0] else 10 + int(columns.sum())
+        assert (seen == padded[y : y + 256, x : x + 128]).all()
+        found.append((y, x))
+    assert {y for y, _ in found} == {x for _, x in found} == set(range(21))
+
+
+def test_half_of_the_people_lose_a_rectangle_which_becomes_zero():
+    image = np.full((256, 128, 3), 255, np.uint8)
+    view, areas, aspects = views.transform(PEOPLE, train=True), [], []
+    torch.manual_seed(0)
+    for _ in range(1000):
+        lost = (view(image) == (124, 116, 104)).all(2)
+        rows, columns = np.flatnonzero(lost.any(1)), np.flatnonzero(lost.any(0))
+        areas.append(lost.sum() / lost.size)
+        if len(rows):
+            assert lost[np.ix_(rows, columns)].all() and lost.sum() == len(rows) * len(columns)
+            aspects.append(len(rows) / len(columns))
+    erased = np.array(areas)[np.array(areas) > 0]
+    assert abs(len(erased) / 1000 - 0.5) < 0.06
+    assert erased.min() > 0.018 and 0.35 < erased.max() < 0.41
+    assert 0.28 < min(aspects) < 0.45 and 2.5 < max(aspects) < 3.6
+    mean = torch.tensor([[[[124, 116, 104]]]], dtype=torch.uint8)
+    assert to_network(mean, None, *views.PIXELS["imagenet"]).abs().max() < 0.01
+
+
+def test_smaller_people_are_moved_less():
+    assert [views._padding(PEOPLE._replace(size=size)) for size in ((256, 128), 64, 8)] == [
+        10,
+        2,
+        1,
+    ]
+
+
 OBLONG = View((36, 20), "none", False, "imagenet")
 
 
@@ -247,7 +298,7 @@ def test_faces_are_square():
 
 
 def test_every_word_of_the_config_is_a_view():
-    for word in ("mirror", "resized_crop", "shift", "none"):
+    for word in views.AUGMENT:
         cfg = load_config(ROOT / "configs" / "ms1mv3_r50.py", [f"augment={word}"])
         assert view_of_config(cfg).crop in views.CROPS
 

@@ -38,6 +38,8 @@ def main() -> None:
     add("--set", **keys, help="for methods that train a network")
     add("--map-set", **keys, help="for methods that map the gallery")
     add("--images", type=some_text, metavar="SET", help="of searches")
+    add("--landmarks", nargs=2, type=some_text, metavar=("NAME", "ROOT"), help="of searches")
+    add("--reid", type=some_text, metavar="ROOT", help="of searches: Market-1501's folder")
     add("--ijbc", type=some_text, metavar="FOLDER", help="that contains IJBC/")
     add("--bin", type=file_path, help="a verification set")
     add("--far", type=rate, default=1e-2, help="that the faces' pairs must resolve")
@@ -57,6 +59,10 @@ def check_tests(args: argparse.Namespace) -> None:
     """Raises BctError for a test set that can't be opened or judged."""
     if args.images:
         open_search(args.images)
+    if args.landmarks:
+        open_landmarks(*reversed(args.landmarks))
+    if args.reid:
+        open_market(args.reid)
     if args.ijbc:
         check_resolved(read_protocol(args.ijbc), args.far)
     if args.bin:

@@ -27,7 +27,8 @@ from torch import nn
 
 from backbones import NETWORKS
 from bct.command import ADVICE, Parser, file_path, run_cli, some_text, takes
-from bct.data.image_files import IMAGE_SUFFIXES, ROOT_LINE
+from bct.data.image_files import IMAGE_SUFFIXES
+from bct.data.image_lists import ROOT_LINE
 from bct.data.images import size_in_words
 from bct.data.sets import open_images
 from bct.data.views import AUGMENT, CROPS, PIXELS, View

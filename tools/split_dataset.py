@@ -4,6 +4,7 @@
     python tools/split_dataset.py ../shared/data/lfw --out work_dirs/lfw/data --ratio 30
     python tools/split_dataset.py dataset/imagenet --classes 500 --out work_dirs/imagenet
     python tools/split_dataset.py dataset/cifar-100-python --split cifar100_first50_lex
+    python tools/split_dataset.py dataset/GLDv2/label_81313.txt --split advbct --out work_dirs/gldv2
 
 With --ratio p it writes, beside the data set or into --out,
 
@@ -19,35 +20,52 @@ of their names, --split is one that was published:
     cifar100_first50_lex   the 50 first of CIFAR-100's labels 0..99 sorted as strings: 0-5, 10-49,
                            50-53; what ml-fct and BT-2 call the first 50 (their folders' order)
     cifar100_first50_num   labels 0-49
+    advbct                 AdvBCT's, see tools/formats/advbct_lists.py: with --ratio 30
 
+    <stem>_old_30percent_class.txt    <stem>_old_30percent_data.txt     the old model's
+    <stem>_new_100percent_class.txt   <stem>_new_100percent_data.txt    the new one's, if extended
+    <stem>_new_70percent_class.txt    <stem>_new_70percent_data.txt     the new one's, if open
+
+where --stem is gldv2_train, market1501_train or ms1m_train by what the set is, else its name. Old
+labels are a prefix of the new ones; the manifests' class_names are the set's labels, or its names.
 A record file's parts are record files: images are copied byte for byte, renumbered from key 1,
-behind an insightface header [n + 1, C]. Those of image folders, lists and CIFAR are lists, see
-bct/data/image_files.py, each with a JSON manifest; --out then gets a list of the whole set, too.
+behind an insightface header [n + 1, C]. Those of image folders, lists and CIFAR, and AdvBCT's
+of any set, are lists, see bct/data/image_lists.py, each with a JSON manifest; with --out there is
+a list of the whole set, too, but for AdvBCT's.
 Images of a class are taken in the order of their names, CIFAR's in their own. Labels have to be
 0 ... C-1, each with an image. A part's manifest is written first and the part last, so that the
 same command goes on where it was killed.
 """
 
+import argparse
 import json
 import os
 from pathlib import Path
 
 import numpy as np
 
-from bct.command import Parser, file_path, positive, run_cli, takes
+from bct.command import ADVICE, Parser, file_path, positive, run_cli, some_text, takes
 from bct.data.cifar import Cifar
-from bct.data.image_files import ImageFiles, list_root, list_text
+from bct.data.image_files import ImageFiles
+from bct.data.image_lists import list_root, list_text
 from bct.data.record_writer import RecordWriter, claim
 from bct.data.recordio import Header
-from bct.data.sets import RecordSet, open_images
+from bct.data.sets import RecordList, RecordSet, open_images
 from bct.errors import BctError
 from bct.files import atomic
 from bct.keys import whole
 from bct.log import progress
 from bct.scenarios import shard_stem
+from tools.formats import advbct_lists
 
 PUBLISHED = {"cifar100_first50_lex": str, "cifar100_first50_num": int}  # what labels are sorted as
+ADVBCT = "advbct"
+STEMS = {  # AdvBCT's names for data sets, by the names of what is opened
+    **dict.fromkeys(("label_81313", "label_20", "train_clean"), "gldv2_train"),
+    **dict.fromkeys(("bounding_box_train", "market1501"), "market1501_train"),
+}
 percentage = takes(whole(30, 1, 99))
+Listable = ImageFiles | Cifar | RecordList
 Part = tuple[np.ndarray, np.ndarray]  # indices and their new labels, int64 (n,)
 
 
@@ -57,23 +75,26 @@ def main() -> None:
     size = parser.add_mutually_exclusive_group()
     size.add_argument("--ratio", type=percentage, help="per cent for the old model; default: 30")
     size.add_argument("--classes", type=positive, help="so many classes for the old model")
-    size.add_argument("--split", choices=PUBLISHED, help="a published split by classes")
+    parser.add_argument("--split", choices=(*PUBLISHED, ADVBCT), help="a published split")
     parser.add_argument("--order", choices=("numeric", "lexicographic"), help="of class names")
     parser.add_argument("--by", choices=("class", "data", "both"), help="default: what fits")
     parser.add_argument(
         "--out", type=file_path, help="folder for the parts; default: beside the set"
     )
+    parser.add_argument("--parity", choices=("corrected", "published"), help="of --split advbct")
+    parser.add_argument("--stem", type=some_text, help="of the names of its lists")
     args = parser.parse_args()
+    if args.split in PUBLISHED and (args.ratio or args.classes):
+        parser.error(f"--split {args.split} says how many classes{ADVICE}give it alone")
+    if args.split == ADVBCT:
+        return split_as_advbct(args)
+    if args.parity or args.stem:
+        raise BctError("--parity and --stem are about --split advbct", "leave them out")
     of_classes = args.classes is not None or args.split or args.order
     if of_classes and args.by not in (None, "class"):
         raise BctError("--classes, --split and --order are about classes", "leave --by out")
     kinds = ("class",) if of_classes else ("class", "data")
-    dataset, stem = open_images(args.rec), shard_stem(args.rec)
-    if isinstance(dataset, RecordSet):
-        stem = dataset.path.with_suffix("")
-    out = args.out or stem.parent
-    if args.out is None and not os.access(out, os.W_OK):
-        raise BctError(f"{out} can't be written to", "give a folder for the parts: --out")
+    dataset, stem, out = opened(args)
 
     percent, classes = args.ratio or 30, np.arange(dataset.num_classes)
     for kind in kinds if args.by in (None, "both") else (args.by,):
@@ -105,9 +126,39 @@ def main() -> None:
         write_list_part(dataset, (np.arange(len(dataset)), dataset.labels), classes, whole)
 
 
-def class_order(
-    dataset: RecordSet | ImageFiles | Cifar, order: str | None, split: str | None
-) -> np.ndarray:
+def opened(args: argparse.Namespace) -> tuple[RecordSet | Listable, Path, Path]:
+    """The data set, its path as parts are called after it, and the folder for them."""
+    dataset, stem = open_images(args.rec), shard_stem(args.rec)
+    if isinstance(dataset, RecordSet):
+        stem = dataset.path.with_suffix("")
+    out = args.out or stem.parent
+    if args.out is None and not os.access(out, os.W_OK):
+        raise BctError(f"{out} can't be written to", "give a folder for the parts: --out")
+    return dataset, stem, out
+
+
+def split_as_advbct(args: argparse.Namespace) -> None:
+    """Writes AdvBCT's lists by classes, by images or both."""
+    if args.classes is not None or args.order:
+        raise BctError("--split advbct has its own order and number of classes", "give --ratio")
+    if args.stem and ("/" in args.stem or args.stem in (".", "..")):
+        raise BctError(f"--stem {args.stem!r} is no start of a name", "give the folder as --out")
+    dataset, path, out = opened(args)
+    if isinstance(dataset, RecordSet):
+        dataset = RecordList.of(dataset)
+    of_records = isinstance(dataset, RecordList)
+    stem = args.stem or STEMS.get(path.name, "ms1m_train" if of_records else path.name)
+    ways = {"class": advbct_lists.by_class, "data": advbct_lists.by_data}
+    published, lists = args.parity == "published", []
+    for way in ways if args.by in (None, "both") else (args.by,):
+        lists += ways[way](dataset.labels, args.ratio or 30, published)
+    names = dataset.class_names or [str(label) for label in range(dataset.num_classes)]
+    for part in lists:  # once it is known that all of them can be
+        file = out / f"{stem}_{part.name}.txt"
+        write_list_part(dataset, (part.images, part.labels), part.classes, file, names)
+
+
+def class_order(dataset: RecordSet | Listable, order: str | None, split: str | None) -> np.ndarray:
     """int64 (C,): all labels, the old model's first. BctError where it needs other names."""
     labels, names = range(dataset.num_classes), dataset.class_names
     if split:
@@ -173,16 +224,21 @@ def part_paths(stem: Path, percent: int, kind: str) -> list[Path]:
 
 
 def write_list_part(
-    dataset: ImageFiles | Cifar, part: Part, classes: np.ndarray, path: Path
+    dataset: Listable,
+    part: Part,
+    classes: np.ndarray,
+    path: Path,
+    names: list[str] | None = None,
 ) -> None:
     """Writes the list of one part and its manifest, unless they are there.
 
     Args:
         classes: the labels in `dataset` of the part's labels 0, 1, ...
+        names: of the classes; default: the set's.
     """
     indices, labels = part
     text = list_text(path, dataset.root, dataset.names[indices].tolist(), labels)
-    names = dataset.class_names
+    names = dataset.class_names if names is None else names
     manifest = {
         "source": dataset.fingerprint,
         "root": list_root(path, dataset.root),

@@ -21,6 +21,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Sampler, g
 from bct import distributed
 from bct.data.image_set import ImageSet
 from bct.data.images import shape_of, to_network
+from bct.data.samplers import ClassBatches
 from bct.data.views import PIXELS, View, resized, transform
 from bct.errors import BctError
 from bct.signals import leave_to_parent
@@ -64,6 +65,8 @@ class Loader:
         indices: with train=False: the images this rank gets instead.
         mirror: mirror a random half of the images; default: in training, if the view does.
         view: how the network sees the images.
+        images_per_class: with train=True: batches of so many images of each of their classes, see
+            bct/data/samplers.py; None: of any images.
         broken: called for every batch with the number of its images and the problems of those that
             could not be read. Each of these is replaced by the next good one of its batch, so that
             all ranks go on with batches of one size. None: a broken image is an error.
@@ -82,6 +85,7 @@ class Loader:
         mirror: bool | None = None,
         view: View = View(),  # noqa: B008 - a constant
         indices: Sequence[int] | None = None,
+        images_per_class: int | None = None,
         broken: Callable[[int, list[str]], None] | None = None,
     ):
         self.device, self.seed, self.train, self.broken = device, seed, train, broken
@@ -91,7 +95,11 @@ class Loader:
         chosen = dataset.chosen if train else None
         if train:
             drawn = dataset if chosen is None else chosen
-            sampler = DistributedSampler(drawn, world_size, rank, shuffle=True, seed=seed)
+            if images_per_class:
+                labels = dataset.labels if chosen is None else dataset.labels[chosen]
+                sampler = ClassBatches(labels, batch_size, images_per_class, world_size, rank, seed)
+            else:
+                sampler = DistributedSampler(drawn, world_size, rank, shuffle=True, seed=seed)
         elif indices is not None:
             sampler = indices
         else:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from bct.data.image_files import ImageFiles, as_text, bad_line, entries
+from bct.distributed import say
 from bct.errors import BctError
 from bct.files import without_mark
 from bct.safe.tensor_files import shown
@@ -128,6 +129,9 @@ def open_market_train(root: str | Path) -> ImageFiles:
     kept = np.flatnonzero(found.people > NOBODY)
     if not len(kept):
         raise BctError(f"{found.path} has nobody to learn from", "copy the set again")
+    if len(kept) < len(found.names):
+        left_out = len(found.names) - len(kept)
+        say(f"{found.path}: {left_out:,} images show nobody (0000 or -1) and are left out")
     people, labels = np.unique(found.people[kept], return_inverse=True)
     names = [found.names[row] for row in kept.tolist()]
     return ImageFiles(found.path, root, names, labels, [f"{person:04d}" for person in people])

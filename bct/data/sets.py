@@ -3,6 +3,7 @@
 bct/data/image_set.py says what a data set is.
 """
 
+import os
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -10,20 +11,17 @@ from pathlib import Path
 import numpy as np
 
 from bct.data.cifar import Cifar, is_cifar
-from bct.data.image_files import (
-    FolderSet,
-    has_classes,
-    open_list,
-    open_tiny_imagenet_val,
-)
+from bct.data.image_files import FolderSet, as_text, has_classes, open_tiny_imagenet_val
+from bct.data.image_lists import Listed, list_classes, list_images, read_list
 from bct.data.image_set import ImageSet
 from bct.data.images import ALIGN, SIZE, Size, WrongSize, decode, shape_of
 from bct.data.labels import check_labels
 from bct.data.lst_files import open_lst
 from bct.data.market_files import is_market, open_market_train
 from bct.data.recordio import BROKEN, RecordReader
+from bct.data.train_clean import open_train_clean
 from bct.distributed import say
-from bct.errors import BctError
+from bct.errors import BctError, printable
 from bct.files import sha256
 
 
@@ -179,6 +177,68 @@ def image_count(first: float, has_data: Callable[[int], bool]) -> int:
     return images
 
 
+class RecordList(ImageSet):
+    """The images of a record file that a list names, a line "<number> <label>" for each.
+
+    Numbers count the file's images from 0. Labels are the list's: what the records say is not
+    looked at. (AdvBCT's loader of such lists, MS1M's, takes the records' own.)
+
+    Args:
+        path: of the list. records: the file's images.
+        names, labels: of the list. class_names: one per label, or None.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        records: RecordSet,
+        names: list[bytes],
+        labels: np.ndarray,
+        class_names: list[str] | None,
+        num_classes: int,
+    ):
+        for name in names:
+            if not name.isdigit() or len(name) > 9 or int(name) >= len(records):
+                raise BctError(
+                    f"{path} names an image {as_text(name)!r} of {records.path}",
+                    f"name its images by their numbers, 0 to {len(records) - 1}",
+                )
+        self.path, self.records, self.root = path, records, records.path
+        self.names, self.labels = np.array(names, bytes), np.array(labels, np.int64)
+        self.index = self.names.astype(np.int64)
+        self.class_names, self.num_classes = class_names, num_classes
+
+    @classmethod
+    def of(cls, records: RecordSet) -> "RecordList":
+        """All images of a record file, with their own labels."""
+        names = np.arange(len(records)).astype(bytes).tolist()
+        return cls(records.path, records, names, records.labels, None, records.num_classes)
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def payload(self, index: int) -> tuple[memoryview, int]:
+        """Encoded image and label."""
+        return self.records.payload(int(self.index[index]))[0], int(self.labels[index])
+
+    def load(self, index: int, out: np.ndarray) -> int:
+        """Decodes an image into `out` uint8 (H, W, 3), returns its label. BctError if broken."""
+        self.records.load(int(self.index[index]), out)
+        return int(self.labels[index])
+
+    def image(self, index: int) -> np.ndarray:
+        """uint8 (H, W, 3), of the record's own size. BctError if broken."""
+        return self.records.image(int(self.index[index]))
+
+    def describe(self, index: int) -> str:
+        return self.records.describe(int(self.index[index]))
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes when the record file's does, a number or a label."""
+        return sha256(self.records.fingerprint, self.index.tobytes(), self.labels.tobytes())
+
+
 class SyntheticSet(ImageSet):
     """insightface's `rec = "synthetic"`: one random image, for timing without data."""
 
@@ -209,11 +269,12 @@ def open_images(rec: str | Path, backend: str = "native") -> ImageSet:
 
     Args:
         rec: a .rec file, or the same without its suffix; a list of images, .txt or .lst, see
-            bct/data/image_files.py and lst_files.py; `train` or `test` of CIFAR; Tiny-ImageNet's
-            val/; or a folder. A folder's training set is opened: its train.rec, its part `train` of
-            CIFAR, its bounding_box_train/ (Market-1501), its train/ of class folders (ImageNet,
-            Places365), its train.txt, else its own folders are the classes (aligned faces,
-            Omniglot).
+            bct/data/image_lists.py and lst_files.py, or of records, see RecordList; GLDv2's
+            train_clean.csv; Market-1501's bounding_box_train; `train` or `test` of CIFAR;
+            Tiny-ImageNet's val/; or a folder. A folder's training set is opened: its train.rec, its
+            part `train` of CIFAR, its train_clean.csv beside train/, its bounding_box_train, its
+            train/ of class folders (ImageNet, Places365), its train.txt, else its own folders are
+            the classes (aligned faces, Omniglot).
         backend: how record files are read, "native" or "mxnet".
     """
     path = Path(rec)
@@ -231,21 +292,53 @@ def open_images(rec: str | Path, backend: str = "native") -> ImageSet:
 def open_known(path: Path, backend: str = "native") -> ImageSet | None:
     """What open_images opens, but None for a folder that may hold any images, and for nothing."""
     if path.suffix == ".txt" and path.is_file():
-        return open_list(path)
+        return open_text(path, backend)
     if path.suffix == ".lst" and path.is_file():
         return open_lst(path)
+    if path.suffix == ".csv" and path.is_file():
+        return open_train_clean(path)
     for part in (path, path / "train"):
         if is_cifar(part):
             return Cifar(part)
     for file in (path, Path(f"{path}.rec"), path / "train.rec"):
         if file.is_file():
             return RecordSet(file, backend)
+    if (path / "train_clean.csv").is_file() and (path / "train").is_dir():
+        return open_train_clean(path / "train_clean.csv")
     if is_market(path):
         return open_market_train(path)
     if has_classes(path / "train"):
         return FolderSet(path / "train")
     if (path / "train.txt").is_file():
-        return open_list(path / "train.txt")
+        return open_text(path / "train.txt", backend)
     if (path / "val_annotations.txt").is_file():
         return open_tiny_imagenet_val(path)
     return None
+
+
+def open_text(path: Path, backend: str = "native") -> ImageSet:
+    """The images of a list of files, CIFAR's numbers or records, see bct/data/image_lists.py. Of
+    records it is if its root is a .rec file; or it has no root, numbers for names, and train.rec
+    beside it."""
+    listed = read_list(path)
+    file = records_of(path, listed)
+    if file is None:
+        return list_images(path, listed)
+    num_classes, class_names = list_classes(path, listed)
+    if not file.is_file():
+        raise BctError(
+            f"{path}: its root {printable(file)} is not there",
+            "mend its first line: # root: <record file>",
+        )
+    records = RecordSet(file, backend)
+    return RecordList(path, records, listed.names, listed.labels, class_names, num_classes)
+
+
+def records_of(path: Path, listed: Listed) -> Path | None:
+    """The record file that a list is about, None if it is about image files."""
+    folder = path.resolve().parent
+    if listed.root is not None:
+        root = Path(os.path.normpath(folder / os.fsdecode(listed.root)))
+        return root if root.suffix == ".rec" and not root.is_dir() else None
+    numbers = all(name.isdigit() for name in listed.names)
+    return folder / "train.rec" if numbers and (folder / "train.rec").is_file() else None

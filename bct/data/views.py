@@ -19,11 +19,12 @@ PIXELS = {  # mean and deviation of the network's input, in units of 0..255, per
     "imagenet": ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
     "raw": ((0.0,) * 3, (1.0,) * 3),  # of ONNX graphs that normalise
 }
-CROPS = ("none", "resized", "shift")
+CROPS = ("none", "resized", "shift", "person")
 AUGMENT = {  # config's word: (crop, mirror)
     "mirror": ("none", True),
     "resized_crop": ("resized", True),
     "shift": ("shift", False),
+    "person": ("person", True),
     "none": ("none", False),
 }
 
@@ -34,7 +35,8 @@ class View(NamedTuple):
     crop: "none": the whole image, resized if it has another size and is no face;
         "resized": torchvision's RandomResizedCrop in training, afterwards the centre of the image
         at 256/224 of the size, its aspect kept; "shift": in training moved by up to an eighth,
-        what is left free repeating the edge.
+        what is left free repeating the edge; "person": in training moved by up to 10 pixels of a
+        height of 256 over black, and a random half of the images loses a rectangle.
     mirror: mirror a random half of the images in training.
     pixels: a key of PIXELS.
     """
@@ -78,6 +80,8 @@ def transform(view: View, train: bool) -> Callable[[np.ndarray], np.ndarray]:
         steps = [_covering(view.shape), v2.CenterCrop(view.shape)]
     elif view.crop == "shift" and train:
         steps = [whole, _shifted]
+    elif view.crop == "person" and train:
+        steps = [whole, v2.RandomCrop(view.shape, _padding(view)), _erasing(view)]
     else:
         steps = [whole]
     chain = v2.Compose(steps)
@@ -113,6 +117,20 @@ def _shifted(image: torch.Tensor) -> torch.Tensor:
         move = int(torch.randint(-(side // 8), side // 8 + 1, (1,)))
         image = image.index_select(axis, (torch.arange(side) + move).clamp_(0, side - 1))
     return image
+
+
+def _padding(view: View) -> int:
+    """10 pixels of a height of 256, as re-identification has it; of less as much in proportion."""
+    return max(1, round(view.shape[0] * 10 / 256))
+
+
+def _erasing(view: View) -> Callable[[torch.Tensor], torch.Tensor]:
+    """Random erasing (Zhong et al., AAAI 2020, their probability, areas and aspects): what is lost
+    becomes 0 once it is normalised, up to the rounding of uint8."""
+    from torchvision.transforms import v2
+
+    mean = [round(value) for value in PIXELS[view.pixels][0]]
+    return v2.RandomErasing(0.5, scale=(0.02, 0.4), ratio=(0.3, 1 / 0.3), value=mean)
 
 
 def normalised_as(images: torch.Tensor, pixels: str, wanted: str) -> torch.Tensor:

@@ -6,6 +6,7 @@ self test new/new. Both galleries' scores are computed once; each point only mix
 bct/metrics/mixed.py measures searches of images this way, in blocks.
 """
 
+import random
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
@@ -82,6 +83,24 @@ def curve(order: np.ndarray, fractions: Sequence[float] | np.ndarray, quality: Q
     return Curve(fractions, values)
 
 
+def refreshed_in_batches(
+    n: int, fractions: Sequence[float] | np.ndarray, batch: int = 16, seed: int = 100
+) -> np.ndarray:
+    """Which items hold new embeddings after each fraction, as AdvBCT's code chooses, bool (B, n).
+
+    Whole batches of the gallery's order, int(fraction * batches) of them, drawn anew from the same
+    seed for every fraction: they are not nested as a rule, so more work may undo what was done, and
+    the share of items is not the fraction. `refreshed` is what a deployment does.
+    """
+    batches = -(-n // batch)
+    out = np.zeros((len(fractions), n), bool)
+    for row, fraction in zip(out, fractions, strict=True):
+        stream = random.Random(seed)  # noqa: S311 - the published code's, so that these are its subsets
+        for chosen in stream.sample(range(batches), int(fraction * batches)):
+            row[chosen * batch : (chosen + 1) * batch] = True
+    return out
+
+
 def area(points: Curve) -> float:
     """Integral of the quality over b = 0..1 by trapezoids, in the unit of the quality."""
     steps, values = np.diff(points.fractions), points.values
@@ -124,6 +143,38 @@ def figures(points: Curve) -> dict:
         "published_mean": published_mean(points),
         "violations": violations(points)._asdict(),
     }
+
+
+class Regressions(NamedTuple):
+    """What single queries lose at each point of a backfill, shares of the queries, float64 (B,).
+
+    negative_flips: right at the first point, wrong now; positive_flips: the other way round. Right
+    is who has a positive as its first item. ap_drops: whose average precision is below that at the
+    first point.
+    """
+
+    negative_flips: np.ndarray
+    positive_flips: np.ndarray
+    ap_drops: np.ndarray
+
+
+def regressions(ap: np.ndarray, rank: np.ndarray) -> Regressions:
+    """Of queries against a gallery that is refreshed step by step.
+
+    Args:
+        ap: float (B, Q); rank: int (B, Q): those of bct.metrics.retrieval.Retrieval at each point,
+            of the same queries. Those that are counted apart there are left out here.
+
+    Raises BctError for shapes that differ, or no query that counts.
+    """
+    ap, rank = np.asarray(ap, np.float64), np.asarray(rank)
+    _check_shapes(ap, rank)
+    counts = (rank > 0).all(axis=0)
+    if not counts.any():
+        raise BctError("no query has a positive at every point", "check the labels of both sides")
+    ap, right = ap[:, counts], rank[:, counts] == 1
+    shares = (right[0] & ~right, ~right[0] & right, ap < ap[0])
+    return Regressions(*(share.mean(axis=1) for share in shares))
 
 
 def smallest_fraction(points: Curve, target: float, eps: float = 0.0) -> float | None:

@@ -5,9 +5,10 @@ threshold and is counted: the same two rows multiplied in a block of another sha
 last bit. A thread does all of a block: product, transpose, sort and search.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from queue import SimpleQueue
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,16 +23,21 @@ _SHORT = 1e-25  # a score of that size is a sum of numbers that float32 hardly h
 LANES = 16  # numbers of a cache line: products and transposes of whole lines are a third faster
 
 
-def make_buffers(*sizes: int) -> SimpleQueue:
-    """For each thread float32 memory of these sizes: to ask for it anew would cost every block."""
+def make_queue(make: Callable[[], Any]) -> SimpleQueue:
+    """For each thread memory that is made here: to ask for it anew would cost every block."""
     buffers: SimpleQueue = SimpleQueue()
     for _ in range(torch.get_num_threads()):
-        buffers.put([torch.empty(size) for size in sizes])
+        buffers.put(make())
     return buffers
 
 
+def make_buffers(*sizes: int) -> SimpleQueue:
+    """For each thread float32 memory of these sizes."""
+    return make_queue(lambda: [torch.empty(size) for size in sizes])
+
+
 @contextmanager
-def borrowed(buffers: SimpleQueue) -> Iterator[list[torch.Tensor]]:
+def borrowed(buffers: SimpleQueue) -> Iterator[Any]:
     """A thread's memory, given back in any case: the others would wait for it."""
     memory = buffers.get()
     try:

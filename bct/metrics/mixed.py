@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from bct.errors import BctError
+from bct.metrics.average_precision import check_way
 from bct.metrics.blocks import (
     SCORES,
     SIDE,
@@ -31,6 +32,7 @@ from bct.metrics.blocks import (
     product,
     round_up,
 )
+from bct.metrics.positions import Positions
 from bct.metrics.relevance import (
     ByItem,
     Relevance,
@@ -40,7 +42,7 @@ from bct.metrics.relevance import (
     positives,
     unopposed,
 )
-from bct.metrics.retrieval import Retrieval, check_searched, summary
+from bct.metrics.retrieval import Retrieval, check_searched, figures_of, summary
 from bct.threads import each_in_threads
 
 
@@ -52,6 +54,7 @@ def retrieve_mixed(
     metric: str = "cosine",
     ks: tuple[int, ...] = (1, 5),
     block: int = SIDE,
+    way: str = "steps",
 ) -> list[list[Retrieval]]:
     """What retrieve gives for each mixture of each curve, in one pass over blocks of queries.
 
@@ -61,19 +64,20 @@ def retrieve_mixed(
             version that no mixture has are not looked at, but have to be numbers.
         curves: each int (K, G): the version of every gallery row, 0, 1, ..., at each point. The
             fewer different columns a curve has, the faster it is.
-        relevance, metric, ks: as for retrieve.
+        relevance, metric, ks, way: as for retrieve. The results have no precision at k.
         block: at most so many queries at once.
 
     Raises:
         BctError: as retrieve; galleries of different sizes; curves of other items or versions.
     """
+    check_way(way)
     for gallery in galleries:
-        check_searched(query, gallery, relevance, metric, ks)
+        check_searched(query, gallery, relevance, metric, ks, way)
     parts = [_Curve.of(curve, len(galleries), len(galleries[0])) for curve in curves]
     results = [[no_results(len(query)) for _ in curve] for curve in curves]
     rows, columns = _orders(relevance, len(galleries[0]))
     if len(rows):
-        ranks = _Ranks(query, galleries, rows, columns, relevance, metric)
+        ranks = _Ranks(query, galleries, rows, columns, relevance, metric, way)
         ranks.count([part.ordered(columns) for part in parts], results, block)
     apart = unopposed(relevance, len(galleries[0]))
     return [[summary(*found, ks, apart) for found in points] for points in results]
@@ -129,8 +133,8 @@ class _Curve(NamedTuple):
 class _Ranks:
     """Scores and counts of queries `rows` in galleries of rows `columns`, block by block."""
 
-    def __init__(self, query, galleries, rows, columns, relevance, metric):
-        self.rows, self.gallery = rows, len(columns)
+    def __init__(self, query, galleries, rows, columns, relevance, metric, way):
+        self.rows, self.gallery, self.way = rows, len(columns), way
         self.items, self.most = by_query(relevance), int(positives(relevance)[rows].max())
         self.own = getattr(relevance, "leave_one_out", False)
         self.place = np.argsort(columns)  # where the scores' columns hold a gallery row
@@ -163,7 +167,7 @@ class _Ranks:
                     of_version[ignored.owners(), self.place[ignored.rows]] = -np.inf
                 column, there = Rows(positive.offsets, self.place[positive.rows]).padded()
                 for curve, points in zip(curves, results, strict=True):
-                    found = _points(curve, scores, column, there, memory[-1])
+                    found = _points(curve, scores, column, there, memory[-1], self.way)
                     for (ap, rank), figures in zip(points, found, strict=True):
                         ap[queries], rank[queries] = figures
 
@@ -176,6 +180,7 @@ def _points(
     column: np.ndarray,
     there: np.ndarray,
     buffer: torch.Tensor,
+    way: str,
 ) -> list[tuple[np.ndarray, np.ndarray]]:
     """(ap (B,), rank (B,)) at each point of a curve.
 
@@ -192,7 +197,11 @@ def _points(
         thresholds = np.take_along_axis(heights, version, axis=0)[0]
         count = np.take_along_axis(of_point, version, axis=0)[0]
         order = np.argsort(thresholds, axis=1)
-        out.append(precision(*(np.take_along_axis(x, order, axis=1) for x in (thresholds, count))))
+        ordered = [np.take_along_axis(x, order, axis=1) for x in (thresholds, count)]
+        if way == "steps":
+            out.append(precision(*ordered))
+        else:
+            out.append(figures_of(Positions.of_counts(*ordered), way))
     return out
 
 

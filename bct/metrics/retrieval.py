@@ -1,16 +1,20 @@
 """Retrieval: CMC top-k and mean average precision, exact, without ranking the gallery.
 
 bct/metrics/ranking.py has the definitions and the computation, bct/metrics/relevance.py says what a
-query ought to find; here are its inputs, checked, and its figures.
+query ought to find; here are its inputs, checked, and its figures. Other ways to reckon an average
+precision than that of the steps are in bct/metrics/average_precision.py.
 """
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from bct.errors import BctError
+from bct.metrics.average_precision import FIRST, average_precision, check_way, precision_at
 from bct.metrics.blocks import SCORES
+from bct.metrics.positions import Positions, positions
 from bct.metrics.ranking import by_item, by_pairs, by_rows
 from bct.metrics.relevance import (
     ByClass,
@@ -21,6 +25,7 @@ from bct.metrics.relevance import (
     numbered,
     unopposed,
 )
+from bct.metrics.top_k import first_positions
 from bct.streams import generator
 
 METRICS = ("cosine", "l2")
@@ -34,9 +39,12 @@ class Retrieval(NamedTuple):
     top: share of queries with a positive among the best k, per k.
     mean_ap: mean average precision.
     ap: float64 (Q,), average precision of each query, NaN where it is counted apart.
-    rank: int64 (Q,), rank of the first positive, from 1; 0 without a positive, -1 if unopposed.
+    rank: int64 (Q,), rank of the first positive, from 1; 0 without a positive, -1 if unopposed;
+        101 where way="first100" and there is none among the first 100.
     queries, without, unopposed: how many have positives and negatives, no positive, no negative;
         only the first are in the means.
+    precision: precision at k of each query, float64 (Q,), per k, see precision_at; of the ways
+        "trapezoid" and "first100", else empty.
     """
 
     top: dict[int, float]
@@ -46,6 +54,12 @@ class Retrieval(NamedTuple):
     queries: int
     without: int
     unopposed: int
+    precision: dict[int, np.ndarray] = {}  # noqa: RUF012 - nobody writes to it
+
+    @property
+    def mean_precision(self) -> dict[int, float]:
+        """Mean precision at each k, of the queries that are in the means."""
+        return {k: float(of_k[self.rank > 0].mean()) for k, of_k in self.precision.items()}
 
 
 def retrieve(
@@ -54,6 +68,7 @@ def retrieve(
     relevance: Relevance,
     metric: str = "cosine",
     ks: tuple[int, ...] = (1, 5),
+    way: str = "steps",
 ) -> Retrieval:
     """Queries against a gallery, whose embeddings may be another model's.
 
@@ -65,14 +80,72 @@ def retrieve(
         metric: "cosine" scores by the product of the unit vectors (0 for a zero vector), "l2" by
             -|q - g|^2 / 2, computed in float32 as q.g - |q|^2 / 2 - |g|^2 / 2.
         ks: which top-k.
+        way: how an average precision is reckoned, see bct.metrics.average_precision. "first100"
+            looks at nothing beyond the first 100 items.
 
     Raises:
         BctError: shapes that do not fit; a relevance of other items; embeddings that are not
-            numbers; an unknown metric; a k below 1; no query with a positive and a negative.
+            numbers; an unknown metric or way; a k below 1, or above 100 for "first100"; no query
+            with a positive and a negative.
     """
+    if way != "steps":
+        return retrieve_readings(query, gallery, {"": relevance}, metric, ks, way)[""]
     check_searched(query, gallery, relevance, metric, ks)
     apart = unopposed(relevance, len(gallery))
     return summary(*_ranked(query, gallery, relevance, metric), ks, apart)
+
+
+def retrieve_readings(
+    query: np.ndarray,
+    gallery: np.ndarray,
+    readings: Mapping[str, Relevance],
+    metric: str = "cosine",
+    ks: tuple[int, ...] = (1, 5),
+    way: str = "steps",
+) -> dict[str, Retrieval]:
+    """What retrieve gives for each reading of what is relevant, from one pass over the scores.
+
+    A gallery may be a memory-mapped file: of all ways but "steps", which reads each alone, it is
+    read block by block.
+
+    Args:
+        readings: by name; the others as for retrieve, which raises the same.
+    """
+    check_way(way)
+    for relevance in readings.values():
+        check_searched(query, gallery, relevance, metric, ks, way)
+    if way == "steps":
+        return {
+            name: retrieve(query, gallery, relevance, metric, ks)
+            for name, relevance in readings.items()
+        }
+    look = first_positions if way == "first100" else positions
+    found = look(query, gallery, readings, metric)
+    return {
+        name: of_positions(found[name], ks, way, unopposed(relevance, len(gallery)))
+        for name, relevance in readings.items()
+    }
+
+
+def of_positions(
+    found: Positions, ks: tuple[int, ...], way: str, apart: np.ndarray | None = None
+) -> Retrieval:
+    """The figures of queries whose positives stand at these places.
+
+    Args:
+        ks, way: as for retrieve. apart: bool (Q,), which queries are unopposed; None: none.
+
+    Raises BctError if no query has a positive and a negative.
+    """
+    ap, rank = figures_of(found, way)
+    precision = {k: precision_at(found, k, whole=way == "first100") for k in ks}
+    return summary(ap, rank, ks, apart, precision)
+
+
+def figures_of(found: Positions, way: str) -> tuple[np.ndarray, np.ndarray]:
+    """(ap, rank), see Retrieval."""
+    rank = found.first()
+    return average_precision(found, way), np.minimum(rank, FIRST + 1) if way == "first100" else rank
 
 
 def _ranked(
@@ -111,7 +184,8 @@ def of_queries(result: Retrieval, chosen: np.ndarray) -> Retrieval:
     Raises:
         BctError: none of them has a positive and a negative.
     """
-    return summary(result.ap[chosen], result.rank[chosen], tuple(result.top))
+    precision = {k: of_k[chosen] for k, of_k in result.precision.items()}
+    return summary(result.ap[chosen], result.rank[chosen], tuple(result.top), precision=precision)
 
 
 def cmc(result: Retrieval, depth: int) -> np.ndarray:
@@ -192,12 +266,17 @@ def bootstrap_means(
 
 
 def summary(
-    ap: np.ndarray, rank: np.ndarray, ks: tuple[int, ...], apart: np.ndarray | None = None
+    ap: np.ndarray,
+    rank: np.ndarray,
+    ks: tuple[int, ...],
+    apart: np.ndarray | None = None,
+    precision: Mapping[int, np.ndarray] | None = None,
 ) -> Retrieval:
     """The means of queries' figures.
 
     Args:
-        ap, rank: see Retrieval. apart: bool (Q,), which queries are unopposed; None: rank says it.
+        ap, rank, precision: see Retrieval.
+        apart: bool (Q,), which queries are unopposed; None: rank says it.
 
     Raises BctError if no query has a positive and a negative.
     """
@@ -214,17 +293,25 @@ def summary(
         raise BctError("no query has a positive in the gallery", "check the labels of both sides")
     top = {k: float((rank[found] <= k).mean()) for k in ks}
     without = len(ap) - queries - free
-    return Retrieval(top, float(ap[found].mean()), ap, rank, queries, without, free)
+    at = {k: np.where(found, of_k, np.nan) for k, of_k in (precision or {}).items()}
+    return Retrieval(top, float(ap[found].mean()), ap, rank, queries, without, free, at)
 
 
 def check_searched(
-    query: np.ndarray, gallery: np.ndarray, relevance: Relevance, metric: str, ks: tuple[int, ...]
+    query: np.ndarray,
+    gallery: np.ndarray,
+    relevance: Relevance,
+    metric: str,
+    ks: tuple[int, ...],
+    way: str = "steps",
 ) -> None:
     """Raises BctError for what retrieve does not take."""
     if metric not in METRICS:
         raise BctError(f"the metric is {metric!r}", f"choose from {', '.join(METRICS)}")
     if not ks or min(ks) < 1:
         raise BctError(f"top-k is asked for k of {ks}", "name at least one k, from 1")
+    if way == "first100" and max(ks) > FIRST:
+        raise BctError(f"top-{max(ks)} is asked for of the first {FIRST}", "name smaller ks")
     for name, features in (("query", query), ("gallery", gallery)):
         if features.ndim != 2 or not len(features):
             raise BctError(

@@ -25,6 +25,7 @@ from bct import distributed
 from bct.errors import BctError
 from bct.safe.tensors import read_tensors, save_tensors
 from bct.training.class_shards import own_classes
+from bct.training.heads import METRIC
 from bct.training.run_record import RunRecord, lives_elsewhere, read_record, record_of
 
 _NAME = re.compile(r"step_(\d+)\.pt")
@@ -110,7 +111,10 @@ def save_checkpoint(
         BctError: it can't be written; those that were there still are. Another run's checkpoint
             has its name.
     """
-    head_state = {key: head.to_global(value) for key, value in head.state_dict().items()}
+    head_state = {
+        key: value.cpu() if key.startswith(METRIC) else head.to_global(value)
+        for key, value in head.state_dict().items()
+    }
     method_state = method.state_dict()
     for key in method.class_sharded:
         method_state[key] = distributed.shares_to_rank0(method_state[key], method.cfg.num_classes)
@@ -196,7 +200,11 @@ def load_checkpoint(
     backbone.load_state_dict(saved["backbone"])
     method.load_state_dict(saved["method"])
     _restore_buffers(saved["buffers"], backbone, method)
-    head.load_state_dict({key: head.to_local(value) for key, value in saved["head"].items()})
+    head_state = {
+        key: value if key.startswith(METRIC) else head.to_local(value)
+        for key, value in saved["head"].items()
+    }
+    head.load_state_dict(head_state)
     state = saved["optimizer"]
     for group, ours in zip(state["param_groups"], optimizer.param_groups, strict=True):
         group.setdefault("name", ours["name"])  # of a checkpoint from before groups had names

@@ -3,7 +3,7 @@
 import torch
 import torch.nn.functional as F
 
-from bct.distributed import all_gather, all_reduce, contiguous_share, world_size
+from bct.distributed import all_gather, all_reduce, contiguous_share, rank, world_size
 from bct.training.class_shards import own_columns
 from bct.training.heads import PartialFC, SoftmaxHead
 
@@ -40,14 +40,29 @@ def top_shares(
             size = min(step, most - first)
             e = all_gather(_filled(F.normalize(e), size, 0.0))
             wanted = all_gather(_filled(wanted, size, -1))
-        rank = _ranks(head, e, wanted, cut)
+        place = _ranks(head, e, wanted, cut)
         counts += torch.stack(
-            [(wanted >= 0).sum(), *(((rank > 0) & (rank <= k)).sum() for k in ks)]
+            [(wanted >= 0).sum(), *(((place > 0) & (place <= k)).sum() for k in ks)]
         )
     if not cut:
         all_reduce(counts)
     known, *found = counts.tolist()
     return {k: number / known for k, number in zip(ks, found, strict=True)}
+
+
+@torch.no_grad()
+def names_the_class(
+    head: PartialFC | SoftmaxHead, rows: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
+    """Whether the head's best class is the right one, bool (B,), of what it classifies (B, D).
+
+    Every rank has to call it, with as many rows.
+    """
+    if not isinstance(head, PartialFC):
+        return _ranks(head, rows, labels, False) == 1
+    e, everyone = all_gather(F.normalize(rows.float())), all_gather(labels)
+    mine = slice(rank() * len(labels), (rank() + 1) * len(labels))
+    return _ranks(head, e, everyone, True)[mine] == 1
 
 
 def _ranks(

@@ -1,7 +1,8 @@
 """Classification heads: PartialFC with an angular margin, and a plain linear layer with bias.
 
 A head is called as head(embeddings, labels, rng) and returns the mean cross-entropy of the global
-batch. Both keep working with one process and without a process group.
+batch; beside it, if the config asks for them, the terms of bct/training/metric_terms.py, which are
+its module `metric`. Both keep working with one process and without a process group.
 """
 
 import torch
@@ -14,7 +15,9 @@ from bct.errors import BctError
 from bct.streams import generator
 from bct.training.class_shards import class_share, own_classes, own_columns
 from bct.training.margin_softmax import BLOCK, ShardedMarginSoftmax, margin_logit
+from bct.training.metric_terms import MetricTerms
 
+METRIC = "metric."  # what the names of a head's tensors begin with that every rank holds whole
 _INIT_BLOCK = 4096  # classes per random stream when centres are initialised
 
 
@@ -70,7 +73,7 @@ class PartialFC(nn.Module):
         self.sample_rate, self.filter_above, self.block = sample_rate, filter_above, block
         self.start, count = class_share(num_classes)
         self.weight = nn.Parameter(torch.empty(count, embedding_size))
-        self.sampled, self.row_sgd = None, None
+        self.sampled, self.row_sgd, self.metric = None, None, None
         stop = self.start + count
         for block in range(self.start // _INIT_BLOCK, -(-stop // _INIT_BLOCK)):
             rng = generator("cpu", seed, "centres", block)
@@ -89,6 +92,7 @@ class PartialFC(nn.Module):
             labels: (B,) int64, global classes.
             rng: this rank's stream for the negatives, needed when sample_rate < 1.
         """
+        more = 0.0 if self.metric is None else self.metric(embeddings, labels)
         e = gather_rows(F.normalize(embeddings.float()))  # (N, D)
         target = own_columns(all_gather(labels), self.start, len(self.weight))  # (N,)
         weight = self.weight
@@ -98,9 +102,10 @@ class PartialFC(nn.Module):
             self.sampled = used + self.start
             weight = self.current(used)
             target = torch.searchsorted(used, target).where(mine, -1)
-        return ShardedMarginSoftmax.apply(
+        loss = ShardedMarginSoftmax.apply(
             e, weight, target, self.margin, self.scale, self.filter_above, self.block
         )
+        return loss + more
 
     def current(self, rows: torch.Tensor | None = None) -> torch.Tensor:
         """These rows (k,) of the centres, or all, as they are now: (k, D), with gradients."""
@@ -152,7 +157,7 @@ class SoftmaxHead(nn.Linear):
         unit: bool = False,
     ):
         super().__init__(dim, num_classes, bias)
-        self.smoothing, self.unit = smoothing, unit
+        self.smoothing, self.unit, self.metric = smoothing, unit, None
 
     def to_global(self, rows: torch.Tensor) -> torch.Tensor | None:
         return rows.cpu() if rank() == 0 else None
@@ -163,7 +168,9 @@ class SoftmaxHead(nn.Linear):
     def forward(
         self, embeddings: torch.Tensor, labels: torch.Tensor, rng: torch.Generator | None = None
     ) -> torch.Tensor:
-        return F.cross_entropy(self.scores(embeddings), labels, label_smoothing=self.smoothing)
+        more = 0.0 if self.metric is None else self.metric(embeddings, labels)
+        scores = self.scores(embeddings)
+        return F.cross_entropy(scores, labels, label_smoothing=self.smoothing) + more
 
     def scores(self, embeddings: torch.Tensor) -> torch.Tensor:
         """Logits (N, C) of embeddings (N, D)."""
@@ -188,18 +195,50 @@ class NoHead(nn.Module):
 
 
 def make_head(cfg: EasyDict) -> nn.Module:
-    """The head that a config asks for."""
+    """The head that a config asks for. BctError for triplets that can't be had."""
+    metric = _metric_terms(cfg)
     if cfg.head == "none":
         return NoHead()
     if cfg.head == "softmax":
         options = cfg.head_bias, cfg.label_smoothing, cfg.head_unit
-        return SoftmaxHead(cfg.embedding_size, cfg.num_classes, *options)
-    return PartialFC(
-        cfg.embedding_size,
-        cfg.num_classes,
-        margin=cfg.margin_list,
-        scale=cfg.scale,
-        sample_rate=cfg.sample_rate,
-        filter_above=cfg.interclass_filtering_threshold,
-        seed=cfg.seed,
+        head = SoftmaxHead(cfg.embedding_size, cfg.num_classes, *options)
+        if cfg.head_init is not None:
+            nn.init.normal_(head.weight, std=cfg.head_init)
+    else:
+        head = PartialFC(
+            cfg.embedding_size,
+            cfg.num_classes,
+            margin=cfg.margin_list,
+            scale=cfg.scale,
+            sample_rate=cfg.sample_rate,
+            filter_above=cfg.interclass_filtering_threshold,
+            seed=cfg.seed,
+        )
+    head.metric = metric
+    return head
+
+
+def _metric_terms(cfg: EasyDict) -> MetricTerms | None:
+    weights = {key: cfg[key] for key in ("triplet_weight", "centre_weight") if cfg[key]}
+    if not weights:
+        return None
+    key, weight = next(iter(weights.items()))
+    if cfg.head == "none":
+        raise BctError(
+            f'{key} = {weight} is a term of the head, and the config says head="none"',
+            f'set head="softmax" or head="margin", or {key}=0',
+        )
+    if cfg.triplet_weight and not cfg.images_per_class:
+        raise BctError(
+            f"triplet_weight = {cfg.triplet_weight} needs several images of each class in a batch",
+            "set images_per_class=4, or another number of which batch_size is a multiple",
+        )
+    return MetricTerms(
+        cfg.triplet_weight,
+        cfg.triplet_hard_margin,
+        cfg.centre_weight,
+        cfg.centre_rate,
+        (cfg.num_classes, cfg.embedding_size),
+        cfg.parity == "published",
+        cfg.seed,
     )

@@ -51,7 +51,8 @@ def say_longer(record: RunRecord, cfg: EasyDict, step: int, steps_per_epoch: int
     before = EasyDict(cfg, num_epoch=last["before"])
     rates = [learning_rate(said, step, steps_per_epoch) for said in (before, cfg)]
     if step >= steps_per_epoch * before.num_epoch and not cfg.decay_epoch:
-        rates[0] = 0.0  # where polynomials and cosines end
+        ends = 1.0 if cfg.lr_policy == "constant" else cfg.lr_floor
+        rates[0] = cfg.lr * ends
     jump = f"it goes on at {rates[1]:g}"
     if rates[0] != rates[1]:
         jump = f"{rates[0]:g} by the shorter schedule, it is {rates[1]:g} by the longer one"

@@ -31,6 +31,14 @@ def replicate(module: nn.Module, device: torch.device) -> nn.Module:
     )
 
 
+def bare(module: nn.Module) -> nn.Module:
+    """The module in replicate's wrapper, with its own methods; itself without one.
+
+    What is computed with it after the wrapper's forward is in the mean of the gradients, too.
+    """
+    return module.module if isinstance(module, DistributedDataParallel) else module
+
+
 def share_statistics(cfg: EasyDict, backbone: nn.Module) -> None:
     """Averages batch-norm statistics over ranks; the published code keeps those of rank 0."""
     if cfg.parity == "corrected":

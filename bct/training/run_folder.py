@@ -39,6 +39,7 @@ from bct.training.checkpoint import (
     own_checkpoints,
     record_in_checkpoints,
 )
+from bct.training.heads import METRIC
 from bct.training.longer import epochs_of, is_longer
 from bct.training.run_lock import release_lock, take_lock
 from bct.training.run_record import (
@@ -342,7 +343,8 @@ def save_model(
         suffix, state = backbone.exported()
     state = {key: value.cpu() for key, value in state.items()}
     if cfg.head == "softmax":  # the reference keeps the old classifier with the network
-        state |= {f"cls_fc.{key}": value.cpu() for key, value in head.state_dict().items()}
+        own = {k: v for k, v in head.state_dict().items() if not k.startswith(METRIC)}
+        state |= {f"cls_fc.{key}": value.cpu() for key, value in own.items()}
     path = Path(cfg.output) / name
     save_tensors(path, state)
     write_json(

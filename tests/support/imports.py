@@ -18,7 +18,7 @@ GROUND = (
     "amp command config conventions distributed files folders keys log markdown outputs rows "
     "scenarios signals wandb_run"
 )
-AUTHORS = "train validation val_data method old_model"  # what an author of a method sees
+AUTHORS = "train validation val_data method old_model old_judge"  # what an author of a method sees
 
 # A room is a folder or one of the three groups above; names within bct go without "bct.".
 # Every room may import itself. Behind it: the rooms and single modules that it may import, too.

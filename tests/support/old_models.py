@@ -13,7 +13,7 @@ from bct.train import train
 from support.pictures import write_faces
 
 CPU = torch.device("cpu")
-SMALL = {"UniBCT": ["refresh_epochs=[0, 2]"], "NCCL": ["queue_size=20"]}
+SMALL = {"UniBCT": ["refresh_epochs=[0, 2]"], "NCCL": ["queue_size=20"], "HotRefresh": ["topk=5"]}
 TRAINING = ["batch_size=8", "num_epoch=3", "frequent=1", "num_workers=0", "amp=off", "lr=0.01"]
 
 

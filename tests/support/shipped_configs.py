@@ -21,13 +21,13 @@ from bct.config import base_config, execute, load_config
 from bct.errors import BctError
 from bct.files import ROOT
 from bct.method import Method, load_method
-from bct.stored.artefacts import artefact_path
+from bct.stored.artefacts import artefact_path, place_of_model
 from bct.train import train
 from support.old_models import CPU, tool
 from support.pictures import jpeg, picture, write_faces
 from tools.train_chain import check, commands
 
-LIGHT = ("demo_", "conv4_", "fct")  # networks that are trained as they are
+LIGHT = ("demo_", "conv4_", "fct", "gem_w")  # networks that are trained as they are
 STAND_IN = {"network": "conv4_w32", "image_size": 64}  # for the others
 STAND_IN_FACE = {"network": "demo_w32"}
 SMALL = {"num_epoch": 1, "frequent": 1, "num_workers": 0, "amp": "off", "val_targets": []}
@@ -63,6 +63,11 @@ def method_of(path: Path) -> type[Method]:
 def written(overrides: dict[str, Any]) -> list[str]:
     """As on a command line."""
     return [f"{key}={value}" for key, value in overrides.items()]
+
+
+def named_by(folder: str) -> Path:
+    """The config whose run a model's folder is, work_dirs/<its name>."""
+    return ROOT / "configs" / f"{Path(folder).name}.py"
 
 
 def settings(path: Path, **overrides: Any) -> EasyDict:
@@ -118,7 +123,10 @@ def kind_of(cfg: EasyDict) -> str:
     return "cifar" if "cifar" in str(cfg.rec) else "images"
 
 
-def stand_in(kind: str) -> dict[str, Any]:
+def stand_in(kind: str, size: int | tuple[int, int] = 112) -> dict[str, Any]:
+    """Args: size: the config's image_size; what is oblong stays so."""
+    if isinstance(size, tuple):
+        return STAND_IN | {"image_size": (64, 32)}
     return STAND_IN_FACE if kind == "face" else STAND_IN
 
 
@@ -190,13 +198,16 @@ class Shipped:
         method, cfg = method_of(path), settings(path)
         given = SMALL | METHOD_SMALL.get(method.__name__, {})
         if method.needs(cfg) and cfg.old_config is None:
-            given |= UPGRADE
+            if cfg.old_model is None:
+                given |= UPGRADE
+            else:  # the folder that another config leaves
+                given["old_model"] = self.train(named_by(cfg.old_model)).cfg.output
             cfg = settings(path, **given)
         kind = kind_of(cfg)
         self.split(kind, cfg.shard)
         self.split(kind, cfg.old_config)
         if not cfg.network.startswith(LIGHT):
-            given |= stand_in(kind)
+            given |= stand_in(kind, cfg.image_size)
         output = self.folder / "runs" / name_of(path)
         return given | {
             "rec": self.data(kind),
@@ -222,6 +233,14 @@ class Shipped:
 
     def make(self, cfg: EasyDict, name: str, words: list[str]) -> None:
         """Runs a tool as an error names it; small, if it gets the config of a model."""
+        if "--model" in words:
+            folder, rec = (words[words.index(option) + 1] for option in ("--model", "--rec"))
+            place = place_of_model(folder, rec)
+            if name == "extract_features":
+                words = [*words, "num_workers=0", "amp=off"]
+            elif not place.path("old_embedding").is_file():
+                self.make(cfg, "extract_features", ["--model", folder, "--rec", rec])
+            return tool(name, *words)
         sd = words[words.index("--SD") + 1]
         if words[0].endswith(".py"):
             model = ROOT / words[0]
@@ -264,7 +283,12 @@ class Shipped:
 
     def two_steps(self, cfg: EasyDict, method: type[Method]) -> Trained:
         method = watched(method)
-        cfg.batch_size = len(method.data(cfg)) // (2 * cfg.gradient_acc)
+        data = method.data(cfg)
+        cfg.batch_size = len(data) // (2 * cfg.gradient_acc)
+        if cfg.images_per_class:  # no class has images for two visits
+            classes = max(data.num_classes // 2, 2)
+            cfg.images_per_class, cfg.batch_size = 2, 2 * classes
+            cfg.num_epoch = 2 // (data.num_classes // classes)
         assert train(cfg, method, CPU) == 0
         output = Path(cfg.output)
         shutil.rmtree(output / "checkpoints")

@@ -7,6 +7,7 @@ from pathlib import Path
 from PIL import Image
 
 from support.cifar import write_cifar
+from support.old_models import tool
 from support.pictures import jpeg, picture, write_faces
 
 
@@ -64,3 +65,26 @@ def bin_set(root: Path) -> Path:
     images = [jpeg(i if s else i + 100 * k, k) for i, s in enumerate(same) for k in (0, 1)]
     root.with_suffix(".bin").write_bytes(pickle.dumps((images, same)))
     return root.with_suffix(".bin")
+
+
+def gldv2(root: Path) -> Path:
+    """Views of landmarks as GLDv2 lies on a disk."""
+    tool("make_landmark_views", root)
+    (root / "gldv2/label_20.txt").rename(root / "gldv2/label_81313.txt")
+    return root / "gldv2"
+
+
+def retrieval(root: Path) -> Path:
+    """The folder of Revisited Oxford, whose images are views of landmarks."""
+    tool("make_landmark_views", root)
+    (root / "revisited/jpg").rename(root / "revisited/roxford5k_jpg")
+    (root / "revisited/roxford5k").mkdir()
+    (root / "revisited/roxford5k_jpg").rename(root / "revisited/roxford5k/jpg")
+    (root / "revisited/gnd_landmarkviews.pkl").rename(root / "revisited/gnd_roxford5k.pkl")
+    return root / "revisited"
+
+
+def market1501(root: Path) -> Path:
+    """Drawn people as Market-1501 lies on a disk."""
+    tool("make_people", root)
+    return root

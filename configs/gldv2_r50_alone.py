@@ -1,0 +1,9 @@
+"""GLDv2-clean whole, ResNet-50 trained alone: AdvBCT's upper bound."""
+
+from bct.config import execute
+from bct.files import ROOT
+
+config = execute(ROOT / "configs/old_model.py")
+config.rec = "dataset/GLDv2/label_81313.txt"
+config.num_classes = 81313
+config.network = "timm:resnet50"

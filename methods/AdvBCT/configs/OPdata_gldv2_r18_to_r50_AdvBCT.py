@@ -1,0 +1,9 @@
+"""GLDv2, open-data, ResNet-18 to ResNet-50: AdvBCT."""
+
+from bct.config import execute
+from bct.files import ROOT
+
+config = execute(ROOT / "methods/AdvBCT/configs/new_AdvBct.py")
+config.rec = "dataset/GLDv2/gldv2_train_new_70percent_data.txt"
+config.old_model = "work_dirs/gldv2_r18_data30"
+config.network = "timm:resnet50"

@@ -1,0 +1,13 @@
+"""Landmark views, half of the landmarks -> all: 16 extra coordinates.
+
+See runs/landmark_views.sh.
+"""
+
+from bct.config import execute
+from bct.files import ROOT
+
+config = execute(ROOT / "configs" / "landmark_views_new_class100.py")  # the same network
+config.scenario = "EXclass"
+config.old_config = "landmark_views_old_class50"
+config.new_config = "landmark_views_new_class100"
+config.extra_dim = 16

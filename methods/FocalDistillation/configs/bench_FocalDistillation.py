@@ -1,0 +1,6 @@
+"""Focal distillation with the settings of runs/benchmark.sh."""
+
+from easydict import EasyDict as edict
+
+config = edict()
+config.convention = "bct"

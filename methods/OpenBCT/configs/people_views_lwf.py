@@ -1,0 +1,12 @@
+"""Drawn people, half of the people -> all: what the old classifier says of both.
+
+See runs/people_views.sh.
+"""
+
+from bct.config import execute
+from bct.files import ROOT
+
+config = execute(ROOT / "configs" / "people_views_new_class100.py")  # the same network
+config.scenario = "EXclass"
+config.old_config = "people_views_old_class50"
+config.terms = {"cls": 1.0, "lwf": 1.0}

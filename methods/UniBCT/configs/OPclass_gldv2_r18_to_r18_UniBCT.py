@@ -1,0 +1,8 @@
+"""GLDv2, open-class, ResNet-18 to ResNet-18: UniBCT."""
+
+from bct.config import execute
+from bct.files import ROOT
+
+config = execute(ROOT / "methods/UniBCT/configs/new_uniBCT.py")
+config.rec = "dataset/GLDv2/gldv2_train_new_70percent_class.txt"
+config.num_classes = 56920
