@@ -69,7 +69,7 @@ def published_arcface(
     if not len(labels):
         return embeddings.sum()
     angles = torch.acos(F.normalize(embeddings) @ prototypes.t())
-    target = F.one_hot(labels, len(prototypes))
+    target = F.one_hot(labels, len(prototypes)).to(angles)
     return F.cross_entropy(scale * torch.cos(angles + margin * target), labels)
 
 

@@ -55,7 +55,8 @@ class UniBCT(Method):
 
     def __init__(self, cfg, old):
         super().__init__(cfg, old)
-        self.published, self.row = cfg.parity == "published", None
+        self.published = cfg.parity == "published"
+        self.register_buffer("row", None, persistent=False)  # of each class, in AdvBCT's reading
         self.scale = cfg.influence_scale or {"mixbct": 64.0, "advbct": 30.0}[cfg.reading]
         if cfg.reading == "advbct":
             self.take_centres(old)
@@ -78,8 +79,7 @@ class UniBCT(Method):
         if not self.published:
             centres, (self.start, _) = own_classes(centres, count).clone(), class_share(count)
         self.register_buffer("prototypes", centres, persistent=False)
-        row = (known.cumsum(0) - 1).where(known, -1)
-        self.register_buffer("row", row, persistent=False)
+        self.row = (known.cumsum(0) - 1).where(known, -1)
 
     def prepare(self, old) -> None:
         """Room for the prototypes, and which images this rank's are made of."""
