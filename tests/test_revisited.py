@@ -14,8 +14,11 @@ from support.plain_precision import cosines, places, trapezoid
 from bct.data.gnd_files import find_gnd, read_gnd
 from bct.errors import BctError
 from bct.metrics.relevance import check, positives
+from bct.metrics.retrieval import retrieve_readings
+from bct.models.model import open_model
 from bct.protocols.image_search import sets_of
 from bct.protocols.revisited import READINGS, open_revisited
+from bct.protocols.search_tests import sides_of
 
 LETTER = {"medium": "M", "easy": "E", "hard": "H"}
 
@@ -117,6 +120,27 @@ def test_synthetic_golden(shared):
         wanted = [np.nan if v is None else v for v in expected[LETTER[reading]]["ap"]]
         np.testing.assert_allclose(ap, wanted, atol=1e-12)
     assert sum("no positive" in remark for remark in protocol.remarks) == 3
+
+
+def test_real_descriptors_of_oxford(shared, tmp_path):
+    features = shared / "data" / "landmarks" / "oxford_features" / "oxford_features.fvecs"
+    expected = json.loads((shared / "golden/landmarks_reid/real_oxford/expected.json").read_text())
+    protocol = open_revisited(
+        shared / "data" / "landmarks" / "revisited", "roxford5k", standard=True, stored=True
+    )
+    raw = np.fromfile(features, "<f4").reshape(5063, 129)
+    names = [[images.describe(k) for k in range(len(images))] for images in sets_of(protocol)]
+    place = {name: k for k, name in enumerate(sorted(names[0] + names[1]))}
+    files = [tmp_path / f"{side}.fvecs" for side in ("queries", "gallery")]
+    for file, side in zip(files, names, strict=True):
+        raw[[place[name] for name in side]].tofile(file)
+    rows = open_model(",".join(map(str, files))).rows(protocol.images)
+    sides, search = sides_of(protocol.search, rows), protocol.search
+    found = retrieve_readings(*sides, search.readings, ks=(1, 5, 10), way=search.precision)
+    for reading, result in found.items():
+        wanted = expected["new_self"][LETTER[reading]]
+        assert result.mean_ap == pytest.approx(wanted["mAP"], abs=1e-7)
+        assert result.queries == wanted["queries"]
 
 
 def test_drawn_views_with_and_without_boxes(shared):
