@@ -41,7 +41,7 @@ def load(
 
     Args:
         file: a model.pt with its model.json, weights of insightface, MixBCT, openBCT or BT-2, an
-            .onnx file, or an .npy or .npz of embeddings, a row per image.
+            .onnx file, or an .npy, .npz or .fvecs of embeddings, a row per image.
         network: its name, e.g. "r50", where neither the file nor a model.json says it.
         amp: precision of its body: "bf16", "fp16" or "off"; None: bf16 where there is hardware, as
             in the evaluations.

@@ -84,7 +84,7 @@ def _own_classifier(cfg: EasyDict, old: OldModel) -> OldJudge:
     row = old.new_to_old()
     if (row < 0).all():
         raise BctError(
-            f"in {cfg.scenario} the old model has seen none of the new classes",
+            "the old model has seen none of the new classes",
             'use influence="prototype", which takes class means of its embeddings',
         )
     if weight.shape[1] != cfg.embedding_size:

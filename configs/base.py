@@ -40,7 +40,7 @@ config.head_init = number(None, above=0)
 # images_per_class, with a margin or, None, the soft one; and the distances from class centres,
 # which follow at a rate of their own
 config.triplet_weight = number(0.0, 0)
-config.triplet_margin = number(None, 0)
+config.triplet_hard_margin = number(None, 0)
 config.centre_weight = number(0.0, 0)
 config.centre_rate = number(0.5, above=0)
 # target logit cos(m1 * theta + m2) - m3

@@ -23,6 +23,7 @@ from bct.method import load_method
 from bct.training.heads import NoHead, SoftmaxHead
 from bct.training.other_classes import others, others_of
 from bct.training.replicas import bare, replicate
+from methods.BCT.loss import classifier_influence
 from methods.BCTRACT.loss import bct_ract
 
 BCTRACT = load_method("BCTRACT")
@@ -132,6 +133,28 @@ def test_golden_by_the_method_and_its_head(golden, name):
     for got, key in ((grad, "grad"), (head.weight.grad, "grad_W_n")):
         want = arrays[f"{name}/{key}"]
         np.testing.assert_allclose(got, want, rtol=0, atol=1e-4 * np.abs(want).max())
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+@pytest.mark.parametrize(
+    ("name", "judge", "known"), [("bct/Co=10", "W_o10", 10), ("bct/old_classes_only", "W_o6", 6)]
+)
+def test_golden_of_bct_alone(golden, name, judge, known, dtype, rtol):
+    """Without new classes in the softmax it is BCT's own."""
+    expected, arrays = golden
+    y, old = torch.from_numpy(arrays["y"]), torch.tensor(arrays[judge], dtype=dtype)
+    nothing = torch.full((len(y),), -torch.inf, dtype=dtype)
+    known = y.where(y < known, -1)
+    for loss_of in (
+        lambda f: classifier_influence(f, known, old, None),
+        lambda f: bct_ract(f @ old.t(), known, nothing),
+    ):
+        f = torch.tensor(arrays["f_n"], dtype=dtype, requires_grad=True)
+        loss = loss_of(f)
+        loss.backward()
+        assert loss.item() == pytest.approx(expected[name]["loss"], rel=rtol)
+        want = arrays[f"{name}/grad"]
+        np.testing.assert_allclose(f.grad, want, rtol=0, atol=rtol * np.abs(want).max())
 
 
 # ---- by hand

@@ -15,6 +15,9 @@ from support.script import run_script
 from bct.data.sets import open_images
 from bct.errors import BctError
 from bct.files import read_json
+from bct.protocols.gldv2 import open_gldv2
+from bct.protocols.market import open_market
+from bct.protocols.revisited import open_revisited
 from tools import make_landmark_views, make_people
 from tools.demo import landmarks
 from tools.demo.drawn_set import make, stream
@@ -109,6 +112,23 @@ def test_boxes_lie_within_the_queries(views):
         assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height and (x1 - x0, y1 - y0) == (112, 112)
 
 
+def test_the_protocols_readers_open_them(views, people):
+    tests = [
+        (open_revisited(views / "revisited", "landmarkviews"), 40, 204),
+        (open_gldv2(views / "gldv2", "private"), 27, 204),
+        (open_gldv2(views / "gldv2", "public"), 13, 204),
+        (open_market(people), len(os.listdir(people / "query")), None),
+    ]
+    for test, queries, gallery in tests:
+        assert len(test.search.queries) == queries
+        assert gallery in (None, len(test.search.gallery))
+    assert list(tests[0][0].search.readings) == ["medium", "easy", "hard"]
+    kept = [name for name in os.listdir(people / "bounding_box_test") if not name.startswith("-1")]
+    assert len(tests[3][0].search.gallery) == len(kept)
+    train = open_images(people)  # of the folder
+    assert train.num_classes == 30 and train.class_names == sorted(train.class_names)
+
+
 def small(path, box=None):
     """An image of 8 x 8 pixels without its mean, of length 1."""
     with Image.open(path) as image:
@@ -190,16 +210,17 @@ def test_people_are_neither_trivial_nor_impossible(people):
 
 
 @pytest.mark.parametrize("tool", [make_landmark_views, make_people])
-def test_seeds(tool, tmp_path):
+def test_seeds(tool, views, people, tmp_path):
     """Equal seeds give equal bytes; no image of another seed is the same."""
-    for name, seed in (("a", 5), ("b", 5), ("c", 6)):
-        (tmp_path / name).mkdir()
-        tool.draw(tmp_path / name, seed)
-    first, again, other = (content(tmp_path / name) for name in "abc")
-    assert first == again
-    images = [{v for k, v in files.items() if k.suffix == ".jpg"} for files in (first, other)]
+    by_command = content({make_landmark_views: views, make_people: people}[tool])
+    for seed in (3, 4):
+        (tmp_path / str(seed)).mkdir()
+        tool.draw(tmp_path / str(seed), seed)
+    again, other = (content(tmp_path / str(seed)) for seed in (3, 4))
+    assert {k: v for k, v in by_command.items() if len(k.parts) > 1} == again
+    images = [{v for k, v in files.items() if k.suffix == ".jpg"} for files in (again, other)]
     assert not images[0] & images[1] and min(map(len, images)) > 400
-    assert first.keys() != other.keys()
+    assert again.keys() != other.keys()
 
 
 def test_what_is_there_is_used_or_left_alone(people, tmp_path):
@@ -213,7 +234,8 @@ def test_what_is_there_is_used_or_left_alone(people, tmp_path):
     assert done.returncode == 1 and "seed is 3, asked for is 4" in done.stderr
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine/letter.txt").write_text("dear")
-    for out in (tmp_path / "mine", tmp_path / "mine/letter.txt"):
+    (tmp_path / "loop").symlink_to("loop")
+    for out in (tmp_path / "mine", tmp_path / "mine/letter.txt", tmp_path / "loop"):
         done = run_script("tools/make_people.py", out)
         assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 2
         assert "was not drawn by this tool" in done.stderr

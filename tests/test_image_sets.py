@@ -19,7 +19,7 @@ from support.cifar import write_cifar
 from support.pictures import picture, write_faces
 from torchvision import datasets as reference
 
-from bct.data.image_files import list_text, read_list
+from bct.data.image_lists import list_text, read_list
 from bct.data.sets import FolderSet, RecordSet, open_images
 from bct.errors import BctError
 from bct.files import sha256, write_json

@@ -125,6 +125,9 @@ num_workers=100000 seed=-1 seed=1180591620717411303424 seed=2**70 seed=none num_
 num_epoch=1e3 batch_size=0 batch_size=none lr=nan lr=inf lr=1e999 lr=-1 lr=0 lr=1e300 momentum=1
 momentum=-0.1 output= rec= feature_save= network= shard= val_targets=lfw val_targets=[1]
 val_targets=[''] val_targets=['a','a'] sample_rate=-0.1 sample_rate=1.1 max_bad_rate=-1 image_size=0
+images_per_class=1 images_per_class=2.5 triplet_weight=-1 triplet_hard_margin=-0.1
+centre_weight=inf centre_rate=0 head_init=0 head_init=-1 bias_lr_factor=0 bias_weight_decay=-1
+warmup_from=-0.1 warmup_from=2 lr_floor=nan lr_floor=1.5 lr_steps=step lr_policy=timm augment=people
 image_size=(256,) image_size=(256,0) image_size=(1,2,3) image_size=[1.5,2] image_size=('a',2)
 label_smoothing=2 image_size=-1 image_size=1000000000 embedding_size=0 timeout=0
 timeout=1e300 freeze_statistics_at=2 warmup_epoch=1.5 amp=fp8 save_every=0 keep_checkpoints=0

@@ -170,7 +170,7 @@ def test_a_head_adds_them_to_its_loss(kind):
     rng = torch.Generator().manual_seed(5)
     x, y = torch.randn(8, 4, generator=rng), torch.arange(8) // 2
     torch.manual_seed(0)
-    head = make_head(settings(f"head={kind}", "triplet_margin=0.3"))
+    head = make_head(settings(f"head={kind}", "triplet_hard_margin=0.3"))
     torch.manual_seed(0)
     plain = make_head(settings(f"head={kind}", "triplet_weight=0", "centre_weight=0"))
     assert type(head) is type(plain) and torch.equal(head.weight, plain.weight)

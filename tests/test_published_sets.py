@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from support.pictures import picture, write_faces
 
-from bct.data.image_files import Listed, list_text, read_list
+from bct.data.image_lists import Listed, list_text, read_list
 from bct.data.sets import RecordList, RecordSet, open_images
 from bct.data.sources import open_sources
 from bct.errors import BctError

@@ -240,3 +240,9 @@ def test_orders_need_names(folder, split, tmp_path):
     write_faces(tmp_path / "train.rec", [1, 1, 1])
     with pytest.raises(BctError, match="have no names"):
         split(tmp_path / "train.rec", "--by", "class", "--order", "numeric")
+
+
+def test_a_link_to_itself_is_no_folder(folder, tmp_path):
+    (tmp_path / "loop").symlink_to("loop")
+    done = run_script("tools/split_dataset.py", folder, "--out", tmp_path / "loop")
+    assert done.returncode == 1 and len(done.stderr.strip().splitlines()) == 2

@@ -16,6 +16,7 @@ IJBC are not among the training identities. The faces: tools/demo/people.py, too
 
 import inspect
 import multiprocessing
+import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -121,7 +122,7 @@ def make(
             "lower --identities or --images",
         )
     parameters |= _difficulty()
-    out = out.resolve()
+    out = Path(os.path.realpath(out))  # which takes a link to itself, too
     if _is_there(out, parameters, force):
         return False
     with atomic_folder(out, "demo.json") as folder, _mapping(workers) as each:

@@ -30,7 +30,7 @@ where --stem is gldv2_train, market1501_train or ms1m_train by what the set is, 
 labels are a prefix of the new ones; the manifests' class_names are the set's labels, or its names.
 A record file's parts are record files: images are copied byte for byte, renumbered from key 1,
 behind an insightface header [n + 1, C]. Those of image folders, lists and CIFAR, and AdvBCT's
-of any set, are lists, see bct/data/image_files.py, each with a JSON manifest; with --out there is
+of any set, are lists, see bct/data/image_lists.py, each with a JSON manifest; with --out there is
 a list of the whole set, too, but for AdvBCT's.
 Images of a class are taken in the order of their names, CIFAR's in their own. Labels have to be
 0 ... C-1, each with an image. A part's manifest is written first and the part last, so that the
@@ -46,7 +46,8 @@ import numpy as np
 
 from bct.command import ADVICE, Parser, file_path, positive, run_cli, some_text, takes
 from bct.data.cifar import Cifar
-from bct.data.image_files import ImageFiles, list_root, list_text
+from bct.data.image_files import ImageFiles
+from bct.data.image_lists import list_root, list_text
 from bct.data.record_writer import RecordWriter, claim
 from bct.data.recordio import Header
 from bct.data.sets import RecordList, RecordSet, open_images

@@ -22,6 +22,7 @@ GRADES = ("easy", "hard", "junk")
 MOST_BYTES = 1 << 25  # a hundred times the largest published one
 _ALIASES = {"roxford5k": "roxford", "rparis6k": "rparis"}
 _AGAIN = "copy the file again: https://github.com/filipradenovic/revisitop"
+_PLAIN = "pickle dicts and lists of numbers and strings, no list in two places; or " + _AGAIN
 
 
 class Gnd(NamedTuple):
@@ -118,7 +119,7 @@ def _read(path: Path) -> dict[int | str, Any]:
     try:
         return load_dict(path.read_bytes())
     except ValueError as error:
-        raise BctError(f"{path} is no pickle of plain lists ({error})", _AGAIN) from None
+        raise BctError(f"{path} is no pickle of plain lists ({error})", _PLAIN) from None
 
 
 def _names(path: Path, said: dict[int | str, Any], key: str) -> list[bytes]:

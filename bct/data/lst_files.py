@@ -16,15 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from bct.data.image_files import (
-    ROOT_LINE,
-    ImageFiles,
-    as_text,
-    bad_line,
-    find_root,
-    folder_names,
-    leads_out,
-)
+from bct.data.image_files import ImageFiles, as_text, bad_line, leads_out
+from bct.data.image_lists import ROOT_LINE, find_root, folder_names
 from bct.data.labels import check_labels
 from bct.errors import BctError, printable
 from bct.files import without_mark

@@ -11,16 +11,8 @@ from pathlib import Path
 import numpy as np
 
 from bct.data.cifar import Cifar, is_cifar
-from bct.data.image_files import (
-    FolderSet,
-    Listed,
-    as_text,
-    has_classes,
-    list_classes,
-    list_images,
-    open_tiny_imagenet_val,
-    read_list,
-)
+from bct.data.image_files import FolderSet, as_text, has_classes, open_tiny_imagenet_val
+from bct.data.image_lists import Listed, list_classes, list_images, read_list
 from bct.data.image_set import ImageSet
 from bct.data.images import ALIGN, SIZE, Size, WrongSize, decode, shape_of
 from bct.data.labels import check_labels
@@ -277,7 +269,7 @@ def open_images(rec: str | Path, backend: str = "native") -> ImageSet:
 
     Args:
         rec: a .rec file, or the same without its suffix; a list of images, .txt or .lst, see
-            bct/data/image_files.py and lst_files.py, or of records, see RecordList; GLDv2's
+            bct/data/image_lists.py and lst_files.py, or of records, see RecordList; GLDv2's
             train_clean.csv; Market-1501's bounding_box_train; `train` or `test` of CIFAR;
             Tiny-ImageNet's val/; or a folder. A folder's training set is opened: its train.rec, its
             part `train` of CIFAR, its train_clean.csv beside train/, its bounding_box_train, its
@@ -325,7 +317,7 @@ def open_known(path: Path, backend: str = "native") -> ImageSet | None:
 
 
 def open_text(path: Path, backend: str = "native") -> ImageSet:
-    """The images of a list of files, CIFAR's numbers or records, see bct/data/image_files.py. Of
+    """The images of a list of files, CIFAR's numbers or records, see bct/data/image_lists.py. Of
     records it is if its root is a .rec file; or it has no root, numbers for names, and train.rec
     beside it."""
     listed = read_list(path)

@@ -68,19 +68,17 @@ class Products:
 
     def exact(self, query: int, items: np.ndarray) -> np.ndarray:
         """A query's scores with some gallery rows by cosine, times its length, float64 (n,)."""
-        one, rows = (
-            _unit(np.asarray(self.given[query])[None]),
-            _unit(np.asarray(self.gallery[items])),
-        )
-        return np.einsum("nd,d->n", rows, one[0]) * self.lengths[query]
+        one, rows = (_scaled(np.asarray(x)) for x in (self.given[[query]], self.gallery[items]))
+        lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows) * (one @ one.T)[0])
+        products = np.einsum("nd,d->n", rows, one[0])  # equal rows have equal ones, unlike by BLAS
+        return products / np.where(lengths > 0, lengths, 1) * self.lengths[query]
 
 
-def _unit(rows: np.ndarray) -> np.ndarray:
-    """Rows divided by their lengths, float64; zeros stay zeros."""
-    x = rows.astype(np.float64)
-    largest = np.abs(x).max(axis=1, keepdims=True)
-    x /= np.where(largest > 0, largest, 1)  # no square is too small or too large
-    return x / np.where(largest > 0, np.linalg.norm(x, axis=1, keepdims=True), 1)
+def _scaled(rows: np.ndarray) -> np.ndarray:
+    """As float64, none so small or large that its squares are not."""
+    if rows.dtype == np.float64:
+        return rows / np.maximum(np.abs(rows).max(axis=1, keepdims=True), np.finfo(float).tiny)
+    return rows.astype(np.float64)
 
 
 def _lengths(

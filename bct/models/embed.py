@@ -130,6 +130,11 @@ def embed_models(
             if model.view is None:
                 found[label] = model.rows(images)
                 continue
+            if whole is not None and model.file.lower().endswith(".onnx"):
+                raise BctError(
+                    f"{model.file} is a graph for images of one size",
+                    "give the network's own weights, or leave images squashed to that size",
+                )
             model.backbone  # noqa: B018 - a wrong network is refused even if a cache would do
             about = made_from(model, images, mirror, whole)
             path = folder / f"{short_name(images.name)}_{sha256(json.dumps(about))[:20]}.npy"

@@ -32,8 +32,8 @@ class Model:
     """A trained network by its file, loaded when it is first used.
 
     Attributes:
-        file: weights; or embeddings, one .npy, .npz or .fvecs, or two with a comma between for the two sets
-            of a search (queries.npy,gallery.npy).
+        file: weights; or embeddings, one .npy, .npz or .fvecs, or two with a comma between for the
+            two sets of a search (queries.npy,gallery.npy), or a third for distractors.
         network: its name, None where the file or its model.json says it.
         sha256: of the file's bytes.
         view: how the network sees an image; None for stored embeddings.
@@ -83,6 +83,8 @@ class Model:
         """
         files = self.file.split(",")
         sets = images.sets if isinstance(images, Joined) else [images]
+        if len(files) > len(sets) and isinstance(sets[-1], Joined):
+            sets = [*sets[:-1], *sets[-1].sets]
         if len(files) != len(sets):
             raise BctError(
                 f"{self.file} is {len(files)} file(s) of embeddings for {len(sets)} set(s)",

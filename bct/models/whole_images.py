@@ -1,5 +1,10 @@
 """Whole images of their own aspect, at several sizes: how the standard protocol of Revisited Oxford
-and Paris shows them to a network (Radenovic et al., TPAMI 2019)."""
+and Paris shows them to a network (Radenovic et al., TPAMI 2019).
+
+Their code leaves an image as it is that is smaller, and shrinks what lies in a query's box by as
+much as the image around it; here the long side of what is seen has the size, whatever it was.
+Images of Oxford and Paris have 1024 pixels as they come.
+"""
 
 import math
 from collections import deque

@@ -1,6 +1,7 @@
 """What the readers of landmarks' and people's protocols share: lists of queries and of a gallery,
 relevance by lists, and what has to be said of them."""
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -51,7 +52,9 @@ def listed_protocol(
             continue
         kept[reading] = relevance
         if len(without):
-            named = ", ".join(queries.describe(int(row)) for row in without[:_NAMED])
+            named = ", ".join(
+                os.path.basename(queries.describe(int(row))) for row in without[:_NAMED]
+            )
             more = ", ..." if len(without) > _NAMED else ""
             remarks.append(
                 f"{len(without):,} of {len(queries):,} queries have no positive image{of} and "

@@ -56,7 +56,8 @@ def open_market(root: str | Path, stored: bool = False, lacking: bool = False) -
 def _images(
     root: Path, said: People, meant: np.ndarray, stored: bool, lacking: bool
 ) -> ListedImages:
-    there = (root / as_text(said.names[0])).parent.is_dir()
+    first = root / as_text(said.names[0])
+    there = first.is_file() or (first.parent != root and first.parent.is_dir())
     folder = root if there and not stored else None
     return ListedImages(said.path, folder, said.names, np.flatnonzero(meant), lacking)
 

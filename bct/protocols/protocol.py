@@ -7,6 +7,9 @@ itself. Pairs, probes, galleries and searches speak of items by their row, 0..T-
     bct/protocols/pairs.py               verification sets in insightface's .bin format
     bct/protocols/class_templates.py     an image set, half of each class enrolled
     bct/protocols/image_search.py        an image set searched, by class
+    bct/protocols/revisited.py           Revisited Oxford and Paris
+    bct/protocols/gldv2.py               Google Landmarks v2
+    bct/protocols/market.py              Market-1501
 
 A new protocol is one file whose reader returns a Protocol.
 """

@@ -29,6 +29,8 @@ class Stacked:
         start, stop, step = rows.indices(len(self))
         part = int(np.searchsorted(self.starts, start, side="right")) - 1
         if step == 1 and start < stop <= self.starts[part + 1]:
+            if stop - start == len(self.parts[part]):
+                return self.parts[part]  # the file itself, which bct.rows reads and does not map
             return self.parts[part][start - self.starts[part] : stop - self.starts[part]]
         return self._chosen(np.arange(start, stop, step))
 

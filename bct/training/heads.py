@@ -235,7 +235,7 @@ def _metric_terms(cfg: EasyDict) -> MetricTerms | None:
         )
     return MetricTerms(
         cfg.triplet_weight,
-        cfg.triplet_margin,
+        cfg.triplet_hard_margin,
         cfg.centre_weight,
         cfg.centre_rate,
         (cfg.num_classes, cfg.embedding_size),

@@ -145,7 +145,7 @@ def lr_at(
     floor: float = 0.0,
 ) -> float:
     """Learning rate of a step (0-based): over the warm-up linear from the share `start` of the base
-    to all of it; then constant, or down to the share `floor`, as a polynomial or half a cosine wave.
+    to all of it; then constant, or down to the share `floor`, as a polynomial or half a cosine.
 
     Of "timm_cosine" the wave has begun with step 0, and the warm-up hides its beginning: there is
     a step down where the warm-up ends.

@@ -123,7 +123,10 @@ def kind_of(cfg: EasyDict) -> str:
     return "cifar" if "cifar" in str(cfg.rec) else "images"
 
 
-def stand_in(kind: str) -> dict[str, Any]:
+def stand_in(kind: str, size: int | tuple[int, int] = 112) -> dict[str, Any]:
+    """Args: size: the config's image_size; what is oblong stays so."""
+    if isinstance(size, tuple):
+        return STAND_IN | {"image_size": (64, 32)}
     return STAND_IN_FACE if kind == "face" else STAND_IN
 
 
@@ -204,9 +207,7 @@ class Shipped:
         self.split(kind, cfg.shard)
         self.split(kind, cfg.old_config)
         if not cfg.network.startswith(LIGHT):
-            given |= stand_in(kind)
-        if cfg.images_per_class:
-            given["images_per_class"] = 3  # as many as there are
+            given |= stand_in(kind, cfg.image_size)
         output = self.folder / "runs" / name_of(path)
         return given | {
             "rec": self.data(kind),
@@ -282,7 +283,12 @@ class Shipped:
 
     def two_steps(self, cfg: EasyDict, method: type[Method]) -> Trained:
         method = watched(method)
-        cfg.batch_size = len(method.data(cfg)) // (2 * cfg.gradient_acc)
+        data = method.data(cfg)
+        cfg.batch_size = len(data) // (2 * cfg.gradient_acc)
+        if cfg.images_per_class:  # no class has images for two visits
+            classes = max(data.num_classes // 2, 2)
+            cfg.images_per_class, cfg.batch_size = 2, 2 * classes
+            cfg.num_epoch = 2 // (data.num_classes // classes)
         assert train(cfg, method, CPU) == 0
         output = Path(cfg.output)
         shutil.rmtree(output / "checkpoints")

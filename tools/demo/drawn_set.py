@@ -23,7 +23,7 @@ def make(out: Path, manifest: str, settings: dict[str, Any], draw: Callable[[Pat
     Raises:
         BctError: the folder holds anything else, another such set or a damaged one.
     """
-    out = out.resolve()
+    out = Path(os.path.realpath(out))  # which takes a link to itself, too
     if not out.is_dir() or any(out.iterdir()):
         found = _found(out, manifest, settings)
         if found is not None:
