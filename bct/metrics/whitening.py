@@ -1,4 +1,4 @@
-"""PCA whitening (Jegou and Chum, ECCV 2012): directions in which a training set varies count alike."""
+"""PCA whitening (Jegou and Chum, ECCV 2012): all directions of a training set vary alike."""
 
 from typing import NamedTuple
 

@@ -39,6 +39,7 @@ def heading(
     """What is tested. Args: models and widths: by label."""
     query, *gallery = (images.path for images in sets_of(protocol))
     where = f"in {gallery[0]}" if gallery else "each among all the others"
+    where = "in its gallery" if gallery == [query] else where  # lists of one file
     search = protocol.search
     lines = [
         f"{query}: {len(search.queries):,} queries, {where} "

@@ -90,6 +90,7 @@ def analyse_searches(study: Study, resamples: int) -> dict:
             "unopposed": results["old / old"].unopposed,
             "gallery": len(gallery),
             "relevance": "class" if by_class else "item",
+            "precision": asked.precision,
             "leave_one_out": by_class and relevance.leave_one_out,
         },
         "tests": {name: tested(found) for name, found in readings.items()},

@@ -127,6 +127,8 @@ def fingerprint_of(protocol: Protocol) -> str:
         if isinstance(value, np.ndarray):
             found.update(f"{value.dtype} {value.shape}".encode())
             found.update(np.ascontiguousarray(value))
+        elif isinstance(value, Mapping):
+            add(list(value.items()))
         elif isinstance(value, list | tuple):
             found.update(f"{len(value)}".encode())
             for part in value:
