@@ -90,9 +90,11 @@ def revisited(args) -> Row:
         found["ours"] = retrieve_readings(query, gallery, readings, ks=KS, way="trapezoid")
 
     def classic() -> None:
-        ranks = np.argsort(-(unit(query) @ unit(gallery).T), axis=1)
+        ranks = np.argsort(-(unit(gallery) @ unit(query).T), axis=0)  # (G, Q)
         found["classic"] = {
-            name: np.mean([plain_revisited(*row) for row in zip(ranks, *both, strict=True)], axis=0)
+            name: np.mean(
+                [plain_revisited(*row) for row in zip(ranks.T, *both, strict=True)], axis=0
+            )
             for name, both in lists.items()
         }
 
@@ -111,16 +113,21 @@ def revisited(args) -> Row:
 
 
 def plain_revisited(ranked: np.ndarray, positive: np.ndarray, junk: np.ndarray) -> list[float]:
-    """(average precision, precision at each k) of one query."""
-    places = np.flatnonzero(np.isin(ranked, positive))
-    removed = np.flatnonzero(np.isin(ranked, junk))
-    places = places - np.searchsorted(removed, places)
+    """(average precision, precision at each k) of one query: both kinds of images are looked for in
+    the ranking, then positives are moved up by the junk before them, one by one."""
+    every = np.arange(len(ranked))
+    places, removed = every[np.isin(ranked, positive)], every[np.isin(ranked, junk)]
+    before = 0
+    for i in range(len(places)):
+        while before < len(removed) and removed[before] < places[i]:
+            before += 1
+        places[i] -= before
     ap = 0.0
     for i, place in enumerate(places):
-        before = i / place if place else 1.0
-        ap += (before + (i + 1) / (place + 1)) / 2 / len(places)
-    depths = [min(k, places[-1] + 1) for k in KS]
-    return [ap, *(np.count_nonzero(places < depth) / depth for depth in depths)]
+        left = i / place if place else 1.0
+        ap += (left + (i + 1) / (place + 1)) / 2 / len(places)
+    depths = [min(k, places.max() + 1) for k in KS]
+    return [ap, *((places < depth).sum() / depth for depth in depths)]
 
 
 # ---- Google Landmarks v2

@@ -14,6 +14,8 @@ from bct.metrics.relevance import Rows
 
 _NEAR = np.float32(2.0**-23)  # two scores, each off by three times as much as most of them
 
+_FEW = 8  # heights with each of which a row is compared sooner than searched
+
 
 def heights_of(scores: np.ndarray, rows: Rows) -> np.ndarray:
     """Each query's scores with its rows, ascending, then inf: float (B, P)."""
@@ -27,6 +29,7 @@ def heights_of(scores: np.ndarray, rows: Rows) -> np.ndarray:
 def settled(
     scores: np.ndarray,
     ranked: np.ndarray,
+    heights: np.ndarray,
     counts: np.ndarray,
     positive: Rows,
     lengths: np.ndarray,
@@ -38,10 +41,10 @@ def settled(
     Args:
         scores: float32 (B, G), of cosines times the queries' lengths, float32 (B,).
         ranked: the same, each row ascending.
-        counts: int (B, P), how many of a row's scores are >= its positives', ascending; in place.
+        heights: float32 (B, P), heights_of the positives; counts: int (B, P), how many of a row's
+            scores are >= each, mended in place.
         exact: (row, items) -> their scores, float64.
     """
-    heights = heights_of(scores, positive)
     there = np.isfinite(heights)
     size = np.abs(np.where(there, heights, 0))
     window = _NEAR * (np.float32(dimensions**0.5) * size + 2 * lengths[:, None])
@@ -70,8 +73,12 @@ def settled(
 
 def _within(scores: np.ndarray, heights: np.ndarray, window: np.ndarray) -> np.ndarray:
     """Which scores are nearer to a height, ascending, than its window, int (k,)."""
-    after = np.searchsorted(heights, scores)
     found = np.zeros(len(scores), bool)
+    if len(heights) <= _FEW:
+        for height, near in zip(heights, window, strict=True):
+            found |= np.abs(scores - height) <= near
+        return np.flatnonzero(found)
+    after = np.searchsorted(heights, scores)
     for which in (np.maximum(after - 1, 0), np.minimum(after, len(heights) - 1)):
         found |= np.abs(scores - heights[which]) <= window[which]
     return np.flatnonzero(found)

@@ -172,7 +172,7 @@ class Readings:
             def exact(row: int, items: np.ndarray) -> np.ndarray:
                 return products.exact(queries[row], items)
 
-            scores = settled(scores, ranked, counts, together, lengths, dimensions, exact)
+            scores = settled(scores, ranked, heights, counts, together, lengths, dimensions, exact)
             heights = heights_of(scores, together)
         return _of_counts(scores, heights, counts, sides)
 

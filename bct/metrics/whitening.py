@@ -1,49 +1,76 @@
-"""PCA whitening (Jegou and Chum, ECCV 2012): all directions of a training set vary alike."""
+"""PCA whitening, fitted on given rows, mostly those of the training set.
+
+    x' = unit((unit(x) - mean) P),    P = the first eigenvectors of the covariance, each divided by
+                                          the root of its eigenvalue
+
+Jegou and Chum, Negative evidences and co-occurrences in image retrieval, ECCV 2012. One whitening
+serves both sides of a search: a gallery whitened by another than its queries is incompatible.
+"""
 
 from typing import NamedTuple
 
 import numpy as np
 
 from bct.errors import BctError
-from bct.rows import unit_rows
+from bct.rows import BLOCK, unit_blocks, unit_rows
 
-_BLOCK = 1 << 13  # rows
-_FLAT = 1e-9  # of the largest variance: directions with less are rounding
+_FLAT = 1e-12  # an eigenvalue that is so small beside the largest is rounding
 
 
 class Whitening(NamedTuple):
-    """mean: float64 (D,); matrix: float64 (D, R), R <= D directions that vary, the largest first,
-    each divided by its deviation."""
+    """mean: float64 (D,); projection: float64 (D, W)."""
 
     mean: np.ndarray
-    matrix: np.ndarray
-
-    def apply(self, rows: np.ndarray) -> np.ndarray:
-        """n((n(x) - mean) matrix), n(x) = x / |x|: float32 (n, R)."""
-        out = np.empty((len(rows), self.matrix.shape[1]), np.float32)
-        for start in range(0, len(rows), _BLOCK):
-            part = slice(start, start + _BLOCK)
-            out[part] = unit_rows((unit_rows(np.asarray(rows[part])) - self.mean) @ self.matrix)
-        return out
+    projection: np.ndarray
 
 
-def fit_whitening(rows: np.ndarray) -> Whitening:
-    """Of the unit vectors of a training set, float (n, D), also a memory-mapped file.
+def fit_whitening(features: np.ndarray, dimensions: int | None = None) -> Whitening:
+    """From rows of any length, read in blocks.
 
-    Raises BctError for rows that are all alike.
+    Args:
+        features: float (N, D), also a memory-mapped file; rows of zeros are left out.
+        dimensions: W, how many are kept; None: all in which the rows vary.
+
+    Raises BctError for more dimensions than the rows vary in, and rows that are not finite.
     """
-    mean, second = np.zeros(rows.shape[1]), np.zeros((rows.shape[1],) * 2)
-    for start in range(0, len(rows), _BLOCK):
-        x = unit_rows(np.asarray(rows[start : start + _BLOCK])).astype(np.float64)
-        mean += x.sum(0)
-        second += x.T @ x
-    mean /= len(rows)
-    variance, directions = np.linalg.eigh(second / len(rows) - np.outer(mean, mean))
-    variance, directions = variance[::-1], directions[:, ::-1]
-    kept = variance > max(_FLAT * variance[0], np.finfo(np.float64).eps)
-    if not kept.any():
+    width = features.shape[1]
+    total, squares, number = np.zeros(width), np.zeros((width, width)), 0
+    for _, rows in unit_blocks(features):
+        x = rows.double().numpy()
+        total += x.sum(axis=0)
+        squares += x.T @ x
+        number += int(x.any(axis=1).sum())
+    mean = total / max(number, 1)
+    values, vectors = np.linalg.eigh(squares / max(number, 1) - np.outer(mean, mean))
+    values, vectors = values[::-1], vectors[:, ::-1]
+    varied = int((values > _FLAT * max(values[0], 0)).sum()) if number > 1 else 0
+    varied = min(varied, number - 1)
+    kept = varied if dimensions is None else dimensions
+    if not 1 <= kept <= varied:
         raise BctError(
-            f"the {len(rows)} rows to learn a whitening of are all alike",
-            "give the embeddings of a training set",
+            f"{number} rows vary in {max(varied, 0)} dimensions, {kept} are to be kept",
+            "fit the whitening on more rows, or keep fewer dimensions, at least one",
         )
-    return Whitening(mean, directions[:, kept] / np.sqrt(variance[kept]))
+    vectors = vectors[:, :kept]
+    first = np.abs(vectors).argmax(axis=0)  # an eigenvector's sign is anybody's choice
+    vectors = vectors * np.sign(vectors[first, np.arange(kept)])
+    return Whitening(mean, vectors / np.sqrt(values[:kept]))
+
+
+def whitened(features: np.ndarray, whitening: Whitening) -> np.ndarray:
+    """Rows after whitening, unit vectors, float32 (N, W); a row of zeros stays one.
+
+    Raises BctError for rows of another width, or that are not finite.
+    """
+    width = len(whitening.mean)
+    if features.ndim != 2 or features.shape[1] != width:
+        raise BctError(
+            f"the embeddings are {features.shape}, the whitening is for {width} dimensions",
+            "whiten with what was fitted on embeddings of this model",
+        )
+    out = np.empty((len(features), whitening.projection.shape[1]), np.float32)
+    for rows, block in unit_blocks(features, block=BLOCK):
+        x = block.double().numpy()
+        there = x.any(axis=1)[:, None]
+        out[rows] = unit_rows((x - whitening.mean) @ whitening.projection * there)
+    return out

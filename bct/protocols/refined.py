@@ -86,7 +86,7 @@ def refined_readings(
     """What bct.metrics.retrieval.retrieve_readings gives, of queries (Q, D), a gallery (G, D)."""
     if refine.expand is not None:
         alpha, k = refine.expand
-        query = expanded(query, gallery, alpha=alpha, k=k)
+        query = expanded(query, gallery, n=k, alpha=alpha)
     if refine.rerank is None:
         return retrieve_readings(query, gallery, readings, "cosine", ks, way)
     places = Readings(readings, len(query))

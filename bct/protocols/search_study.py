@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from bct.metrics.retrieval import Retrieval
-from bct.metrics.whitening import Whitening
+from bct.metrics.whitening import Whitening, whitened
 from bct.models.model import Model
 from bct.models.whole_images import Whole
 from bct.outputs import short_name
@@ -150,8 +150,10 @@ def _whitened(sides: Mapping[str, Sides], whiten: Mapping[str, Whitening]) -> di
             continue
         key = id(query), id(gallery)
         if key not in done:
-            seen = whiten[label].apply(query)
-            done[key] = Sides(seen, seen if query is gallery else whiten[label].apply(gallery))
+            seen = whitened(query, whiten[label])
+            done[key] = Sides(
+                seen, seen if query is gallery else whitened(gallery, whiten[label])
+            )
         out[label] = done[key]
     return out
 
