@@ -132,9 +132,18 @@ class OldModel:
         """A whole artefact in memory (masks, class means)."""
         return torch.from_numpy(np.array(self._arrays[kind]))
 
-    def table(self, kind: str) -> dict[str, torch.Tensor]:
-        """The columns of an artefact of records, in memory."""
+    def table(self, kind: str, *needed: str) -> dict[str, torch.Tensor]:
+        """The columns of an artefact of records, in memory. BctError if it is of a version that had
+        not yet all those needed."""
         array = self._arrays[kind]
+        if missing := [name for name in needed if name not in array.dtype.names]:
+            again = "tools/import_features.py ... --overwrite"
+            if not self.manifests[kind].get("imported"):
+                again = self.locate(self.cfg, kind)[1]
+            raise BctError(
+                f"{array.filename} has no column {missing[0]!r}: it was made before there was one",
+                f"make it again: {again}",
+            )
         return {name: torch.from_numpy(np.array(array[name])) for name in array.dtype.names}
 
     def new_to_old(self) -> torch.Tensor:

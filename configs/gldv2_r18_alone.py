@@ -4,5 +4,5 @@ from bct.config import execute
 from bct.files import ROOT
 
 config = execute(ROOT / "configs/old_model.py")
-config.rec = "dataset/GLDv2/label_81313.txt"
+config.rec = "dataset/GLDv2/gldv2_train_new_100percent_data.txt"
 config.num_classes = 81313

@@ -1,7 +1,7 @@
 """Market-1501: ResNet-101 on all 751 people, trained alone, by AdvBCT's recipe for people.
 
-It starts from ImageNet's weights: init_from=<a file of timm's>. Published, the rate stays at 0.008, since
-its schedule moves another optimiser: lr_policy="constant". See runs/market1501.sh.
+It starts from ImageNet's weights: init_from=<timm's file>. Published, the rate stays at 0.008,
+since its schedule moves another optimiser: lr_policy="constant". See runs/market1501.sh.
 """
 
 from easydict import EasyDict as edict
@@ -19,11 +19,12 @@ config.images_per_class = 4
 config.num_workers = 4
 config.head = "softmax"
 config.head_bias = False
+config.head_init = 0.001
 config.triplet_weight = 1.0
 config.num_epoch = 120
 config.warmup_epoch = 5
 config.lr = 8e-3
-config.lr_policy = "cosine"
+config.lr_policy = "timm_cosine"
 config.lr_steps = "epoch"
 config.warmup_from = 0.01
 config.lr_floor = 0.002

@@ -1,6 +1,6 @@
 """AdvBCT's old_model.yml: ResNet-18 on 30 % of the classes of GLDv2-clean.
 
-Published, it starts from ImageNet's weights: init_from=<a file of timm's>. See runs/gldv2_advbct.sh.
+Published, it starts from ImageNet's weights: init_from=<timm's file>. See runs/gldv2_advbct.sh.
 """
 
 from easydict import EasyDict as edict

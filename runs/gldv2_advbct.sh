@@ -33,7 +33,7 @@ cd "$(dirname "$0")/.."
 LISTS=$OUT/lists
 case $ALLOCATION in
     EXclass) LIST=gldv2_train_new_100percent_class.txt ;;
-    EXdata) LIST=label_81313.txt ;;
+    EXdata) LIST=gldv2_train_new_100percent_data.txt ;;
     OPclass) LIST=gldv2_train_new_70percent_class.txt ;;
     OPdata) LIST=gldv2_train_new_70percent_data.txt ;;
 esac
@@ -53,7 +53,7 @@ done
 
 # 1. the old model's 30 % and the lists of the new ones
 $PYTHON tools/split_dataset.py "$GLDV2/label_81313.txt" --split advbct --by "$KIND" --ratio 30 --out "$LISTS"
-[[ $LIST == label_* ]] && LIST=$GLDV2/$LIST || LIST=$LISTS/$LIST
+LIST=$LISTS/$LIST
 
 # 2. the old model, and the new network alone
 $RUN train_old.py $OLD rec="$LISTS/gldv2_train_old_30percent_$KIND.txt" num_classes=None $OLD_EXTRA \

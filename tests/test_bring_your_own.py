@@ -115,11 +115,6 @@ MAP = No(
     "save its weights for tools/transform_gallery.py: "
     "torch.save(torch.jit.load(FILE).state_dict(), 'model.pt')",
 )
-OBJECTS = No(
-    "which runs code",
-    "save its weights alone where its code is, torch.save(model.state_dict(), 'weights.pt'); a "
-    "network that is none of ours as ONNX",
-)
 JSON = No(
     "is a JSON text",
     "AdvBCT's class centres are for tools/import_features.py; give the model's own file here",
@@ -165,10 +160,10 @@ CELLS: dict[str, dict[str, str | No]] = {
     "ml-fct: TorchScript of h(old, side)": _SCRIPT
     | dict.fromkeys(("evaluate", "old model", "teacher", "classifier"), MAP),
     "torchvision: `.pth`": _NETWORK,
-    "AdvBCT: `.pth.tar`": dict.fromkeys(PLACES, OBJECTS),
+    "AdvBCT: `.pth.tar`": _NETWORK,
     "AdvBCT: `*_feat.npy`, `*_label.npy`": _ROWS,
     "AdvBCT: JSON of centres": dict.fromkeys(PLACES, JSON) | {"teacher": GONE, "features": YES},
-    "OpenCompatible: `.pth.tar`": dict.fromkeys(PLACES, OBJECTS),
+    "OpenCompatible: `.pth.tar`": _NETWORK,
 }  # fmt: skip
 
 

@@ -15,6 +15,9 @@ from support.script import run_script
 from bct.data.sets import open_images
 from bct.errors import BctError
 from bct.files import read_json
+from bct.protocols.gldv2 import open_gldv2
+from bct.protocols.market import open_market
+from bct.protocols.revisited import open_revisited
 from tools import make_landmark_views, make_people
 from tools.demo import landmarks
 from tools.demo.drawn_set import make, stream
@@ -107,6 +110,23 @@ def test_boxes_lie_within_the_queries(views):
         width, height = Image.open(views / f"revisited/jpg/{name}.jpg").size
         x0, y0, x1, y1 = one["bbx"]
         assert 0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height and (x1 - x0, y1 - y0) == (112, 112)
+
+
+def test_the_protocols_readers_open_them(views, people):
+    tests = [
+        (open_revisited(views / "revisited", "landmarkviews"), 40, 204),
+        (open_gldv2(views / "gldv2", "private"), 27, 204),
+        (open_gldv2(views / "gldv2", "public"), 13, 204),
+        (open_market(people), len(os.listdir(people / "query")), None),
+    ]
+    for test, queries, gallery in tests:
+        assert len(test.search.queries) == queries
+        assert gallery in (None, len(test.search.gallery))
+    assert list(tests[0][0].search.readings) == ["medium", "easy", "hard"]
+    kept = [name for name in os.listdir(people / "bounding_box_test") if not name.startswith("-1")]
+    assert len(tests[3][0].search.gallery) == len(kept)
+    train = open_images(people)  # of the folder
+    assert train.num_classes == 30 and train.class_names == sorted(train.class_names)
 
 
 def small(path, box=None):

@@ -30,6 +30,7 @@ TERMS = {
     "AdvBCT": {"cls", "p2s", "adv"},
     "L2": {"cls", "l2"},
     "HotRefresh": {"cls", "pairs"},
+    "LCE": {"cls", "boundary", "align"},
     "BCTRACT": {"cls", "influence"},
     "FocalDistillation": {"cls", "distance"},
 }
@@ -164,6 +165,7 @@ def test_a_missing_artefact_names_the_command_that_makes_it(house, tmp_path, nam
     given = saved, "num_epoch=1"
     if name in (
         "BCT",
+        "LCE",
         "BCTRACT",
     ):  # read no embeddings; the tool they name says that they are missing
         tool("extract_features", house / "old_class30.py", "--SD", "old_class70", saved)

@@ -8,6 +8,7 @@ import sys
 import numpy as np
 import pytest
 import torch
+from support.networks import settle
 from torch import nn
 
 from backbones import NETWORKS, get_model
@@ -90,6 +91,48 @@ def test_an_exported_network_equals_torch(name, tmp_path):
     if not name.startswith("vit"):  # the inference PReLU, not the one that trains fast
         assert "PRelu" in kinds and "Transpose" not in kinds
     assert b"stack_trace" not in (tmp_path / "model.onnx").read_bytes()
+
+
+def run_tool(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["export_onnx.py", *map(str, arguments)])
+    export_onnx.main()
+
+
+LARGE = ("gem_resnet18", "gem_resnet18_learnt", "timm:resnet18")
+
+
+@pytest.mark.parametrize(
+    "name", ["gem_w16", *(pytest.param(name, marks=pytest.mark.slow) for name in LARGE)]
+)
+def test_a_network_for_images_is_exported_with_its_view(name, tmp_path, monkeypatch):
+    """The file is fed what the network was, also by whoever knows nothing of its model.json."""
+    if name.startswith("timm:"):
+        pytest.importorskip("timm")
+    torch.manual_seed(0)
+    model = settle(get_model(name, 24))
+    if name.endswith("learnt"):
+        model.body.avgpool.p.data.fill_(2.5)
+    torch.save(model.state_dict(), tmp_path / "model.pt")
+    with pytest.raises(BctError, match="does not say how it sees an image"):
+        run_tool(monkeypatch, tmp_path / "model.pt", "-net", name, "-o", tmp_path / "no.onnx")
+    view = View(64, "none", False, "imagenet")
+    write_json(tmp_path / "model.json", {"network": name, "view": view._asdict()})
+    run_tool(monkeypatch, tmp_path / "model.pt", "-o", tmp_path / "apart" / "other.onnx")
+    path = tmp_path / "apart" / "other.onnx"
+    metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    said = json.loads(metadata[PREPROCESSING])
+    assert said["size"] == 64 and said["colours"] == "RGB"
+    assert said["mean"] == [123.675, 116.28, 103.53] and said["std"] == [58.395, 57.12, 57.375]
+    bytes_in = torch.randint(0, 256, (3, 3, 64, 64)).float()
+    mean, std = (torch.tensor(said[key]).view(3, 1, 1) for key in ("mean", "std"))
+    with torch.inference_mode():
+        want = model((bytes_in - mean) / std)
+    for pixels_in, x in (("imagenet", (bytes_in - mean) / std), ("face", bytes_in / 127.5 - 1),
+                         ("raw", bytes_in)):  # fmt: skip
+        got = load_onnx(path, 64, pixels_in)(x)
+        assert (got - want).abs().max() <= 1e-4 * want.abs().max()
+    with pytest.raises(BctError, match="expects 3x64x64, the images are 3x112x112"):
+        load_onnx(path)
 
 
 def test_large_weights_are_in_a_file_beside_it(tmp_path):

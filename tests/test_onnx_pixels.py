@@ -280,7 +280,8 @@ def test_the_metadata_says_what_the_graph_is_fed(tmp_path, capsys):
     fed = (images[..., ::-1].astype(np.float64).mean((1, 2)) - 100) / 128
     np.testing.assert_allclose(load_onnx(path)(normalised(images)), (fed - 127.5) * 0.01, atol=1e-5)
     assert capsys.readouterr().out == ""  # nothing was guessed
-    for damaged in ("BGR", "{}", "[1]", json.dumps(said | {"std": 0, "colours": "RGB"})):
+    wrong = ({"std": 0, "colours": "RGB"}, {"mean": [1, 2]}, {"std": [1, 0, 1]}, {"mean": "x"})
+    for damaged in ("BGR", "{}", "[1]", *(json.dumps(said | part) for part in wrong)):
         graph(path, metadata={PREPROCESSING: damaged})
         with pytest.raises(BctError, match=r"bct\.preprocessing can't be used"):
             load_onnx(path)

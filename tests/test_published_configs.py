@@ -42,7 +42,7 @@ METHODS = {
     "BCT": ("BCT", {}),
     "UniBCT": ("UniBCT", {"refresh_epochs": [10, 20]}),
     "NCCL": ("NCCL", {"alpha": 1, "beta": 0.01, "queue_size": 8192}),
-    "AdvBCT": ("AdvBCT", {"threshold": 0.4}),
+    "AdvBCT": ("AdvBCT", {"reading": "mixbct", "boundary": "elastic"}),
     "L2": ("L2", {"loss_weight": [1, 10], "threshold": 0}),
     "weakenedL2": ("L2", {"loss_weight": [1, 10], "threshold": 0.2}),
 }

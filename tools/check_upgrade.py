@@ -21,8 +21,11 @@ from bct.config import load_config
 from bct.errors import BctError
 from bct.method import Method, method_of
 from bct.protocols.compare import check_resolved
+from bct.protocols.gldv2 import open_gldv2
 from bct.protocols.image_search import open_search
+from bct.protocols.market import open_market
 from bct.protocols.pairs import open_bin
+from bct.protocols.revisited import open_revisited
 from tools.ijbc.comparison import check_pairs
 from tools.ijbc.protocol import read_protocol
 
@@ -60,7 +63,8 @@ def check_tests(args: argparse.Namespace) -> None:
     if args.images:
         open_search(args.images)
     if args.landmarks:
-        open_landmarks(*reversed(args.landmarks))
+        name, root = args.landmarks
+        open_gldv2(root) if name == "gldv2" else open_revisited(root, name)
     if args.reid:
         open_market(args.reid)
     if args.ijbc:

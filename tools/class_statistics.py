@@ -1,4 +1,4 @@
-"""Centre, radius and angle of each class of the old embeddings: the statistics AdvBCT needs.
+"""Centre, radius, angles of each class of the old embeddings: what AdvBCT and LCE need.
 
     python tools/class_statistics.py --SD f128_r18_softmax_class70
 
@@ -11,12 +11,13 @@ import numpy as np
 from bct.command import artefact_parser, run_cli
 from bct.stored.artefacts import make_artefact, place_given
 from bct.stored.class_statistics import class_statistics
+from bct.stored.class_table import class_statistics_dtype
 
 
 def main() -> None:
     parser = artefact_parser(__doc__)
     place = place_given(parser, parser.parse_args())
-    print(make_artefact("class_statistics", place, class_statistics, said))
+    print(make_artefact("class_statistics", place, class_statistics, said, class_statistics_dtype))
 
 
 def said(statistics: np.ndarray) -> str:

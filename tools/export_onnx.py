@@ -25,6 +25,7 @@ from bct.data.views import View
 from bct.errors import BctError
 from bct.files import sha256_file
 from bct.models.about import view_of_model
+from bct.models.model import refuse_unsaid_view
 from bct.models.onnx_model import (
     NETWORK,
     PREPROCESSING,
@@ -61,6 +62,7 @@ def main() -> None:
     if output.exists() and not args.overwrite:
         raise BctError(f"{output} exists already", "choose another -o, or pass --overwrite")
     model = load_backbone(args.weights, args.network)
+    refuse_unsaid_view(args.weights, args.network, None)
     network, view = network_of(args.weights, args.network), view_of_model(args.weights)
     metadata = {
         NETWORK: network,

@@ -5,11 +5,11 @@
     python tools/import_model.py backbone.pth --network r50 -o work_dirs/prod \\
         --classifier rank_*_softmax_weight.pt
 
-Takes what evaluations take: files of insightface, MixBCT, openBCT, BT-2 and torchvision, ONNX, and
-TorchScript if --network torchscript says that it is trusted. The folder then stands for the old
-model: old_model=work_dirs/prod. It gets the weights by our names, model.pt, or a copy of an ONNX or
-TorchScript file, model.json (network, how it sees an image, its classes), classifier.pt if there is
-a classifier, and import.json, which says where all this came from.
+Takes what evaluations take: files of insightface, MixBCT, openBCT, AdvBCT, OpenCompatible, BT-2 and
+torchvision, ONNX, and TorchScript if --network torchscript says that it is trusted. The folder then
+stands for the old model: old_model=work_dirs/prod. It gets the weights by our names, model.pt, or a
+copy of an ONNX or TorchScript file, model.json (network, how it sees an image, its classes),
+classifier.pt if there is a classifier, and import.json, which says where all this came from.
 
 Stored embeddings whose model is gone are for tools/import_features.py.
 """
@@ -18,6 +18,7 @@ import argparse
 import datetime
 import os
 import shutil
+from collections import Counter
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -39,14 +40,18 @@ from bct.keys import image_size, number
 from bct.models.about import described_in, said_beside, view_of_model
 from bct.models.classifiers import Classifier, is_of_rank, read_classifier
 from bct.models.onnx_model import OnnxBackbone, size_in
-from bct.models.reference_checkpoints import TORCHSCRIPT, Script
-from bct.models.weights import load_backbone, network_of
-from bct.safe.tensors import fill_tensors
+from bct.models.reference_checkpoints import TORCHSCRIPT, Script, said_in
+from bct.models.weights import CLASSIFIERS, HEADS, load_backbone, network_of
+from bct.safe.tensors import fill_tensors, read_state
 from bct.streams import generator
 
 RECORD = "import.json"
 _FILES = ("model.pt", "model.onnx", "model.json", "classifier.pt")
 _OTHERS = View(224, *AUGMENT["resized_crop"], "imagenet")  # of networks that are not for faces
+_SQUASHED = {  # of AdvBCT's and OpenCompatible's; the latter crop in training alone
+    "timm:": View(224, *AUGMENT["none"], "imagenet"),
+    "gem_": View(224, *AUGMENT["mirror"], "imagenet"),
+}
 
 
 def main() -> None:
@@ -114,6 +119,7 @@ def import_model(args: argparse.Namespace) -> list[str]:
     }
     copied = onnx or isinstance(backbone, Script)
     write(args, "model.onnx" if onnx else "model.pt", about, classifier, backbone, copied)
+    left = [] if copied else left_out(weights)
     seen = f"{view.pixels} pixels, {view.shape[0]} x {view.shape[1]}, crop {view.crop}"
     whole = (
         f"{count} classes, {'with' if names else 'without'} names" if count else "classes unknown"
@@ -127,9 +133,18 @@ def import_model(args: argparse.Namespace) -> list[str]:
             if classifier
             else "none; methods that need one make it of class means, or give --classifier"
         ),
+        *([f"left out: {', '.join(left)}, which only training needs"] if left else []),
         f"next: old_model={args.output} for a method, after tools/extract_features.py --model "
         f"{args.output} --rec <training set>",
     ]
+
+
+def left_out(weights: Path) -> list[str]:
+    """The parts of a checkpoint that are neither network nor classifier, such as a discriminator's
+    tensors."""
+    others = tuple(head for head in HEADS if head not in CLASSIFIERS)
+    counts = Counter(key.partition(".")[0] for key in read_state(weights) if key.startswith(others))
+    return [f"{part} ({count} tensor{'s' * (count > 1)})" for part, count in counts.items()]
 
 
 def _words(classifier: Classifier, given: bool) -> str:
@@ -163,8 +178,11 @@ def view_of(args: argparse.Namespace, network: str | None) -> tuple[View, str]:
     else:
         # a "+basis" is of the same kind as its body
         faces = network is None or network.partition("+")[0] in NETWORKS
-        usual, whence = View() if faces else _OTHERS, "as such networks usually do"
+        others = [view for start, view in _SQUASHED.items() if str(network).startswith(start)]
+        usual, whence = View() if faces else [*others, _OTHERS][0], "as such networks usually do"
         size = size_in(args.weights) if network is None else None
+        if others:
+            size = said_in(args.weights).size
         if size is not None:
             usual, whence = (
                 usual._replace(size=size),

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from bct.errors import BctError
-from bct.models.reference_checkpoints import is_torchscript, reference_classifier
+from bct.models.reference_checkpoints import is_torchscript, reference_classifier, said_by
 from bct.safe.tensors import read_tensors, unwrapped
 
 SCALE = 64.0  # of insightface's and MixBCT's margin softmax; theirs is not in their files
@@ -68,7 +68,8 @@ def read_classifier(
         return _of_checkpoint(path, saved, scale)
     state = {} if torch.is_tensor(saved) else unwrapped(path, saved)
     kernel = getattr(state.get("kernel"), "ndim", 0) == 2
-    return _linear(*reference_classifier(path, network), scale or (_KERNEL if kernel else None))
+    own = _KERNEL if kernel else said_by(saved).scale
+    return _linear(*reference_classifier(path, network), scale or own)
 
 
 def is_of_rank(file: Path) -> bool:

@@ -1,7 +1,10 @@
-"""Checkpoints of other systems: OpenBCT's .pth.tar, BT-2's .checkpoint, FCT's and BT-2's
-TorchScript, and the classifiers in them.
+"""Checkpoints of other systems: the .pth.tar of OpenBCT, AdvBCT and OpenCompatible, BT-2's
+.checkpoint, FCT's and BT-2's TorchScript, and the classifiers in them.
 
 OpenBCT: {epoch, arch, state_dict, best_acc1, optimizer}, torchvision's keys.
+AdvBCT: {epoch, arch: "DistributedDataParallel", model, optimizer, grad_scaler, config, ...}, keys
+convnet.* (timm's), projection_dim.weight, bn.*, projection_cls.weight; config of yacs.
+OpenCompatible: the same, keys backbone.* (torchvision's), fc_emb.*, fc_classifier.weight.
 BT-2: {epoch, model_state_dict, optimizer_state_dict, loss}; of BT² with P and Q as torch's
 parametrisation has them (base B, trained X), whose sizes to_add_dim and C it does not keep:
 
@@ -11,6 +14,7 @@ parametrisation has them (base B, trained X), whose sizes to_add_dim and C it do
 import warnings
 import zipfile
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,19 +22,72 @@ from torch import nn
 
 from bct.data.images import Size, shape_of
 from bct.errors import BctError
+from bct.keys import LARGEST_IMAGE
 from bct.models.about import said_beside
-from bct.safe.tensors import read_tensors, refuse_damaged, unwrapped
+from bct.safe.tensors import Stranger, read_tensors, refuse_damaged, unwrapped
 
 TORCHSCRIPT = "torchscript"  # in the place of a network's name
-_CLASSIFIERS = ("cls_fc", "fc_out", "fc", "classifier.6", "heads.head")
+_CLASSIFIERS = ("cls_fc", "projection_cls", "fc_classifier", "fc_classify", "fc_out", "fc")
+_CLASSIFIERS += ("classifier.6", "heads.head")
 _OF_IRESNET = "features.running_mean"  # beside it, fc belongs to the network
 
 
-def arch_in(path: str | Path) -> str | None:
-    """The network that a checkpoint of OpenBCT names, None in other files."""
-    saved = read_tensors(path)
-    arch = saved.get("arch") if isinstance(saved, dict) else None
-    return arch if isinstance(arch, str) else None
+class Said(NamedTuple):
+    """What a checkpoint's config says, None where it does not.
+
+    network: by our names. size: of the images. scale: s of its classifier, if that is of cosines.
+    """
+
+    network: str | None = None
+    size: int | None = None
+    scale: float | None = None
+
+
+def said_in(path: str | Path) -> Said:
+    """What AdvBCT's and OpenCompatible's configs say; of OpenBCT's files the network alone.
+
+    Raises BctError like read_tensors.
+    """
+    return said_by(read_tensors(path))
+
+
+def said_by(saved: Any) -> Said:
+    """The same of what read_tensors gave."""
+    saved = saved if isinstance(saved, dict) else {}
+    arch, model, config = (saved.get(key) for key in ("arch", "model", "config"))
+    keys = {k.removeprefix("module.") for k in model} if _named(model) else set()
+    config = config.state if isinstance(config, Stranger) else config
+    if "projection_dim.weight" in keys:
+        compatible = _at(config, "TRAIN", "TYPE") not in (None, "base")
+        arch = _at(config, "NEW_MODEL" if compatible else "MODEL", "ARCH")
+        margin = _at(config, "LOSS", "TYPE") if compatible else None
+        size, scale = _at(config, "TRAIN", "INPUT_SIZE"), _at(config, "LOSS", "SCALE")
+        name = f"timm:{arch}"
+    elif "fc_emb.weight" in keys:
+        config = _at(config, "_config")
+        arch = _at(config, "new_model", "arch")
+        margin, scale = (_at(config, "loss", key) for key in ("type", "scale"))
+        size = _at(config, "dataset", "img_size")
+        name = f"gem_{arch}{'_learnt' if 'backbone.avgpool.p' in keys else ''}"
+    else:
+        return Said(arch if isinstance(arch, str) else None)
+    cosine = margin in ("arcface", "cosface") and type(scale) in (int, float) and scale > 0
+    return Said(
+        name if isinstance(arch, str) else None,
+        size if type(size) is int and 0 < size <= LARGEST_IMAGE else None,
+        float(scale) if cosine else None,
+    )
+
+
+def _at(config: Any, *keys: str) -> Any:
+    """config[key][key]..., None where that is not there."""
+    for key in keys:
+        config = config[key] if isinstance(config, dict) and key in config else None
+    return config
+
+
+def _named(state: Any) -> bool:
+    return isinstance(state, dict) and all(isinstance(key, str) for key in state)
 
 
 def reference_classifier(
@@ -38,9 +95,10 @@ def reference_classifier(
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     """The classifier that a checkpoint holds beside the network.
 
-    Taken from our model.pt, OpenBCT's .pth.tar (its `kernel`, if there is one, else fc), BT-2's
-    .checkpoint, torchvision's weights, TorchScript whose model is one of these; and from files that
-    hold nothing else: .npy (K, d), or a saved tensor (K, d), alone or with a vector (K,).
+    Taken from our model.pt, OpenBCT's .pth.tar (its `kernel`, if there is one, else fc), AdvBCT's
+    and OpenCompatible's, BT-2's .checkpoint, torchvision's weights, TorchScript whose model is one
+    of these; and from files that hold nothing else: .npy (K, d), or a saved tensor (K, d), alone or
+    with a vector (K,).
 
     Args:
         network: TORCHSCRIPT allows a TorchScript archive, see load_torchscript.

@@ -1,5 +1,5 @@
-"""Loading a trained network: our model.pt, insightface's files and those of MixBCT, OpenBCT, BT-2
-and FCT, ONNX, TorchScript."""
+"""Loading a trained network: our model.pt, insightface's files and those of MixBCT, OpenBCT,
+AdvBCT, OpenCompatible, BT-2 and FCT, ONNX, TorchScript."""
 
 from pathlib import Path
 
@@ -16,17 +16,19 @@ from bct.models.onnx_model import load_onnx
 from bct.models.reference_checkpoints import (
     TORCHSCRIPT,
     Script,
-    arch_in,
     baked,
     is_torchscript,
     load_torchscript,
+    said_in,
     untrusted,
 )
 from bct.safe.tensor_files import shown
 from bct.safe.tensors import read_state
 
-HEADS = ("cls_fc.", "BCT_FC.", "NormFace.", "discriminator.", "eboundary.")  # not the network's
+CLASSIFIERS = ("cls_fc.", "projection_cls.", "fc_classifier.", "fc_classify.")
+HEADS = (*CLASSIFIERS, "BCT_FC.", "NormFace.", "discriminator.", "eboundary.")  # not the network's
 _BASIS = "+basis"
+_PROJECTED = ("timm:", "gem_resnet")  # networks whose embedding is a layer behind the trunk
 
 
 def load_backbone(
@@ -96,6 +98,11 @@ def _plain(
     weights: Path, network: str, state: dict[str, torch.Tensor], amp_dtype: torch.dtype | None
 ) -> nn.Module:
     state, size = own_state(network, state)
+    if size is None and network.startswith(_PROJECTED):
+        raise BctError(
+            f"{weights} holds no network {network} with its embedding",
+            "a trunk alone, such as ImageNet's weights, is what a training starts from: init_from=",
+        )
     if size is None:
         raise BctError(
             f"{weights} is no backbone of ours (no batch norm)",
@@ -146,13 +153,13 @@ def network_of(weights: str | Path, network: str | None = None) -> str:
         return _named(sidecar)
     if is_torchscript(weights):
         raise untrusted(weights)
-    arch = arch_in(weights)
-    if arch is None:
+    said = said_in(weights).network
+    if said is None:
         raise BctError(
             f"{weights} does not say which network it is",
             "name the network, e.g. -net r50; of an old model -old_net, where there is that option",
         )
-    return arch
+    return said
 
 
 def _named(sidecar: Path) -> str:

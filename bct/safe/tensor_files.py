@@ -56,6 +56,12 @@ _KNOWN = {
     *("numpy.core.numeric._frombuffer", "numpy._core.numeric._frombuffer"),
     *("numpy.ndarray", "numpy.dtype"),
 }  # fmt: skip
+NODES = ("yacs.config.CfgNode",)  # dicts
+CONFIGS = (  # what AdvBCT and OpenCompatible pickle beside their weights, and the paths in it
+    *(*NODES, "parse_config.ConfigParser"),
+    *(f"{module}.{system}Path" for module in ("pathlib", "pathlib._local")
+      for system in ("Posix", "Windows")),
+)  # fmt: skip
 _OF_TORCH = re.compile(r"torch\.(\w+Storage|(float|int|uint|bool|complex|bfloat)\w*)")
 _TO_SAVE = (
     "save its weights alone where its code is, torch.save(model.state_dict(), 'weights.pt'); a "
@@ -186,7 +192,7 @@ def _check_pickle(file: IO[bytes]) -> int:
             raise NoTensorsError(
                 f"of {_TENSORS[name]}", "save plain tensors: dense, of floats, with their data"
             )
-    foreign = [n for n in names if n not in _KNOWN and not _OF_TORCH.fullmatch(n)]
+    foreign = [n for n in names if n not in (*_KNOWN, *CONFIGS) and not _OF_TORCH.fullmatch(n)]
     if not foreign:
         return protocol
     first = shown(foreign[0], 60)

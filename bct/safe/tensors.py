@@ -3,6 +3,7 @@ equal values make equal files."""
 
 import warnings
 import zipfile
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from torch.serialization import safe_globals
 from bct.errors import BctError
 from bct.files import atomic
 from bct.safe.lists import _STAND_INS, _Array, _Type
-from bct.safe.tensor_files import NoTensorsError, check_file, most, shown
+from bct.safe.tensor_files import CONFIGS, NODES, NoTensorsError, check_file, most, shown
 
 _WRAPPERS = ("state_dict_backbone", "state_dict", "model_state_dict", "net_state_dict", "model")
 _WRAPPERS += ("net", "backbone")
@@ -28,15 +29,35 @@ class _AnyType(_Type):
     kinds = _Type.kinds + "cSUMmV"
 
 
+class Stranger:
+    """Stands for an object of a class in CONFIGS: nothing of that class is run.
+
+    state: what the object has, of plain values like all in the file.
+    """
+
+    state: Any = None
+
+    def __init__(self, *_: Any):
+        pass
+
+    def __new__(cls, *_: Any):
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
 _OURS = [  # in the place of numpy's and of bytes, which ask for memory by a number
     (_AnyType if stand_in is _Type else stand_in, f"{module}.{name}")
     for (module, name), stand_in in _STAND_INS.items()
     if module.startswith("numpy") or name == "bytes"
 ]
+_OURS += [(OrderedDict if name in NODES else Stranger, name) for name in CONFIGS]
 
 
 def read_tensors(path: str | Path, verify: bool = True, mapped: bool = False) -> Any:
-    """torch.load on the CPU, of tensors, numpy's arrays and numbers, and plain values only.
+    """torch.load on the CPU, of tensors, numpy's arrays and numbers, and plain values only; the
+    config of AdvBCT comes as dicts, that of OpenCompatible as a Stranger.
 
     Nothing is built before the file is known to be torch's, and its tensors take no more memory
     than it can honestly hold: four times its size, or 64 MiB.

@@ -337,6 +337,7 @@ def make_artefact(
     place: Place,
     compute: Callable[[np.ndarray, np.ndarray, list[int], bool], np.ndarray],
     said: Callable[[np.ndarray], str],
+    dtype: Callable[[int], np.dtype] | None = None,
     **settings: float,
 ) -> str:
     """Makes an artefact from the embeddings of an old model, unless a valid one is there.
@@ -345,6 +346,7 @@ def make_artefact(
         compute: embeddings (n, D), labels (n,), a list that takes the rows of zeros, whether the
             embeddings are those of a part of the images -> the array.
         said: the array -> what is in it, for people.
+        dtype: width of the embeddings -> the array's type, if an older version made another.
         settings: of the artefact, T; they are in its manifest.
 
     Returns:
@@ -355,7 +357,8 @@ def make_artefact(
     path = place.path(kind, **settings)
     features, labels, made_from = open_features(place)
     made_from |= {"kind": kind, **settings}
-    if is_valid(path, **made_from):
+    of_type = {"dtype": str(dtype(features.shape[1]))} if dtype else {}
+    if is_valid(path, **made_from, **of_type):
         return f"{path} is up to date: reusing it"
     zeros: list[int] = []
     array = compute(features, labels, zeros, "absent" in made_from)

@@ -20,6 +20,7 @@ from scipy.sparse import csc_matrix
 
 from bct.errors import BctError
 from bct.rows import BLOCK, is_odd, read_rows, refuse_not_finite, unit_blocks, unit_rows
+from bct.stored.class_table import class_statistics_dtype
 from bct.stored.within_classes import nearest, numbered, within_fences
 from bct.threads import each_in_threads, in_threads
 
@@ -368,9 +369,9 @@ def class_statistics(
         features: float (n, D); labels: int64 (n,). zeros, partial: see above.
 
     Returns:
-        (C,) records: centre float32 (D,); radius and smallest_radius, the largest and smallest
-        distance kept; angle, the largest angle kept, in radians; count, images that
-        have an embedding; kept, distances kept. A radius says something only where kept > 1.
+        (C,) records: centre float32 (D,); radius, smallest_radius, of the distances kept; angle,
+        the largest kept, in radians; cosine, the smallest of all; count, of images that have an
+        embedding; kept, kept_angles: from 2 on radii and angles say something.
 
     Raises:
         BctError: as class_means.
@@ -379,22 +380,23 @@ def class_statistics(
     _require_embeddings(features, found, zeros, partial)
     centres, squares = _means(sums, found.counts, np.ones(features.shape[1]))
     del sums
-    radii, angles = _to_means(features, labels, found, centres, squares)
+    radii, cosines = _to_means(features, labels, found, centres, squares)
+    length = np.maximum(np.sqrt(squares), np.float32(1e-12))
+    cosines /= length[labels]
+    # |u - m|^2 = (1 - |m|)^2 + |m| (2 sin(angle / 2))^2: arccos would lose small angles
+    angles = (radii - np.square(1 - length)[labels]) / length[labels]
+    angles = 2 * np.arcsin(np.sqrt(np.clip(angles, 0, 4)) / 2)
     np.sqrt(radii, out=radii)
-    angles /= np.maximum(np.sqrt(squares), np.float32(1e-12))[labels]
-    np.arccos(np.clip(angles, -1, 1, out=angles), out=angles)
     out = np.zeros(len(centres), class_statistics_dtype(features.shape[1]))
     out["centre"], out["count"] = centres, found.counts
-    some = found.embedded
-    known = found.counts > 0
-    radii, angles, labels = radii[some], angles[some], numbered(labels[some], known)
-    figures = *within_fences(radii, labels), within_fences(angles, labels)[1]
-    for name, values in zip(("smallest_radius", "radius", "kept", "angle"), figures, strict=True):
+    some, known = found.embedded, found.counts > 0
+    labels = numbered(labels[some], known)
+    smallest, radius, kept = within_fences(radii[some], labels)
+    _, angle, kept_angles = within_fences(angles[some], labels)
+    cosine = np.ones(int(known.sum()), np.float32)
+    np.minimum.at(cosine, labels, cosines[some])
+    figures = radius, smallest, angle, cosine, kept, kept_angles
+    names = "radius", "smallest_radius", "angle", "cosine", "kept", "kept_angles"
+    for name, values in zip(names, figures, strict=True):
         out[name][known] = values
     return out
-
-
-def class_statistics_dtype(dim: int) -> np.dtype:
-    numbers = [(name, np.float32) for name in ("radius", "smallest_radius", "angle")]
-    counts = [(name, np.int64) for name in ("count", "kept")]
-    return np.dtype([("centre", np.float32, (dim,)), *numbers, *counts])

@@ -21,7 +21,7 @@ import torch
 from bct.errors import BctError, printable
 from bct.rows import check_rows
 from bct.safe.tensors import read_tensors
-from bct.stored.class_statistics import class_statistics_dtype
+from bct.stored.class_table import class_statistics_dtype
 from bct.stored.vector_files import open_array, read_arrays
 
 _MASK = re.compile(r"credible_(ratio|entropy)_(\d{1,3})(?!\d)")

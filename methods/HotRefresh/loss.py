@@ -26,8 +26,8 @@ Differs from the published code, which with published = True is computed as it i
 import torch
 import torch.nn.functional as F
 
-from bct.distributed import all_gather, mean_of_chosen, share_rows
-from bct.errors import BctError
+from bct.distributed import mean_of_chosen
+from bct.training.pairwise import compared, contrast
 
 LOSSES = ("contra_ract", "contra", "triplet", "triplet_ract")
 
@@ -53,40 +53,11 @@ def hot_refresh(
             negative. None: all. Not published.
     """
     new, old = F.normalize(embeddings), F.normalize(old)
-    everyone = all_gather(new.detach()) if published else share_rows(new)  # (N, D)
-    other = labels[:, None] != all_gather(labels)  # (B, N)
-    of_old = other if present is None else other & all_gather(present)
-    families = [nearest(new @ all_gather(old).t(), of_old, topk, published)]
-    if loss.endswith("_ract"):
-        families.append(nearest(new @ everyone.t(), other, topk, published))
-    own = (new * old).sum(1)  # (B,)
+    with_new = loss.endswith("_ract")
+    own, families = compared(new, old, labels, topk, with_new, published, present)
     if loss.startswith("contra"):
         return contrast(own, families, temperature, present)
     return sum(triplet(own, family, margin, published, present) for family in families)
-
-
-def nearest(cosines: torch.Tensor, other: torch.Tensor, topk: int, published: bool) -> torch.Tensor:
-    """The topk largest of each row of cosines (B, N) where `other`, bool (B, N): (B, K), filled up
-    with -inf."""
-    cosines = cosines.masked_fill(~other, -torch.inf)
-    if topk > cosines.shape[1] and published:
-        raise BctError(
-            f"topk = {topk}, and the batch of all ranks has {cosines.shape[1]} images",
-            'give a larger batch_size, a smaller topk or parity="corrected"',
-        )
-    return cosines if topk <= 0 else cosines.topk(min(topk, cosines.shape[1])).values
-
-
-def contrast(
-    own: torch.Tensor,
-    families: list[torch.Tensor],
-    temperature: float,
-    present: torch.Tensor | None = None,
-) -> torch.Tensor:
-    """How surely cosines own (B,) win against those of each family (B, K)."""
-    logits = torch.cat([own[:, None], *families], 1) / temperature
-    each = logits.logsumexp(1) - logits[:, 0]
-    return each.mean() if present is None else mean_of_chosen(each, present)
 
 
 def triplet(

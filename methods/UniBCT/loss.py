@@ -1,19 +1,22 @@
 """UniBCT: BCT's influence with prototypes that the new model's neighbourhood graph has cleaned.
 
     influence            mean_i -log softmax_y( s cos(f_i, p_c) ),        n(v) = v / |v|
+    in AdvBCT's reading  mean_i -log softmax_y( s cos( arccos n(f_i) . p_c + m [c = y] ) )
     refined_prototypes   p_c = n( mean of the rows of  (1 - lam) (I - lam A)^-1 O_c )
                          A   = softmax over j of  n(f_i) . n(f_j) / t,  j != i, both in class c
 
 f is the new embedding, y its class. O_c (n, D) are the old embeddings of the images of class c:
 each is replaced by what flows to it from the images that the new model finds similar, so that
 outliers lose weight. The prototypes are constants of the influence, made anew a few times in a
-training. The training adds a classification loss to it.
+training. The training adds a classification loss to it. In AdvBCT's reading p_c is n(mean of n(o)
+over class c), made once, without the graph; s = 30, m = 0.3, and i runs over images of old classes.
 
 Paper: Zhang et al., Towards Universal Backward-Compatible Representation Learning, IJCAI 2022.
 Differs from the published code:
 - A's rows sum to 1, and it is made of normalised new embeddings; published, the softmax runs over
   columns, which makes p_c the plain mean of O_c whatever the graph;
 - prototypes are normalised and logits have a scale; published, the prototypes' length is the scale;
+- AdvBCT's margin falls for all angles; published, the target's logit rises again beyond pi - m;
 - one system is solved per class, for all classes of equal size at once, by the rank that owns them;
   published, one per image, on the first of at least two ranks.
 """
@@ -33,16 +36,17 @@ def influence(
     prototypes: torch.Tensor,
     scale: float = 64.0,
     start: int = 0,
+    margin: float = 0.0,
 ) -> torch.Tensor:
-    """The loss, whose mean over ranks is that of the global batch.
+    """The loss, whose mean over ranks is that of the global batch; 0 without labelled rows.
 
     Args:
-        embeddings: float32 (B, D), new; labels: int64 (B,).
+        embeddings: float32 (B, D), new; labels: int64 (B,), -1 leaves a row out.
         prototypes: float32 (C, D); on several ranks (n, D), this rank's share of the classes, the
             first of which is `start`.
-        scale: s.
+        scale: s; margin: m.
     """
-    return prototype_softmax(embeddings, labels, prototypes, start, scale=scale)
+    return prototype_softmax(embeddings, labels, prototypes, start, (1.0, margin, 0.0), scale)
 
 
 def published_influence(
@@ -50,6 +54,23 @@ def published_influence(
 ) -> torch.Tensor:
     """The loss of float32 embeddings (B, D), labels (B,) and all prototypes (C, D), as they are."""
     return F.cross_entropy(F.normalize(embeddings) @ prototypes.t(), labels)
+
+
+def published_arcface(
+    embeddings: torch.Tensor,
+    labels: torch.Tensor,
+    prototypes: torch.Tensor,
+    scale: float = 30.0,
+    margin: float = 0.3,
+) -> torch.Tensor:
+    """AdvBCT's, of float embeddings (B, D), labels (B,), -1 leaves a row out, and all unit
+    prototypes (C, D); 0 without labelled rows."""
+    embeddings, labels = embeddings[labels >= 0], labels[labels >= 0]
+    if not len(labels):
+        return embeddings.sum()
+    angles = torch.acos(F.normalize(embeddings) @ prototypes.t())
+    target = F.one_hot(labels, len(prototypes)).to(angles)
+    return F.cross_entropy(scale * torch.cos(angles + margin * target), labels)
 
 
 def refined_prototypes(

@@ -8,7 +8,9 @@ import json
 import sys
 import types
 import warnings
-from collections.abc import Callable
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -32,7 +34,6 @@ from support.pictures import picture
 D, KNOWN = 16, 3  # width of the networks for faces, classes
 SIDE = 32  # of images of things
 PER_CLASS = 3
-ADVBCT, OPENCOMPATIBLE = ("yacs.config", "CfgNode"), ("parse_config", "ConfigParser")
 
 
 # ---- networks and writers of single systems
@@ -423,17 +424,53 @@ def torchvision_weights(folder: Path) -> Foreign:
     )
 
 
-def advbct_checkpoint(folder: Path) -> Foreign:
-    """With its yacs config in it, and keys of its own modules."""
+class AdvBCTNetwork(nn.Module):
+    """The embedding model of AdvBCT, by its names. timm's plain ResNets are torchvision's."""
+
+    def __init__(self):
+        super().__init__()
+        self.convnet = torchvision.models.resnet18(weights=None)
+        self.convnet.fc = nn.Identity()
+        self.projection_dim = nn.Linear(512, D, bias=False)
+        self.bn = nn.BatchNorm1d(D)
+        self.projection_cls = nn.Linear(D, KNOWN, bias=False)
+        # of an adversarial training, with its elastic boundary
+        self.discriminator = nn.Sequential()
+        self.discriminator.add_module("d_fc1", nn.Linear(D, 100))
+        self.discriminator.add_module("d_bn1", nn.BatchNorm1d(100))
+        self.discriminator.add_module("d_fc2", nn.Linear(100, 2))
+        self.eboundary = nn.Module()
+        self.eboundary.weight = nn.Parameter(torch.rand(KNOWN))
+
+    def forward(self, x):
+        return self.bn(self.projection_dim(self.convnet(x)))
+
+
+def advbct_checkpoint(folder: Path, loss: str = "softmax", kind: str = "adv_compatible") -> Foreign:
+    """With its optimiser and its config, which is of a class of yacs."""
     torch.manual_seed(0)
-    state = {f"convnet.{key}": value for key, value in
-             get_model("conv4_w32", 8).state_dict().items()}  # fmt: skip
-    state |= {"projection_dim.weight": torch.randn(D, 8), "bn.running_mean": torch.zeros(D),
-              "projection_cls.weight": torch.randn(KNOWN, D)}  # fmt: skip
-    saved = {"epoch": 10, "arch": "DistributedDataParallel", "model": state, "best_acc1": 0.5}
+    model = settle(AdvBCTNetwork())
     file = folder / "checkpoint_epoch10.pth.tar"
-    _save_with(file, saved, "config", *ADVBCT)
-    return Foreign("network", (file,), "resnet18", "things")
+    with missing_class("yacs.config", "CfgNode", dict) as CfgNode:
+
+        def node(values: dict) -> dict:
+            made = CfgNode({k: node(v) if isinstance(v, dict) else v for k, v in values.items()})
+            made.__dict__ |= {"__immutable__": False, "__deprecated_keys__": set(),
+                              "__renamed_keys__": {}, "__new_allowed__": False}  # fmt: skip
+            return made
+
+        config = {
+            "MODEL": {"ARCH": "resnet18" if kind == "base" else "resnet18_resnet18"},
+            "NEW_MODEL": {"ARCH": "swsl_resnet18" if kind == "base" else "resnet18"},
+            "TRAIN": {"TYPE": kind, "INPUT_SIZE": 48, "OPTIMIZER": {"BETAS": (0.9, 0.999)}},
+            "LOSS": {"TYPE": loss, "SCALE": 20.0, "MARGIN": 0.3},
+        }
+        saved = {"epoch": 10, "arch": "DistributedDataParallel", "model": model.state_dict(),
+                 "optimizer": _stepped(model), "grad_scaler": {}, "config": node(config),
+                 "best_acc_cross": np.float64(0.5)}  # fmt: skip
+        torch.save(saved, file)
+    logits = plain(nn.Sequential(model, model.projection_cls))
+    return Foreign("network", (file,), "timm:resnet18", "things", plain(model), logits)
 
 
 def advbct_features(folder: Path) -> Foreign:
@@ -457,25 +494,68 @@ def advbct_centres(folder: Path) -> Foreign:
     return Foreign("features", (file,), "demo_w16")
 
 
+class OpenCompatibleNetwork(nn.Module):
+    """The embedding model of OpenCompatible, by its names."""
+
+    def __init__(self):
+        super().__init__()
+        self.backbone = torchvision.models.resnet18(weights=None)
+        self.backbone.avgpool = _CubicMean()
+        self.backbone.fc = nn.Identity()
+        self.fc_emb = nn.Linear(512, D)
+        self.fc_classifier = nn.Linear(D, KNOWN, bias=False)
+
+    def forward(self, x):
+        return self.fc_emb(self.backbone(x))
+
+
+class _CubicMean(nn.Module):
+    def forward(self, x):
+        return x.clamp(min=1e-6).pow(3).mean((2, 3), keepdim=True).pow(1 / 3)
+
+
 def opencompatible_checkpoint(folder: Path) -> Foreign:
-    state = {"backbone.conv1.weight": torch.randn(8, 3, 7, 7), "fc_emb.weight": torch.randn(D, 8),
-             "fc_emb.bias": torch.zeros(D),
-             "fc_classifier.weight": torch.randn(KNOWN, D)}  # fmt: skip
+    """With its config: a plain object, with paths and numbered levels in it."""
+    torch.manual_seed(0)
+    model = settle(OpenCompatibleNetwork())
     file = folder / "checkpoint_epoch5.pth.tar"
-    saved = {"epoch": 5, "arch": "ResNet", "model": state, "best_acc1": 0.5, "optimizer": {}}
-    _save_with(file, saved, "config", *OPENCOMPATIBLE)
-    return Foreign("network", (file,), "resnet18", "things")
+    with missing_class("parse_config", "ConfigParser", object) as ConfigParser:
+        config = ConfigParser()
+        config._config = OrderedDict(
+            name="new", new_model=OrderedDict(arch="resnet18", emb_dim=D),
+            dataset=OrderedDict(img_size=48), loss=OrderedDict(type="softmax", scale=30),
+        )  # fmt: skip
+        config.resume, config._save_dir = None, Path("saved") / "new" / "models"
+        config.log_levels = {0: 30, 1: 20, 2: 10}
+        scaler = {"scale": 65536.0, "growth_factor": 2.0, "_growth_tracker": 7}
+        saved = {"epoch": 5, "arch": "DistributedDataParallel", "model": model.state_dict(),
+                 "best_acc1": 0.5, "optimizer": _stepped(model), "grad_scaler": scaler,
+                 "config": config}  # fmt: skip
+        torch.save(saved, file)
+    logits = plain(nn.Sequential(model, model.fc_classifier))
+    return Foreign("network", (file,), "gem_resnet18", "things", plain(model), logits)
 
 
-def _save_with(file: Path, saved: dict, key: str, module: str, name: str) -> None:
-    """torch.save with an object of a class that is not installed here."""
-    kind = type(name, (dict,), {"__module__": module})
+def _stepped(model: nn.Module) -> dict:
+    """The state of an optimiser that has seen a gradient."""
+    optimizer = torch.optim.SGD(model.parameters(), 0.0, momentum=0.9)
+    sum(p.sum() for p in model.parameters()).backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return optimizer.state_dict()
+
+
+@contextmanager
+def missing_class(module: str, name: str, base: type) -> Iterator[type]:
+    """A class of a package that is not installed here, to write files with; it is gone afterwards,
+    as for whoever reads them."""
+    kind = type(name, (base,), {"__module__": module})
     made = {part: types.ModuleType(part) for part in (module.partition(".")[0], module)}
     setattr(made[module], name, kind)
     before = {part: sys.modules.get(part) for part in made}
     sys.modules.update(made)
     try:
-        torch.save(saved | {key: kind(LR=0.1)}, file)
+        yield kind
     finally:
         for part, module_before in before.items():
             sys.modules.pop(part)

@@ -21,6 +21,6 @@ class OldArrays:
     def whole(self, kind):
         return torch.from_numpy(self.arrays[kind])
 
-    def table(self, kind):
+    def table(self, kind, *needed):
         array = self.arrays[kind]
         return {name: torch.from_numpy(np.array(array[name])) for name in array.dtype.names}

@@ -4,6 +4,6 @@ from bct.config import execute
 from bct.files import ROOT
 
 config = execute(ROOT / "methods/AdvBCT/configs/new_AdvBct.py")
-config.rec = "dataset/GLDv2/label_81313.txt"
+config.rec = "dataset/GLDv2/gldv2_train_new_100percent_data.txt"
 config.old_model = "work_dirs/gldv2_r18_data30"
 config.network = "timm:resnet50"

@@ -1,4 +1,4 @@
-"""Landmark views, half of the landmarks -> all: the old embedding as a target where the old model is right.
+"""Landmark views, half of the landmarks -> all: the old embeddings that are right as targets.
 
 See runs/landmark_views.sh.
 """

@@ -1,4 +1,4 @@
-"""Drawn people, half of the people -> all: the old embedding as a target where the old model is right.
+"""Drawn people, half of the people -> all: the old embeddings that are right as targets.
 
 See runs/people_views.sh.
 """

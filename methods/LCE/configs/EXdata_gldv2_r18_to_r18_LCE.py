@@ -4,5 +4,5 @@ from bct.config import execute
 from bct.files import ROOT
 
 config = execute(ROOT / "methods/LCE/configs/new_LCE.py")
-config.rec = "dataset/GLDv2/label_81313.txt"
+config.rec = "dataset/GLDv2/gldv2_train_new_100percent_data.txt"
 config.old_model = "work_dirs/gldv2_r18_data30"

@@ -10,3 +10,5 @@ config = execute(ROOT / "configs" / "people_views_new_class100.py")  # the same 
 config.scenario = "EXclass"
 config.old_config = "people_views_old_class50"
 config.queue_size = 128
+config.head = "margin"  # its loss is of cosines
+config.label_smoothing = 0.0
