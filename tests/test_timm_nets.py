@@ -19,6 +19,7 @@ from bct.data.image_set import ImageSet
 from bct.errors import BctError
 from bct.files import ROOT, write_json
 from bct.models.weights import load_backbone
+from bct.training.frozen import freeze
 from bct.training.initial import start_from
 
 
@@ -183,3 +184,11 @@ def test_its_cosine_is_that_of_the_folder(timm, tmp_path):
     x = torch.randn(3, 3, 40, 40)
     with torch.inference_mode():
         assert F.cosine_similarity(loaded(x), theirs(x)).min() > 0.99999
+
+
+def test_a_part_of_the_trunk_is_frozen_by_timms_name(timm):
+    model = get_model("timm:resnet18", 8)
+    freeze(model, ["conv1", "layer1"])
+    still = {key for key, p in model.named_parameters() if not p.requires_grad}
+    assert still and all(key.startswith(("convnet.conv1.", "convnet.layer1.")) for key in still)
+    assert "convnet.layer1.1.conv2.weight" in still and model.bn.weight.requires_grad
