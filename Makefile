@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest --durations=10
 TWO_WORKERS := -n 2 --dist worksteal
 test test-slow bench-small: export OMP_NUM_THREADS = 1
 BENCHMARKS := record_index loader training extraction partial_fc methods scaling artefacts ijbc \
-	bootstrap retrieval checkpoint
+	bootstrap retrieval landmarks checkpoint
 
 .PHONY: demo demo-short lfw test test-slow test-mxnet faults lint graph audit bench \
 	bench-small install clean
