@@ -151,9 +151,7 @@ def _whitened(sides: Mapping[str, Sides], whiten: Mapping[str, Whitening]) -> di
         key = id(query), id(gallery)
         if key not in done:
             seen = whitened(query, whiten[label])
-            done[key] = Sides(
-                seen, seen if query is gallery else whitened(gallery, whiten[label])
-            )
+            done[key] = Sides(seen, seen if query is gallery else whitened(gallery, whiten[label]))
         out[label] = done[key]
     return out
 
