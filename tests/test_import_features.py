@@ -449,7 +449,7 @@ def test_whose_classes_they_are_the_old_set_says(house, monkeypatch):
     assert len(known) == 2 and said["absent"] == N - sum(COUNTS[c] for c in known)
     np.testing.assert_allclose(found["centre"][known], want["centre"][[1, 0]], rtol=1e-6)
     name = centres_file(house, want[:2], [1, 5]).name
-    with pytest.raises(BctError, match="has a class 5, .* the classes 0 to 1"):
+    with pytest.raises(BctError, match=r"has a class 5, .* the classes 0 to 1"):
         bring(house, "--of", old, names=[name], out="other")
     for folder, classes in (("a", "wolf dog cat"), ("b", "cat fox wolf")):
         for number, kind in enumerate(classes.split()):
