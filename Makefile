@@ -59,7 +59,7 @@ $(VENV)/.complete: requirements.txt constraints.txt pyproject.toml
 	@echo "installing into $(VENV): about 2 minutes and 6 GB"
 	@$(PYTHON) -m venv --upgrade-deps $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[test,onnx,wandb]'
+		--constraint constraints.txt --editable '.[test,onnx,wandb,timm]'
 	@touch $@
 
 .venv-mxnet/.complete: requirements-mxnet.txt

@@ -32,6 +32,8 @@ def main() -> None:
     add("--split", choices=SPLITS, help="of gldv2; default: private")
     standard = "queries cropped by their boxes, aspect kept, the long side at 1024, three scales"
     add("--standard", action="store_true", help=standard)
+    boxes = "queries cropped by their boxes, and no more of --standard"
+    add("--boxes", action="store_true", help=boxes)
     more = "further images of the gallery, such as R1M: a folder or a list"
     add("--distractors", type=some_text, metavar="SET", help=more)
     add("--lacking", action="store_true", help="leave out images that are missing")
@@ -39,11 +41,11 @@ def main() -> None:
     run_searches(
         args,
         lambda stored: open_landmarks(
-            args.root, args.data, standard=args.standard, split=args.split,
+            args.root, args.data, standard=args.standard or args.boxes, split=args.split,
             distractors=args.distractors, stored=stored, lacking=args.lacking,
         ),
         whole=Whole() if args.standard else None,
-        words=("standard",) * args.standard,
+        words=("standard",) * args.standard or ("boxes",) * args.boxes,
     )  # fmt: skip
 
 

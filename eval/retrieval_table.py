@@ -3,7 +3,7 @@
     python eval/retrieval_table.py work_dirs/omniglot --minutes 24
 
 Reads <folder>/seed*/retrieval/*.json of eval/retrieval.py, landmarks.py or reid.py, writes
-<folder>/retrieval.md and .json. A figure is the mean over seeds +- the standard deviation (n - 1).
+<folder>/retrieval.md and .json. A figure is the mean over seeds +- their deviation (n - 1).
 """
 
 from pathlib import Path
