@@ -68,7 +68,8 @@ OPEN["BCT"] = {"influence": "prototype"}
 # ---- OpenCompatible: config.json under the defaults of its command line
 
 OPENCOMPATIBLE = {
-    "--emb_dim 512": {"embedding_size": 512},
+    "--arch resnet50, --emb_dim 512": {"network": "gem_resnet50", "embedding_size": 512},
+    "--class_num 81313": {"num_classes": ALL_CLASSES},
     "-e 30, -bs 192, --workers 8": {"num_epoch": 30, "batch_size": 192, "num_workers": 8},
     "--train_img_size 224": {"image_size": 224, "pixels": "imagenet", "augment": "resized_crop"},
     "--loss_func softmax": {"head": "softmax", "head_bias": False},
@@ -175,15 +176,15 @@ def test_margins_where_the_yml_says_arcface():
 def test_opencompatible(loss):
     method, own = LOSSES[loss]
     cfg = config(f"methods/{method}/configs/opencompatible_{loss}.py")
-    says(cfg, *OPENCOMPATIBLE.values(), own, {"network": "gem_resnet50"})
-    assert cfg.rec == str(ROOT / f"{LISTS}new_100percent_class.txt")
+    says(cfg, *OPENCOMPATIBLE.values(), own)
+    assert cfg.rec == str(ROOT / f"{LISTS}new_100percent_data.txt")
     assert cfg.old_model == str(ROOT / "work_dirs/opencompatible_old")
 
 
 def test_opencompatibles_old_model():
     cfg = config("configs/opencompatible_old.py")
     says(cfg, *OPENCOMPATIBLE.values())
-    assert cfg.rec == str(ROOT / f"{LISTS}{PART}.txt")
+    assert cfg.rec == str(ROOT / f"{LISTS}old_30percent_data.txt")
 
 
 @pytest.mark.parametrize("side", ["new_class100", "old_class50"])
