@@ -8,7 +8,7 @@ PYTEST := $(BIN)/python -m pytest --durations=10
 TWO_WORKERS := -n 2 --dist worksteal
 test test-slow bench-small: export OMP_NUM_THREADS = 1
 BENCHMARKS := record_index loader training extraction partial_fc methods scaling artefacts ijbc \
-	bootstrap retrieval checkpoint
+	bootstrap retrieval landmarks checkpoint
 
 .PHONY: demo demo-short lfw test test-slow test-mxnet faults lint graph audit bench \
 	bench-small install clean
@@ -59,7 +59,7 @@ $(VENV)/.complete: requirements.txt constraints.txt pyproject.toml
 	@echo "installing into $(VENV): about 2 minutes and 6 GB"
 	@$(PYTHON) -m venv --upgrade-deps $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--constraint constraints.txt --editable '.[test,onnx,wandb]'
+		--constraint constraints.txt --editable '.[test,onnx,wandb,timm]'
 	@touch $@
 
 .venv-mxnet/.complete: requirements-mxnet.txt

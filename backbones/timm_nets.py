@@ -1,6 +1,7 @@
 """timm's networks as trunks, in AdvBCT's embedding model. timm is an optional extra, and downloads
 nothing here: weights start at random, init_from brings others."""
 
+import difflib
 import importlib
 import re
 import warnings
@@ -67,9 +68,11 @@ def _trunk(name: str) -> nn.Module:
     # a name may be a file's: timm would look up others than these elsewhere, also in the net
     plain = re.fullmatch(r"\w+(\.\w+)?", name, re.ASCII)
     if not plain or not timm.is_model(name.partition(".")[0]):
+        near = difflib.get_close_matches(name[:60], timm.list_models(), n=1)
+        hint = f"did you mean {PREFIX}{near[0]}? " if near else ""
         raise BctError(
             f"timm has no network {name[:60]!r}",
-            "see python -c \"import timm; print(timm.list_models('*resnet*'))\"",
+            f"{hint}see python -c \"import timm; print(timm.list_models('*resnet*'))\"",
         )
     try:
         with warnings.catch_warnings():

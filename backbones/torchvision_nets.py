@@ -23,6 +23,7 @@ NATIVE = {  # name: width of what its classifier reads
     "vit_b_16": 768,
 }
 _CLASSIFIERS = ("fc.", "classifier.6.", "heads.head.", "kernel", "old_fc.")  # the last: OpenBCT's
+_CLASSIFIERS += ("fc_classifier.", "fc_classify.")  # OpenCompatible's
 _EMBEDDING = "fc_emb."  # what OpenCompatible calls the layer of the embedding
 _BT2 = "alexnet."  # what BT-2 calls its AlexNet, and its VGGs
 _BT2_LAST = {f"classifier.6.{part}": f"embedding.{part}" for part in ("weight", "bias")}

@@ -6,15 +6,19 @@
     python eval/report.py -m new.pt -m_old old.pt --images val -o report/       # other than faces
     python eval/report.py -m new.pt -m_old old.pt --search val -o report/       # image search
     python eval/report.py -m new.pt -m_old old.pt --set lfw.bin --far 1e-3      # pairs of faces
+    python eval/report.py -m new.pt -m_old old.pt --landmarks roxford5k /data/ROxfordParis
+    python eval/report.py -m new.pt -m_old old.pt --reid /data/Market-1501
 
 Writes report.html (one file, opens from disk, loads nothing), report.md and report.json: a verdict,
 the matrix of queries and galleries, gains with intervals, what happens at the deployed threshold,
 decisions that change, and what backfilling brings. Models are whatever eval/ijbc.py takes, with
---images and --search whatever eval/retrieval.py takes.
+--images and --search whatever eval/retrieval.py takes, with --landmarks and --reid
+queries.npy,gallery.npy, too.
 
 With --images half of each class is enrolled, see bct/protocols/class_templates.py. With --search
 each image is searched among all the others, or in --gallery, and models are judged by mAP, without
-a threshold. A verification set (--set) has pairs alone, so its page has no 1:N figures.
+a threshold; so with --landmarks, by the medium reading, and --reid. A verification set (--set) has
+pairs alone, so its page has no 1:N figures.
 Pictures of what changed may be personal data: they are in the page only with --thumbnails.
 """
 
@@ -40,6 +44,8 @@ from bct.models.model import open_models
 from bct.models.widths import POLICIES
 from bct.protocols.class_templates import class_templates
 from bct.protocols.image_search import open_search
+from bct.protocols.landmarks import open_landmarks
+from bct.protocols.market import open_market
 from bct.protocols.pairs import open_bin
 from bct.protocols.protocol import Protocol
 from bct.protocols.roles import roles_and_files
@@ -60,6 +66,10 @@ def arguments() -> argparse.Namespace:
         "--images", type=some_text, metavar="SET", help="an image set: a folder, a list, ..."
     )
     data.add_argument("--search", type=some_text, metavar="SET", help="an image set, searched")
+    landmarks = "roxford5k, rparis6k, gldv2, ..., and its folder: see eval/landmarks.py"
+    names = ("NAME", "ROOT")
+    data.add_argument("--landmarks", type=some_text, nargs=2, metavar=names, help=landmarks)
+    data.add_argument("--reid", type=some_text, metavar="ROOT", help="Market-1501")
     data.add_argument("--set", type=some_text, metavar="LFW.bin", help="a verification set")
     where = "with --search: what its images are searched in; default: each among all the others"
     add("--gallery", type=some_text, metavar="SET", help=where)
@@ -84,7 +94,7 @@ def arguments() -> argparse.Namespace:
         parser.error("a report compares two models: give the old one, -m_old")
     if args.gallery and not args.search:
         parser.error("--gallery is for --search")
-    if args.far and args.search:
+    if args.far and (args.search or args.landmarks or args.reid):
         parser.error("--far is for pairs: image search has no threshold")
     if args.subset and not args.data_path:
         parser.error("--subset is for -d")
@@ -102,7 +112,7 @@ def main() -> None:
 def report(args: argparse.Namespace, device: torch.device) -> None:
     files = roles_and_files(args)[1]
     models = open_models(files, amp_dtype(args.amp, device), pixels=args.pixels)
-    protocol = open_protocol(args)
+    protocol = open_protocol(args, all(model.view is None for model in models.values()))
     made = write_report(
         args.output, protocol, models, far=args.far, resamples=args.resamples,
         cost=Cost(args.images_per_second, args.gallery_size, args.price_per_hour),
@@ -116,9 +126,15 @@ def report(args: argparse.Namespace, device: torch.device) -> None:
         print(f"\nwritten to {args.output}/report.html, .md, .json")
 
 
-def open_protocol(args: argparse.Namespace) -> Protocol:
+def open_protocol(args: argparse.Namespace, stored: bool) -> Protocol:
+    """Args: stored: whether all models are embeddings, so that no image is needed."""
     if args.search:
         return open_search(args.search, args.gallery)
+    if args.landmarks:
+        name, root = args.landmarks
+        return open_landmarks(root, name, stored=stored)
+    if args.reid:
+        return open_market(args.reid, stored)
     if args.images:
         return class_templates(open_images(args.images))
     return open_bin(args.set) if args.set else read_protocol(args.data_path, args.subset)

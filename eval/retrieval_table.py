@@ -2,8 +2,8 @@
 
     python eval/retrieval_table.py work_dirs/omniglot --minutes 24
 
-Reads <folder>/seed*/retrieval/*.json of eval/retrieval.py, writes <folder>/retrieval.md and .json.
-A figure is the mean over seeds +- their standard deviation (n - 1).
+Reads <folder>/seed*/retrieval/*.json of eval/retrieval.py, landmarks.py or reid.py, writes
+<folder>/retrieval.md and .json. A figure is the mean over seeds +- their deviation (n - 1).
 """
 
 from pathlib import Path
@@ -20,6 +20,8 @@ PARTS = {
     "all": "all queries",
     "old classes": "queries of old classes",
     "new classes": "queries of new classes",
+    "easy": "easy",  # readings of landmarks; "all queries" are by the medium one
+    "hard": "hard",
 }
 QUALITIES = {"map": "mAP", "top1": "top-1"}
 

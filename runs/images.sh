@@ -14,7 +14,8 @@
 #   NEW_EXTRA="..." MAP_EXTRA="..."     for the new ones, for maps of the gallery
 #   METRIC=cosine                       or l2: how the searches compare
 #   PROTOCOL=classes                    TEST is an image set, searched leave-one-out. people: it is the
-#                                       folder of Market-1501; else that of a gnd_<PROTOCOL>.pkl
+#                                       folder of Market-1501; else that of a gnd_<PROTOCOL>.pkl,
+#                                       whose queries are cropped by their boxes
 set -euo pipefail
 source "$(dirname "$0")/lib/start.sh"
 : "${TRAIN:?set TRAIN to the training set}" "${TEST:?set TEST to the images to search among}"
@@ -28,7 +29,7 @@ whole_numbers SEEDS JOBS
 case ${PROTOCOL:=classes} in
     classes) SEARCH="eval/retrieval.py --leave-one-out --data" CHECK="--images" ;;
     people) SEARCH="eval/reid.py" CHECK="--reid" ;;
-    *) SEARCH="eval/landmarks.py --data $PROTOCOL" CHECK="--landmarks $PROTOCOL" ;;
+    *) SEARCH="eval/landmarks.py --boxes --data $PROTOCOL" CHECK="--landmarks $PROTOCOL" ;;
 esac
 export SEARCH
 TRAIN=$(realpath -m "$TRAIN") TEST=$(realpath -m "$TEST") OUT=$(realpath -m "$OUT")

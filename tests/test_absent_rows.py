@@ -45,6 +45,7 @@ SETTINGS = {
     "HotRefresh": {"temperature": 0.1, "topk": 4},
     "BCTRACT": {"influence": "prototype", "head": "margin", "sample_rate": 1.0},
     "FocalDistillation": {"influence": "prototype"},
+    "LCE": {"head": "margin"},
 }
 OTHERS = ["HotRefresh", "BCTRACT", "FocalDistillation"]
 
@@ -199,7 +200,7 @@ def test_advbct_shows_its_discriminator_no_absent_row():
     assert x.grad.isfinite().all() and not method.loss.valid[2]
 
 
-@pytest.mark.parametrize("name", ["L2", "NCCL", "BCT", "AdvBCT", *OTHERS])
+@pytest.mark.parametrize("name", ["L2", "NCCL", "BCT", "LCE", "AdvBCT", *OTHERS])
 def test_a_batch_of_absent_rows_gives_zero_with_a_graph(name):
     method, index = make(name), torch.from_numpy(np.flatnonzero(LABELS == 2))
     terms, f = old_terms(method, index, torch.randn(len(index), DIM))
@@ -224,7 +225,7 @@ def on_rank(name):
     return out
 
 
-@pytest.mark.parametrize("name", ["L2", "NCCL", "BCT", "AdvBCT", *OTHERS])
+@pytest.mark.parametrize("name", ["L2", "NCCL", "BCT", "LCE", "AdvBCT", *OTHERS])
 def test_ranks_give_the_gradient_of_the_whole_batch(name):
     one = on_rank(name)
     for world_size in (2, 4) if name == "L2" else (2,):

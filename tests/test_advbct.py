@@ -1,5 +1,6 @@
 """AdvBCT: elastic balls, what the discriminator can learn, the reversal, any number of ranks."""
 
+import json
 import logging
 import math
 
@@ -22,6 +23,7 @@ from bct.method import load_method
 from bct.stored.class_statistics import class_statistics
 from bct.train import replicate
 from bct.training.optimizer import make_optimizer
+from methods.AdvBCT.loss import AdvBCTLoss
 
 AdvBCT = load_method("AdvBCT")
 CLASSES, DIM, EPOCHS, THRESHOLD, WEIGHT = 7, 6, 10, 0.9, 3.0
@@ -272,3 +274,187 @@ def test_joint_norm_is_batch_norm_of_the_whole_batch(world_size):
     got = torch.cat(out), torch.cat(by_x), *(torch.stack(p).mean(0) for p in by_parameter)
     for a, b in zip(got, norm_on_ranks(False, x, g), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+# ---- AdvBCT's own code
+
+
+@pytest.fixture(scope="module")
+def golden(shared):
+    folder = shared / "golden/landmarks_reid/losses"
+    with np.load(folder / "inputs_and_grads.npz") as file:
+        arrays = {name: torch.from_numpy(file[name]) for name in file.files}
+    return arrays, json.loads((folder / "expected.json").read_text())
+
+
+PRECISIONS = pytest.mark.parametrize(
+    ("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-4)]
+)
+
+
+def published_loss(arrays, dtype, threshold=1.0, **more):
+    names = "art_center", "art_rmax", "art_kept_radius", "art_rmin"
+    centre, radius, kept, smallest = (arrays[name].nan_to_num() for name in names)
+    more = {"adversarial": False, "raw": True, "smallest": smallest} | more
+    loss = AdvBCTLoss(centre, radius, kept, threshold, 1.0, 100, True, **more).to(dtype)
+    if hasattr(loss, "boundary"):
+        loss.boundary.data.copy_(arrays["w_eb"])
+    return loss
+
+
+def held_against(golden, name, terms, loss, f, rtol):
+    """The sum of the terms, and its gradients by f and by all parameters."""
+    arrays, expected = golden
+    total = sum(terms.values())
+    parts = {"fc1": "0", "bn1": "1", "fc2": "3"}
+    wanted = {f"discriminator.{at}.{kind}": f"grad_d_{part}_{kind}"
+              for part, at in parts.items() for kind in ("weight", "bias")}  # fmt: skip
+    wanted["boundary"] = "grad_w"
+    leaves = {"f": f, **dict(loss.named_parameters())}
+    grads = torch.autograd.grad(total, list(leaves.values()))
+    assert total.item() == pytest.approx(expected[name]["loss"], rel=rtol)
+    wants = [arrays[f"{name}/{wanted.get(key, 'grad')}"].to(f) for key in leaves]
+    largest = max(want.abs().max().item() for want in wants)  # some are 0 but for rounding
+    for grad, want in zip(grads, wants, strict=True):
+        torch.testing.assert_close(grad, want, rtol=rtol, atol=rtol * largest)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("case", ["fixed", "elastic=True/T=1.0", "elastic=True/T=0.5",
+                                  "elastic=True/T=0.2"])  # fmt: skip
+def test_golden_balls(golden, dtype, rtol, case):
+    arrays, expected = golden
+    said = expected[f"p2s/{case}"]
+    more = {} if said["threshold"] else {"boundary": "fixed"}
+    loss = published_loss(arrays, dtype, said["threshold"] or 1.0, **more)
+    f, old = (arrays[name].to(dtype).clone() for name in ("f_a", "f_o"))
+    terms = loss(f.requires_grad_(), arrays[said["labels"]], old, 0.0, 30)
+    assert terms.keys() == {"p2s"}
+    held_against(golden, f"p2s/{case}", terms, loss, f, rtol)
+
+
+@PRECISIONS
+@pytest.mark.parametrize("epoch", [0, 3, 15])
+def test_golden_adversary(golden, dtype, rtol, epoch):
+    """And the statistics of a batch norm that has seen new embeddings and then old ones."""
+    arrays, _ = golden
+    loss, name = (
+        published_loss(arrays, dtype, adversarial=True),
+        f"advbct/p2s+adv/epoch={epoch}/E=30",
+    )
+    layers = {"fc1": "0", "bn1": "1", "fc2": "3"}
+    given = {key: value for key, value in arrays.items() if key.startswith("disc/d_")}
+    state = {}
+    for key, value in given.items():
+        layer, kind = key.removeprefix("disc/d_").split(".")
+        state[f"{layers[layer]}.{kind}"] = value
+    loss.discriminator.load_state_dict(state)
+    f, old = (arrays[name].to(dtype).clone() for name in ("f_a", "f_o"))
+    terms = loss(f.requires_grad_(), arrays["y"], old, float(epoch), 30)
+    held_against(golden, name, terms, loss, f, rtol)
+    for kind in ("running_mean", "running_var"):
+        got = getattr(loss.discriminator[1], kind)
+        want = arrays[f"{name}/after_{kind}"].to(dtype)
+        torch.testing.assert_close(got, want, rtol=rtol, atol=rtol)
+
+
+@PRECISIONS
+def test_golden_old_distances(golden, dtype, rtol):
+    arrays, expected = golden
+    (name,) = (key for key in expected if key.startswith("bct_limit_no_s2c"))
+    more = {"boundary": "old_distance", "temperature": 0.1, "topk": 10}
+    loss = published_loss(arrays, dtype, **more)
+    f, old = (arrays[name].to(dtype).clone() for name in ("f_a", "f_o"))
+    terms = loss(f.requires_grad_(), arrays["y"], old, 0.0, 30)
+    assert terms.keys() == {"p2s", "pairs"}
+    held_against(golden, name, terms, loss, f, rtol)
+
+
+@pytest.mark.parametrize(("reading", "threshold", "weight"), [("mixbct", 0.4, 4), ("advbct", 1, 1)])
+def test_threshold_and_weight_are_the_readings_or_the_configs(reading, threshold, weight):
+    for parity in ("corrected", "published"):
+        nothing = {"threshold": None, "adv_weight": None}
+        loss = make(parity, reading=reading, **nothing).loss
+        assert (loss.threshold, loss.weight) == (threshold, weight)
+        assert loss.raw == (reading == "advbct" and parity == "published")
+    loss = make(reading=reading).loss
+    assert (loss.threshold, loss.weight) == (THRESHOLD, WEIGHT)
+
+
+def test_published_the_discriminator_sees_lengths():
+    """In AdvBCT's own code; in MixBCT's port, and corrected, unit embeddings."""
+    f, y, index = problem()
+    for reading in ("mixbct", "advbct"):
+        for parity in ("corrected", "published"):
+            values = [terms(make(parity, reading=reading), k * f, y, index, 2.0)["adv"].item()
+                      for k in (1, torch.linspace(1, 9, len(f))[:, None])]  # fmt: skip
+            alike = values[0] == pytest.approx(values[1], rel=1e-4)
+            assert alike != (reading == "advbct" and parity == "published")
+
+
+@pytest.mark.parametrize("parity", ["corrected", "published"])
+def test_the_fixed_ball_is_the_largest_radius(parity):
+    """Published, the smallest, so that old embeddings lie outside of it."""
+    method = make(parity, boundary="fixed", adversarial=False)
+    assert not list(method.parameters()) and method.undecayed() == []
+    assert method.needs(method.cfg) == ("class_statistics",)
+    assert method.fetch(torch.arange(3), torch.arange(3), None) == {}
+    f, y, _ = problem()
+    unit = F.normalize(f).numpy()
+    excess = np.linalg.norm(unit - TABLE["centre"][y], axis=1)
+    excess -= TABLE["radius" if parity == "corrected" else "smallest_radius"][y]
+    want = excess[(excess > 0) & (TABLE["kept"][y] > 1)].mean()
+    batch = Batch(None, y, None, {}, 0.0)
+    got = method(f, batch, head_with(torch.eye(CLASSES, DIM)), None)
+    assert got.keys() == {"cls", "p2s"}
+    assert got["p2s"].item() == pytest.approx(WEIGHT * want, rel=1e-5)
+    old = OLD / np.linalg.norm(OLD, axis=1, keepdims=True)
+    distance = np.linalg.norm(old - TABLE["centre"][LABELS], axis=1)
+    share = (distance > method.loss.radius.numpy()[LABELS] + 1e-5).mean()
+    assert share < 0.1 if parity == "corrected" else share > 0.6
+
+
+def distances(f, y, index, published=False):
+    """old_distance's terms and their gradient by f, image by image in float64."""
+    f = f.double().requires_grad_()
+    new, old = F.normalize(f), F.normalize(torch.from_numpy(OLD[index.numpy()]).double())
+    excess, pairs = [], []
+    for i, label in enumerate(y.tolist()):
+        mu = torch.from_numpy(TABLE[label]["centre"]).double()
+        mu = mu / mu.norm()
+        far = (new[i] - mu).norm() - (old[i] - mu).norm()
+        excess += [far] if far > 0 else []
+        others = [j for j in range(len(y)) if y[j] != y[i]]
+        negatives = sorted((new[i] @ old[j] for j in others), reverse=True)[:3]
+        negatives += sorted((new[i] @ new[j] for j in others), reverse=True)[:3]
+        logits = torch.stack([new[i] @ old[i], *negatives]) / 0.2
+        pairs.append(logits.logsumexp(0) - logits[0])
+    terms_ = WEIGHT * sum(excess) / len(excess), sum(pairs) / len(pairs)
+    (grad,) = torch.autograd.grad(sum(terms_), f)
+    return [t.item() for t in terms_], grad
+
+
+def old_distances(f, y, index):
+    method = make(boundary="old_distance", adversarial=False, temperature=0.2, topk=3)
+    f, y, index = own(f, y, index)
+    got = terms(method, f, y, index)
+    (got["p2s"] + got["pairs"]).backward()
+    return [got["p2s"].item(), got["pairs"].item()], f.grad / distributed.world_size()
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_old_distances_on_any_number_of_ranks(world_size):
+    """The class of one image takes part: it needs no radius."""
+    f, y, index = problem()
+    index[0], y[0] = CLASSES - 1, CLASSES - 1
+    want, by_f = distances(f, y, index)
+    values, grads = zip(*run_on_ranks(world_size, old_distances, f, y, index), strict=True)
+    assert np.mean(values, 0) == pytest.approx(want, rel=1e-5)
+    torch.testing.assert_close(torch.cat(grads).double(), by_f, rtol=1e-4, atol=1e-6)
+
+
+def test_without_the_adversary_no_old_embedding_is_read():
+    method = make(adversarial=False)
+    assert [name for name, _ in method.named_parameters()] == ["loss.boundary"]
+    assert method.takes_a_part(EasyDict(method.cfg | {"parity": "published"}))
+    assert not AdvBCT.takes_a_part(make("published").cfg)

@@ -1,6 +1,7 @@
 """Backfill curves against galleries that are really mixed, and curves worked out by hand."""
 
 import math
+import random
 from itertools import pairwise
 
 import numpy as np
@@ -20,6 +21,8 @@ from bct.metrics.backfill import (
     pair_quality,
     published_mean,
     refreshed,
+    refreshed_in_batches,
+    regressions,
     search_quality,
     smallest_fraction,
     violations,
@@ -367,3 +370,35 @@ def test_rounding_orders_no_classes_of_one_row():
     assert len({tuple(way) for way in ways}) == 3
     (only,) = orders_by_distance(distance[250:])
     assert only.tolist() == order_by_distance(distance[250:]).tolist()
+
+
+def test_published_batches():
+    """Whole batches of 16, int(share * batches), drawn anew from one seed: not nested as a rule."""
+    shares = [0, 0.25, 0.5, 0.75, 1]
+    rows = refreshed_in_batches(313 * 16 - 5, shares)
+    batches = rows[:, ::16]
+    assert batches.sum(1).tolist() == [0, 78, 156, 234, 313]
+    np.testing.assert_array_equal(np.repeat(batches, 16, axis=1)[:, : rows.shape[1]], rows)
+    nested = [not (a & ~b).any() for a, b in pairwise(batches)]
+    assert nested == [True, False, True, True]  # a quarter is not inside the half
+    for number in (100, 1000):
+        batches = refreshed_in_batches(number, shares, batch=1)
+        assert all(not (a & ~b).any() for a, b in pairwise(batches))
+    random.seed(100)
+    drawn = random.sample(range(7), int(0.5 * 7))
+    assert np.flatnonzero(refreshed_in_batches(7, [0.5], 1)[0]).tolist() == sorted(drawn)
+
+
+def test_regressions_by_hand():
+    """Four queries that count, and one without a positive."""
+    rank = [[1, 1, 2, 3, 0], [1, 2, 1, 3, 0], [2, 5, 1, 1, 0]]
+    ap = [[1.0, 0.9, 0.5, 0.3, math.nan], [1.0, 0.5, 1.0, 0.2, math.nan]]
+    ap.append([0.5, 0.2, 1.0, 1.0, math.nan])
+    found = regressions(np.array(ap), np.array(rank))
+    assert found.negative_flips.tolist() == [0, 0.25, 0.5]
+    assert found.positive_flips.tolist() == [0, 0.25, 0.5]
+    assert found.ap_drops.tolist() == [0, 0.5, 0.5]
+    with pytest.raises(BctError, match="no query has a positive"):
+        regressions(np.full((2, 3), np.nan), np.zeros((2, 3), int))
+    with pytest.raises(BctError, match="the arrays are"):
+        regressions(np.ones((2, 3)), np.ones((3, 3), int))

@@ -16,6 +16,7 @@ from support.script import run_script
 from torchvision.transforms.v2.functional import center_crop, resize
 
 from backbones import get_model
+from bct import distributed
 from bct.data.sets import open_images
 from bct.errors import BctError
 from bct.files import ROOT
@@ -338,8 +339,8 @@ def through(network, file, pixels):
 def on_rank(line):
     """The evaluation on one of two ranks; only the first one writes."""
     sys.argv = line
-    module = program()
-    module.evaluate(module.arguments(), torch.device("cpu"))
+    distributed.setup, distributed.shutdown = lambda: torch.device("cpu"), lambda: None  # it is up
+    program().main()
 
 
 def test_networks_see_what_they_were_trained_on(run, tmp_path):

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from support.foreign_files import OpenCompatibleNetwork
 from support.networks import settle
 from torch import nn
 
-from backbones import IMAGE_NETWORKS, get_model
+from backbones import IMAGE_NETWORKS, get_model, own_state
 from backbones.gem import GeM
 from backbones.inference import fold_batch_norm
 
@@ -98,3 +99,40 @@ def test_the_small_network_folds():
     x = torch.randn(3, 3, 64, 64)
     with torch.inference_mode():
         torch.testing.assert_close(folded(x), plain(x), rtol=1e-4, atol=1e-4)
+
+
+# ---- OpenCompatible's ResNets
+
+
+@pytest.mark.parametrize("learnt", [False, True])
+def test_opencompatibles_network(learnt):
+    torch.manual_seed(0)
+    theirs = settle(OpenCompatibleNetwork())
+    name = "gem_resnet18_learnt" if learnt else "gem_resnet18"
+    given = {k.removeprefix("backbone."): v for k, v in theirs.state_dict().items()}
+    if learnt:
+        given["avgpool.p"] = torch.tensor([3.0])
+    state, size = own_state(name, given)
+    model = get_model(name, 16).eval()
+    model.load_state_dict(state)
+    assert size == 16 and own_state(name, model.state_dict())[1] == 16
+    x = torch.randn(2, 3, 64, 32)
+    with torch.inference_mode():
+        torch.testing.assert_close(model(x), theirs(x), rtol=1e-4, atol=1e-4)
+    model.train()(torch.randn(4, 3, 64, 32)).square().sum().backward()
+    grads = {key: p.grad for key, p in model.named_parameters()}
+    assert all(grad is not None and grad.isfinite().all() for grad in grads.values())
+    assert ("body.avgpool.p" in grads) == learnt
+    if learnt:
+        assert grads["body.avgpool.p"].abs() > 0
+
+
+@pytest.mark.parametrize(
+    ("name", "width"), [("gem_resnet18", 512), ("gem_resnet50", 2048), ("gem_resnet101", 2048)]
+)
+def test_the_layer_of_the_embedding_is_always_there(name, width):
+    with torch.device("meta"):
+        model = get_model(name, width)
+    assert model.embedding.weight.shape == (width, width) and model.embedding.bias is not None
+    trunk = {k.removeprefix("body."): v for k, v in model.state_dict().items() if "body." in k}
+    assert own_state(name, trunk)[1] is None  # ImageNet's weights say no width

@@ -4,6 +4,7 @@ is refused, and that methods train on them."""
 import json
 import os
 import sys
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -321,6 +322,7 @@ def test_centres_are_read_class_by_class(house, piece, monkeypatch):
     want = class_statistics(ROWS, LABELS)
     labels, found = read_centres(centres_file(house, want, [3, 0, 12, 1, 7]))
     assert labels.tolist() == [3, 0, 12, 1, 7] and np.isnan(found["angle"]).all()
+    assert np.isnan(found["cosine"]).all() and not found["kept_angles"].any()
     for name in ("centre", "radius", "smallest_radius", "kept"):
         np.testing.assert_allclose(found[name], want[name], rtol=1e-6)
 
@@ -349,6 +351,159 @@ def test_centres_by_a_map(house):
     assert said["absent"] == COUNTS[1] + COUNTS[3]
 
 
+def references(house, shared, keys=("radius", "theta")):
+    """AdvBCT's two files as its own tool writes them, and what they hold."""
+    path = shared / "golden/landmarks_reid/losses/reference_artefacts.json"
+    both = json.loads(path.read_text())
+    names = {"radius": "g_70_meta_radius_centernorm.json"}
+    names["theta"] = "g_70_meta_theta_centernorm_after1.5iqr.json"
+    for key in keys:
+        (house / names[key]).write_text(json.dumps(both[key]))
+    return [names[key] for key in keys], both
+
+
+@pytest.fixture
+def ten(tmp_path):
+    """A set of the ten classes that the golden files number, of which they have eight."""
+    write_faces(tmp_path / "train.rec", [2] * 10)
+    write_json(tmp_path / "map.json", list(range(10)))
+    return tmp_path
+
+
+@pytest.mark.parametrize("turned", [False, True])
+@pytest.mark.parametrize("keys", [("radius", "theta"), ("radius",), ("theta",)])
+def test_both_files_of_advbct(ten, shared, keys, turned):
+    names, both = references(ten, shared, keys)
+    if turned:  # another order of files and classes changes nothing
+        text = json.loads((ten / names[-1]).read_text())
+        (ten / names[-1]).write_text(json.dumps(dict(reversed(text.items()))))
+        names = names[::-1]
+    bring(ten, "--n2o-map", ten / "map.json", names=names)
+    table, said = open_artefact(place(ten, "class_statistics"))
+    with np.load(shared / "golden/landmarks_reid/losses/inputs_and_grads.npz") as file:
+        golden = {name: np.nan_to_num(file[name]) for name in file.files if "art_" in name}
+    assert said["absent"] == 4 and said["rows"] == 10 and said["dim"] == 24
+    np.testing.assert_allclose(table["centre"], golden["art_center"], rtol=1e-6)
+    columns = {"radius": ("radius", "art_rmax"), "smallest_radius": ("radius", "art_rmin"),
+               "kept": ("radius", "art_kept_radius"), "angle": ("theta", "art_theta_max"),
+               "kept_angles": ("theta", "art_kept_theta")}  # fmt: skip
+    absent = [4, 9]
+    for column, (key, name) in columns.items():
+        if key in keys:
+            np.testing.assert_allclose(table[column], golden[name], rtol=1e-6)
+        else:
+            unknown = np.delete(table[column], absent)
+            assert (np.isnan(unknown) | (unknown == 0)).all()
+    assert [label for label in range(10) if str(label) not in both[keys[0]]] == absent
+    assert not table[absent].tobytes().strip(b"\0")
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "word"),
+    [
+        ("AdvBCT", ("theta",), "radii"),
+        ("LCE", ("radius",), "angles of none"),
+        ("LCE reading=lce", ("radius", "theta"), "smallest cosines of none"),
+        ("LCE", ("theta",), None),
+        ("AdvBCT", ("radius",), None),
+        ("AdvBCT boundary=fixed parity=published", ("radius",), None),
+        ("UniBCT reading=advbct parity=published", ("theta",), None),
+        ("LCE parity=published", ("radius", "theta"), None),
+    ],
+)
+def test_methods_train_with_advbcts_files(ten, shared, name, keys, word):
+    names, _ = references(ten, shared, keys)
+    bring(ten, "--n2o-map", ten / "map.json", names=names)
+    name, *more = name.split()
+    if name == "AdvBCT":
+        more.append("adversarial=False")
+    cfg = config(ten, name, "num_epoch=1", "embedding_size=24", *more)
+    if word:
+        with pytest.raises(BctError, match=word) as info:
+            train(cfg, load_method(name), CPU)
+        assert len(str(info.value).splitlines()) == 2
+    else:
+        assert train(cfg, load_method(name), CPU) == 0
+
+
+def test_two_files_of_other_centres(ten, shared):
+    names, both = references(ten, shared)
+    both["theta"]["3"]["center"][0] += 0.1
+    (ten / names[1]).write_text(json.dumps(both["theta"]))
+    refused(ten, "other classes or other centres", "--n2o-map", ten / "map.json", names=names)
+    del both["theta"]["3"]
+    (ten / names[1]).write_text(json.dumps(both["theta"]))
+    refused(ten, "other classes or other centres", "--n2o-map", ten / "map.json", names=names)
+
+
+def test_whose_classes_they_are_the_old_set_says(house, monkeypatch):
+    """By the bytes of its images, or by the names of classes, with or without embeddings."""
+    (house / "half").mkdir()
+    tool("split_dataset", house / "train.rec", "--ratio", 40, "--out", house / "half")
+    old = next((house / "half").glob("*_40_class.rec"))
+    name = centres_file(house, class_statistics(ROWS, LABELS)[:2], [1, 0]).name
+    bring(house, "--of", old, names=[name])
+    found, said = open_artefact(place(house, "class_statistics"))
+    want = class_statistics(ROWS, LABELS)
+    known = np.flatnonzero(found["count"])
+    assert len(known) == 2 and said["absent"] == N - sum(COUNTS[c] for c in known)
+    np.testing.assert_allclose(found["centre"][known], want["centre"][[1, 0]], rtol=1e-6)
+    name = centres_file(house, want[:2], [1, 5]).name
+    with pytest.raises(BctError, match=r"has a class 5, .* the classes 0 to 1"):
+        bring(house, "--of", old, names=[name], out="other")
+    for folder, classes in (("a", "wolf dog cat"), ("b", "cat fox wolf")):
+        for number, kind in enumerate(classes.split()):
+            write_picture(house / folder / kind / "1.jpg", number)
+    name = centres_file(house, want[:3], [0, 1, 2]).name
+    before, sys.argv = sys.argv, ["import_features", str(house / name), "--of", str(house / "a")]
+    sys.argv += ["--rec", str(house / "b"), "-o", str(house / "named")]
+    try:
+        main()
+    finally:
+        sys.argv = before
+    (path,) = (house / "named/features").glob("*_class_statistics.npy")
+    found = open_artefact(path)[0]  # sorted: cat dog wolf, and cat fox wolf
+    assert (found["count"] > 0).tolist() == [True, False, True]
+    np.testing.assert_allclose(found["centre"][[0, 2]], want["centre"][[0, 2]], rtol=1e-6)
+
+
+def write_picture(file, number):
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_bytes(jpeg(number, 0, 64))
+
+
+@pytest.mark.parametrize("kind", ["feat", "label"])
+def test_advbcts_pair_of_arrays(house, kind):
+    """Labels are floats there; what LCE needs is made of the rows, of an absent class nothing."""
+    chosen = LABELS < 3
+    save(house, "g_15_feat", ROWS[chosen])
+    save(house, "g_15_label", LABELS[chosen].astype(np.float32))
+    save(house, "rows", np.flatnonzero(chosen))
+    names = ["g_15_feat.npy", "g_15_label.npy"][:: 1 if kind == "feat" else -1]
+    bring(house, "--rows", house / "rows.npy", names=names)
+    tool("class_statistics", "--model", house / "old", "--rec", house / "train.rec")
+    table = open_artefact(place(house, "class_statistics"))[0]
+    want = class_statistics(ROWS[chosen], LABELS[chosen])
+    for column in want.dtype.names:
+        np.testing.assert_allclose(table[column][:3], want[column], rtol=1e-5, atol=1e-6)
+    assert not table["count"][3:].any()
+    assert train(config(house, "LCE", "num_epoch=1"), load_method("LCE"), CPU) == 0
+
+
+def test_a_large_file_is_read_in_pieces(tmp_path, monkeypatch):
+    """Not more than a few classes of its text are in memory at once."""
+    file, numbers = tmp_path / "meta_radius.json", [k / 700 for k in range(256)]
+    one = json.dumps({"center": numbers, "radius": numbers[1:40]})
+    file.write_text("{" + ", ".join(f'"{c}": {one}' for c in range(2000)) + "}")
+    monkeypatch.setattr("bct.stored.foreign_files._PIECE", 1 << 12)
+    tracemalloc.start()
+    labels, found = read_centres(file)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(labels) == len(found) == 2000 and (found["kept"] == 39).all()
+    assert peak < found.nbytes * 3 + (1 << 20) < file.stat().st_size
+
+
 @pytest.mark.parametrize(
     ("text", "word"),
     [
@@ -367,6 +522,8 @@ def test_centres_by_a_map(house):
         ('{"0": {"center": [1], "radius": [1]}, "1": {"center": [1, 2], "radius": [1]}}',
          "2 numbers"),
         ('{"0": [1, 2]}', "is no class"),
+        ('{"0": {"center": [1, 2], "radius": [1, 2.5]}}', "2.5, of class 0, is no distance"),
+        ('{"0": {"center": [1, 2], "radius": [__import__("os")]}}', "is no class"),
     ],
 )  # fmt: skip
 def test_json_of_something_else(house, text, word):
@@ -461,6 +618,10 @@ def config(house, name, *overrides):
         ("NCCL", ["denoise"], ["queue_size=16", "credible=True", "T=1.0"]),
         ("BCT", ["average_features"], []),
         ("AdvBCT", ["class_statistics"], []),
+        ("AdvBCT", ["class_statistics"], ["boundary=old_distance", "topk=3"]),
+        ("LCE", ["class_statistics"], []),
+        ("LCE", ["class_statistics"], ["reading=lce"]),
+        ("UniBCT", ["class_statistics"], ["reading=advbct"]),
     ],
 )
 def test_methods_train_on_a_part(house, name, needs, more):

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 import torchvision
 from PIL import Image
 from support.bt2 import BT2Basis, bt2_checkpoint, trained
+from support.foreign_files import advbct_checkpoint, opencompatible_checkpoint
 from support.networks import settle
 from support.old_models import CPU, TRAINING, tool
 from support.onnx_graphs import graph, own_normalisation
@@ -569,3 +570,42 @@ def test_an_export_beside_a_models_weights_does_not_hide_them(tmp_path):
             json.dumps({"sha256": hashlib.sha256(name.encode()).hexdigest()})
         )
         assert model_in(tmp_path) == tmp_path / name
+
+
+# ---- AdvBCT and OpenCompatible
+
+
+def test_advbcts_checkpoint(tmp_path, capsys):
+    """Its network, view and classifier by its config; what only its training needs is said."""
+    pytest.importorskip("timm")
+    found = advbct_checkpoint(tmp_path, loss="arcface")
+    out = imported(capsys, found.files[0], "-o", tmp_path / "old")
+    assert "discriminator (9 tensors), eboundary (1 tensor), which only training needs" in out
+    assert "3 rows, of unit embeddings, scale 20" in out and "48 pixels by the file" in out
+    about = said(tmp_path / "old")
+    assert about["network"] == "timm:resnet18" and about["num_classes"] == KNOWN
+    assert about["head_unit"] and about["view"] == {
+        "size": 48, "crop": "none", "mirror": False, "pixels": "imagenet"
+    }  # fmt: skip
+    assert not {"projection_cls", "discriminator", "eboundary"} & {
+        key.partition(".")[0] for key in torch.load(tmp_path / "old" / "model.pt")
+    }
+    x = torch.randn(2, 3, 48, 48)
+    close(embeddings(tmp_path / "old", x), found.embed(x))
+    refused(capsys, "holds no network gem_resnet18", found.files[0], "-net", "gem_resnet18",
+            "-o", tmp_path / "no")  # fmt: skip
+    refused(capsys, "does not exist", tmp_path / "checkpoint_epoch11.pth.tar", "-o", tmp_path / "n")
+    assert not (tmp_path / "no").exists()
+
+
+def test_opencompatibles_checkpoint(tmp_path, capsys):
+    found = opencompatible_checkpoint(tmp_path)
+    out = imported(capsys, found.files[0], "-o", tmp_path / "old")
+    assert "left out" not in out and "3 rows, linear" in out
+    about = said(tmp_path / "old")
+    assert about["network"] == "gem_resnet18" and about["view"]["mirror"]
+    assert (about["view"]["size"], about["view"]["crop"]) == (48, "none")
+    x = torch.randn(2, 3, 48, 48)
+    close(embeddings(tmp_path / "old", x), found.embed(x))
+    close(F.linear(embeddings(tmp_path / "old", x), *of_folder(tmp_path / "old").classifier()),
+          found.logits(x))  # fmt: skip

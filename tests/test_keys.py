@@ -152,17 +152,20 @@ def test_what_no_run_can_do_is_refused(override, recwarn):
 
 
 OF_METHODS = {
-    "AdvBCT": "threshold=nan adv_weight=-1 hidden=0 class_statistics=",
+    "AdvBCT": "threshold=nan adv_weight=-1 hidden=0 class_statistics= reading=lce boundary=soft "
+    "adversarial=1 temperature=0 topk=-2 unseen=skip",
     "BCT": "influence=classifier unseen=skip influence_margin=(1,0)",
     "BT2": "teacher=both extra_dim=-1 C=0 lambda_1=inf head=x",
     "FCT": "target=cos hidden_size=0 uncertainty=1 num_epoch=0",
     "L2": "loss_weight=[1] loss_weight=['a','b'] threshold=-1",
+    "LCE": "reading=mixbct align_weight=-1 boundary_weight=nan unseen=all class_statistics=",
     "MixBCT": "mix_ratio=1.5 mix_ratio=nan T=0 T=2",
     "NCCL": "temperature=0 queue_size=0 credible=yes alpha=-1",
     "OpenBCT": "terms={} terms={'l2':0} terms={'l2':True} terms={1:2} terms={'l2':'1'} terms=[] "
     "terms={'regression':1.0} terms={'keys':1.0} terms={'l2':1e999} fill=some logits=cos "
     "teacher=new positives=all triplet_margin=0 contrastive_temperature=0",
-    "UniBCT": "propagation=1.0 temperature=0 refresh_epochs=['a'] influence_scale=0",
+    "UniBCT": "propagation=1.0 temperature=0 refresh_epochs=['a'] influence_scale=0 "
+    "reading=lce influence_angle=nan unseen=1",
 }
 
 

@@ -21,6 +21,7 @@ from methods.FCT.loss import fct
 from methods.FocalDistillation.loss import focal_distillation
 from methods.HotRefresh.loss import LOSSES, hot_refresh
 from methods.L2.loss import l2
+from methods.LCE.loss import alignment, angle_boundary, cosine_boundary, shares
 from methods.MixBCT.loss import draw_rows, mixbct
 from methods.NCCL.loss import NCCLLoss
 from methods.OpenBCT import contrastive, regression, triplet
@@ -179,6 +180,28 @@ def test_advbct(old):
     assert {name for name, _ in loss.named_parameters()} > {"boundary", "discriminator.0.weight"}
 
 
+@pytest.mark.parametrize("boundary", ["fixed", "old_distance"])
+def test_advbct_without_its_adversary(old, boundary):
+    balls = old.prototypes, torch.full((CLASSES,), 0.3), torch.full((CLASSES,), 8)
+    loss = AdvBCTLoss(*balls, boundary=boundary, adversarial=False, temperature=0.1, topk=4)
+    assert not list(loss.parameters())
+    falls(linear(), lambda f: loss(f, LABELS, old.embeddings, 0, 10), old=balls)
+
+
+@pytest.mark.parametrize("boundary", [angle_boundary, cosine_boundary])
+def test_lce(old, boundary):
+    """The new classifier's rows come nearer to the old centres; they need no embedding for it."""
+    classify = nn.Linear(DIM, CLASSES, bias=False)
+    everyone, limit = torch.ones(IMAGES, dtype=torch.bool), torch.full((CLASSES,), 0.2)
+
+    def loss(f):
+        bound = boundary(f, LABELS, old.prototypes, limit, everyone)
+        rows = classify.weight[LABELS]
+        return bound + alignment(rows, old.prototypes[LABELS], shares(everyone))
+
+    falls(linear(), loss, classify, old=[old.prototypes, limit])
+
+
 def test_bt2(old):
     """The new embedding has DIM coordinates, of which the compatible ones are others."""
     teacher = F.normalize(torch.randn(IMAGES, DIM, generator=RNG))
@@ -244,7 +267,7 @@ def test_methods_with_files_of_one_name_get_their_own():
         used = {key for key, value in vars(train).items() if is_of(value, loss)}
         assert used and used <= own
         files.add(loss.__file__)
-    assert len(files) == len(names) == 11
+    assert len(files) == len(names) == 12
 
 
 def is_of(value, module):

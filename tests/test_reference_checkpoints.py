@@ -1,6 +1,7 @@
 """Checkpoints of OpenBCT, BT-2 and FCT, built here from torchvision's modules: what goes out comes
 in again, and no file runs that nobody has called a program."""
 
+import pickle
 import warnings
 
 import numpy as np
@@ -9,15 +10,23 @@ import torch
 import torch.nn.functional as F
 import torchvision
 from support.bt2 import BT2Basis, BT2ResNet, bt2_checkpoint, trained
-from support.foreign_files import openbct, save_script
+from support.foreign_files import (
+    OpenCompatibleNetwork,
+    advbct_checkpoint,
+    openbct,
+    opencompatible_checkpoint,
+    save_script,
+)
 from support.networks import settle
 from torch import nn
 
 from backbones import get_model, own_state
 from bct.errors import BctError
 from bct.files import write_json
-from bct.models.reference_checkpoints import is_torchscript, reference_classifier
+from bct.models.classifiers import read_classifier
+from bct.models.reference_checkpoints import is_torchscript, reference_classifier, said_in
 from bct.models.weights import load_backbone, network_of
+from bct.safe.tensors import read_tensors
 
 IMAGES = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(3))
 IMAGES = IMAGES.contiguous(memory_format=torch.channels_last)
@@ -52,6 +61,97 @@ def test_the_cosine_classifier_of_openbct_is_turned(tmp_path):
     weight, bias = reference_classifier(tmp_path / "a.pth.tar")
     assert torch.equal(weight, kernel.t()) and bias is None  # not fc, which was never trained
     assert load_backbone(tmp_path / "a.pth.tar").embedding_size == 512
+
+
+# ---- AdvBCT and OpenCompatible: tests/test_bring_your_own.py has what their networks compute
+
+
+@pytest.mark.parametrize(
+    ("kind", "loss", "scale"),
+    [("base", "arcface", None), ("compatible", "softmax", None), ("adv_compatible", "arcface", 20)],
+)
+def test_advbcts_config_says_what_its_checkpoint_is(tmp_path, kind, loss, scale):
+    """A base training ignores the loss that its config names."""
+    found = advbct_checkpoint(tmp_path, loss, kind)
+    assert said_in(found.files[0]) == ("timm:resnet18", 48, scale)
+    assert network_of(found.files[0]) == "timm:resnet18"
+    given = read_classifier(found.files)
+    plain = torch.load(found.files[0], weights_only=False, pickle_module=_Trusting)
+    rows = plain["model"]["projection_cls.weight"]
+    want = rows if scale is None else scale * F.normalize(rows)
+    assert given.unit == (scale is not None) and given.bias is None
+    close(given.weight, want)
+
+
+class _Trusting:
+    """pickle, with plain dicts in the place of what is missing here."""
+
+    class Unpickler(pickle.Unpickler):
+        def find_class(self, module, name):
+            return _Node if module == "yacs.config" else super().find_class(module, name)
+
+    load, loads, dump, dumps = pickle.load, pickle.loads, pickle.dump, pickle.dumps
+
+
+class _Node(dict):
+    pass
+
+
+def test_opencompatibles_config_says_what_its_checkpoint_is(tmp_path):
+    file = opencompatible_checkpoint(tmp_path).files[0]
+    assert said_in(file) == ("gem_resnet18", 48, None)
+    saved = read_tensors(file)
+    saved["model"]["backbone.avgpool.p"] = torch.tensor([3.5])
+    torch.save({"model": saved["model"]}, tmp_path / "b.pth.tar")
+    with pytest.raises(BctError, match="does not say which network"):
+        load_backbone(tmp_path / "b.pth.tar")
+    with pytest.raises(BctError, match=r"does not fit network gem_resnet18 .*body.avgpool.p"):
+        load_backbone(tmp_path / "b.pth.tar", "gem_resnet18")
+    learnt = load_backbone(tmp_path / "b.pth.tar", "gem_resnet18_learnt")
+    assert learnt.body.avgpool.p.item() == 3.5
+
+
+def test_a_raw_state_dict_of_opencompatible(tmp_path):
+    """Its own rules: module. is stripped; what has no prefix belongs to the trunk."""
+    state = OpenCompatibleNetwork().state_dict()
+    bare = {f"module.{k.removeprefix('backbone.')}": v for k, v in state.items()}
+    torch.save(bare, tmp_path / "bare.pth")
+    torch.save(state, tmp_path / "whole.pth")
+    one, other = (load_backbone(tmp_path / f"{n}.pth", "gem_resnet18") for n in ("bare", "whole"))
+    assert all(torch.equal(v, other.state_dict()[k]) for k, v in one.state_dict().items())
+    for lost in ("fc_emb.bias", "backbone.layer4.1.bn2.weight"):  # both references pass over it
+        torch.save({k: v for k, v in state.items() if k != lost}, tmp_path / "part.pth")
+        with pytest.raises(BctError, match="1 missing"):
+            load_backbone(tmp_path / "part.pth", "gem_resnet18")
+    with pytest.raises(BctError, match="do not exist"):
+        load_backbone(tmp_path / "nowhere.pth.tar", "gem_resnet18")
+
+
+@pytest.mark.parametrize("network", ["timm:resnet18", "gem_resnet18"])
+def test_wrong_keys_are_refused(tmp_path, network):
+    write = advbct_checkpoint if network == "gem_resnet18" else opencompatible_checkpoint
+    with pytest.raises(BctError) as error:
+        load_backbone(write(tmp_path).files[0], network)
+    assert len(str(error.value).splitlines()) == 2
+
+
+CONFIGS = {
+    "no config": {},
+    "a text": {"config": "x"},
+    "a list": {"config": [1]},
+    "no sections": {"config": {}},
+    "odd sections": {"config": {"TRAIN": 3, "NEW_MODEL": {"ARCH": 5}, "new_model": []}},
+    "odd values": {"config": {"TRAIN": {"TYPE": "base", "INPUT_SIZE": 10**9},
+                              "MODEL": {"ARCH": None}, "LOSS": {"SCALE": "x"}}},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("config", CONFIGS)
+@pytest.mark.parametrize("key", ["projection_dim.weight", "fc_emb.weight"])
+def test_configs_that_say_nothing(tmp_path, key, config):
+    saved = {"arch": "DistributedDataParallel", "model": {key: torch.zeros(2, 3)}}
+    torch.save(saved | CONFIGS[config], tmp_path / "a.pth.tar")
+    assert said_in(tmp_path / "a.pth.tar") == (None, None, None)
 
 
 # ---- BT-2

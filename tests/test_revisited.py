@@ -193,6 +193,10 @@ def test_lists_without_images(tmp_path):
     with pytest.raises(BctError, match=r"no gnd_other\.pkl") as error:
         open_revisited(tmp_path, "other")
     assert "gnd_small.pkl" in error.value.do
+    assert open_revisited(tmp_path).name == "small"
+    (tmp_path / "gnd_other.pkl").touch()
+    with pytest.raises(BctError, match=r"no gnd_\.pkl"):
+        open_revisited(tmp_path)
 
 
 def test_missing_images(shared, tmp_path):

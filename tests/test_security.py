@@ -5,22 +5,27 @@ import pickle
 import runpy
 import shutil
 import sys
+from collections import OrderedDict
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from easydict import EasyDict
+from support.foreign_files import missing_class
 from support.pictures import jpeg
 
 from bct.data.sets import SyntheticSet
 from bct.errors import BctError
 from bct.files import ROOT, sha256_file, write_json
 from bct.models.onnx_model import WEIGHTS_FILE, load_onnx
+from bct.models.reference_checkpoints import said_in
 from bct.models.weights import load_backbone
 from bct.old_model import OldModel
 from bct.protocols.pairs import load_bin
 from bct.safe.lists import load_lists
+from bct.safe.tensors import Stranger, read_state, read_tensors
 from bct.stored.artefacts import open_artefact, write_artefact
 from bct.stored.vector_files import open_vectors
 from tools.ijbc.report import read_scores
@@ -276,3 +281,40 @@ def test_the_report_shows_names_as_they_are(common, ijb, tmp_path, monkeypatch):
     assert FAKE in read.text and FAKE not in text
     assert not read.tags & {"img", "script", "iframe", "object"}
     assert not [name for name in read.attributes if name.startswith("on")]
+
+
+# ---- configs in checkpoints of AdvBCT and OpenCompatible
+
+
+class _Calls:
+    """Pickled as a call of a named class with these arguments."""
+
+    def __init__(self, kind, *arguments):
+        self.call = kind, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+def test_what_stands_for_a_config_runs_nothing(tmp_path, evil):
+    """And takes no memory by a number; any other class of these packages is refused."""
+    weights = {"w": torch.ones(3, 2)}
+    with missing_class("yacs.config", "CfgNode", dict) as CfgNode:
+        node = CfgNode(OUTPUT="x")
+        node.__dict__["keys"] = "no method"
+        torch.save({"model": weights, "config": node}, tmp_path / "node.pt")
+        torch.save({"model": weights, "config": CfgNode(a=evil)}, tmp_path / "evil.pt")
+    with missing_class("parse_config", "ConfigParser", object) as Parser:
+        torch.save({"model": weights, "config": _Calls(Parser, 10**15)}, tmp_path / "many.pt")
+        parser = Parser()
+        parser.__dict__.update(_config={"arch": Path("a") / "b"}, __class__="x")
+        torch.save({"model": weights, "config": parser}, tmp_path / "parser.pt")
+    with missing_class("parse_config", "Other", object) as Other:
+        torch.save({"model": weights, "config": Other()}, tmp_path / "other.pt")
+    for name in ("node", "many", "parser"):
+        assert torch.equal(read_state(tmp_path / f"{name}.pt")["w"], weights["w"])
+        said_in(tmp_path / f"{name}.pt")
+    assert type(read_tensors(tmp_path / "node.pt")["config"]) is OrderedDict
+    assert type(read_tensors(tmp_path / "parser.pt")["config"]) is Stranger
+    refused(read_state, tmp_path / "evil.pt", word="which runs code")
+    refused(read_state, tmp_path / "other.pt", word="parse_config.Other")

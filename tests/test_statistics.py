@@ -109,6 +109,61 @@ def test_class_statistics_against_a_plain_loop_in_float64(seed, sizes):
     assert table["count"].tolist() == sizes
 
 
+def test_golden_of_advbct_and_lce(shared):
+    """AdvBCT's radii and angles after its rule, LCE's smallest cosines; two classes are absent."""
+    with np.load(shared / "golden/landmarks_reid/losses/inputs_and_grads.npz") as file:
+        data = {name: file[name] for name in file.files if name.startswith(("art_", "lce_"))}
+    features, labels = data["art_features"], data["art_labels"]
+    there = ~np.isnan(data["art_rmax"])
+    known = np.flatnonzero(there)
+    table = class_statistics(features, np.searchsorted(known, labels))
+    assert sorted(table["count"]) == [1, 2, 3, 9, 10, 11, 12, 22]
+    np.testing.assert_allclose(table["centre"], data["art_center"][known], atol=1e-6)
+    columns = {"smallest_radius": "art_rmin", "radius": "art_rmax", "angle": "art_theta_max"}
+    for column, name in columns.items():
+        np.testing.assert_allclose(table[column], data[name][known], atol=2e-6)
+    np.testing.assert_array_equal(table["kept"], data["art_kept_radius"][known])
+    np.testing.assert_array_equal(table["kept_angles"], data["art_kept_theta"][known])
+    np.testing.assert_allclose(table["cosine"], data["lce_cos"][known], atol=1e-6)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), sizes=st.lists(st.integers(1, 12), min_size=1, max_size=8))
+def test_angles_against_a_plain_loop_in_float64(seed, sizes):
+    rng = np.random.default_rng(seed)
+    labels = rng.permutation(np.repeat(np.arange(len(sizes)), sizes))
+    features = (rng.standard_normal((len(labels), 5)) ** 3).astype(np.float32)  # has outliers
+    table = class_statistics(features, labels)
+    x = features.astype(np.float64)
+    x = x / np.linalg.norm(x, axis=1, keepdims=True)
+    for c, n in enumerate(sizes):
+        mean = x[labels == c].mean(0)
+        cosines = np.clip(x[labels == c] @ mean / np.linalg.norm(mean), -1, 1)
+        angles = np.sort(np.arccos(cosines))
+        q1, q3 = angles[n // 4], angles[3 * n // 4]
+        reach = 1.5 * (q3 - q1) if n >= 4 else np.inf
+        kept = angles[(angles >= q1 - reach) & (angles <= q3 + reach)]
+        assert table["cosine"][c] == pytest.approx(cosines.min(), abs=1e-5)
+        assert table["kept_angles"][c] == len(kept) or np.abs(np.diff(angles)).min() < 1e-4
+        if table["kept_angles"][c] == len(kept):
+            assert table["angle"][c] == pytest.approx(kept[-1], abs=1e-4 if n > 1 else 1e-3)
+
+
+@pytest.mark.parametrize("noise", [1e-2, 1e-3, 1e-4])
+def test_small_angles_are_not_lost(noise):
+    """In float32 the cosine of an angle below 3e-4 is 1."""
+    rng = np.random.default_rng(0)
+    features = 5 + noise * rng.standard_normal((12, 16)).astype(np.float32)
+    (row,) = class_statistics(features, np.zeros(12, int))
+    x = features.astype(np.float64)
+    x /= np.linalg.norm(x, axis=1, keepdims=True)
+    mean = x.mean(0) / np.linalg.norm(x.mean(0))
+    angles = np.sort(2 * np.arcsin(np.linalg.norm(x - mean, axis=1) / 2))
+    q1, q3 = angles[3], angles[9]
+    want = angles[angles <= q3 + 1.5 * (q3 - q1)][-1]
+    assert row["angle"] == pytest.approx(want, rel=2e-2 if noise < 1e-3 else 2e-3)
+
+
 def test_outliers_are_dropped_from_the_radii():
     """Nine images near one direction and one opposite: their radii without the outlier's."""
     features = np.diag(np.linspace(1, 2, 10)).astype(np.float32) + 5

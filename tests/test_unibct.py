@@ -1,10 +1,12 @@
 """UniBCT: prototypes against a full inverse in float64, when they are made and used, ranks."""
 
+import json
 import math
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from easydict import EasyDict
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,7 +22,7 @@ from bct.data.loader import Batch
 from bct.errors import BctError
 from bct.keys import plain
 from bct.method import load_method
-from bct.stored.class_statistics import class_means
+from bct.stored.class_statistics import class_means, class_statistics
 from bct.training.checkpoint import load_checkpoint, save_checkpoint
 from bct.training.heads import PartialFC
 from bct.training.optimizer import make_optimizer
@@ -264,3 +266,107 @@ def test_settings_that_give_no_prototypes_are_refused(changes, word):
     _, old, labels = images()
     with pytest.raises(BctError, match=word):
         make(old, labels, **changes)
+
+
+# ---- in AdvBCT's reading
+
+
+@pytest.mark.parametrize(("dtype", "rtol"), [(torch.float64, 1e-9), (torch.float32, 1e-4)])
+@pytest.mark.parametrize("published", [True, False])
+def test_golden_of_advbcts_reading(shared, dtype, rtol, published):
+    folder = shared / "golden/landmarks_reid/losses"
+    case = "uni_bct/s=30/m=0.3"
+    expected = json.loads((folder / "expected.json").read_text())[case]
+    with np.load(folder / "inputs_and_grads.npz") as file:
+        f, centres, y, grad = (torch.from_numpy(file[name]) for name in
+                               ("f_a", "uni_centers", "y", f"{case}/grad"))  # fmt: skip
+    y, f = y.where(y < len(centres), -1), f.to(dtype).requires_grad_()
+    if published:
+        value = loss.published_arcface(f, y, F.normalize(centres).to(dtype), 30.0, 0.3)
+    else:  # computes in float32
+        value, rtol = loss.influence(f, y, centres.float(), 30.0, margin=0.3), 1e-4
+    value.backward()
+    assert value.item() == pytest.approx(expected["loss"], rel=rtol)
+    want = grad.to(dtype)
+    torch.testing.assert_close(f.grad, want, rtol=rtol, atol=rtol * want.abs().max().item())
+
+
+def centred(table, parity="corrected", **more):
+    """A method with class statistics alone, of which class 3 has none."""
+    arrays = OldArrays(class_statistics=table)
+    arrays.new_to_old = lambda: torch.arange(len(table)).where(torch.arange(len(table)) < 6, -1)
+    more = {"reading": "advbct", "influence_scale": 9.0, "influence_weight": 0.7, **more}
+    return UniBCT(config(len(table), parity=parity, **more), arrays)
+
+
+def statistics():
+    _, old, labels = images()
+    table = class_statistics(old, labels)
+    table[3] = np.zeros(1, table.dtype)
+    return table
+
+
+@pytest.mark.parametrize("unseen", ["synthesise", "ignore"])
+@pytest.mark.parametrize("parity", ["corrected", "published"])
+def test_centres_are_the_prototypes(parity, unseen):
+    """From the first step on, without the graph; images of other classes have no influence."""
+    table = statistics()
+    method = centred(table, parity, unseen=unseen)
+    known = [c for c in range(len(table)) if c != 3 and (unseen == "synthesise" or c < 6)]
+    p = np.array([table["centre"][c] / np.linalg.norm(table["centre"][c]) for c in known], "f8")
+    assert method.begin_epoch(10, None) is None and not method.state_dict()
+    rng = np.random.default_rng(7)
+    y = np.array([0, 3, 5, 1, 10, 2, 8, 0])
+    f, chosen = rng.standard_normal((len(y), 4)) + 3 * table["centre"][y], np.isin(y, known)
+
+    def by_hand(x):
+        rows = []
+        for x_i, c in zip(x[chosen], y[chosen], strict=True):
+            angles = np.arccos(np.clip(p @ x_i / math.sqrt(x_i @ x_i), -1, 1))
+            angles[known.index(c)] += 0.3
+            rows.append(9.0 * np.cos(angles))
+        return 0.7 * mean_cross_entropy(rows, [known.index(c) for c in y[chosen]])
+
+    value, grad = influence_of(method, f, y, epoch=0.0)
+    assert value == pytest.approx(by_hand(f), rel=1e-4)
+    assert (grad[~chosen] == 0).all() and (grad[chosen] != 0).any(1).all()
+    nobody = np.full(4, 3)
+    value, grad = influence_of(method, f[:4], nobody, epoch=0.0)
+    assert value == 0 and (grad == 0).all()
+
+
+def centres_on_ranks(table, parity, f, y):
+    size, rank = distributed.world_size(), distributed.rank()
+    mine = slice(rank * len(f) // size, (rank + 1) * len(f) // size)
+    value, grad = influence_of(centred(table, parity), f[mine], y[mine], epoch=0.0)
+    return value, torch.from_numpy(grad) / size
+
+
+def test_any_number_of_ranks_with_centres():
+    """Published, each rank has the mean over its own images of old classes."""
+    rng = np.random.default_rng(8)
+    table, y = statistics(), np.array([3, 3, 3, 1, 5, 9, 2, 8, 0, 10, 4, 6])
+    f = rng.standard_normal((len(y), 4))
+    value, grad = centres_on_ranks(table, "corrected", f, y)
+    for world_size in (2, 4):
+        ranks = run_on_ranks(world_size, centres_on_ranks, table, "corrected", f, y)
+        values, grads = zip(*ranks, strict=True)
+        assert np.mean(values) == pytest.approx(value, rel=1e-5)
+        torch.testing.assert_close(torch.cat(grads), grad, rtol=1e-4, atol=1e-6)
+    alone = [centres_on_ranks(table, "published", f[part], y[part]) for part in
+             (slice(0, 6), slice(6, 12))]  # fmt: skip
+    ranks = run_on_ranks(2, centres_on_ranks, table, "published", f, y)
+    for got, want in zip(ranks, alone, strict=True):
+        assert got[0] == pytest.approx(want[0], rel=1e-5)
+        torch.testing.assert_close(2 * got[1], want[1], rtol=1e-4, atol=1e-6)
+
+
+def test_the_scale_is_the_readings_or_the_configs():
+    assert centred(statistics(), influence_scale=None).scale == 30
+    assert centred(statistics()).scale == 9
+    _, old, labels = images()
+    assert make(old, labels)[0].scale == 64
+    arrays = OldArrays(class_statistics=statistics())
+    arrays.new_to_old = lambda: torch.full((len(SIZES),), -1)
+    with pytest.raises(BctError, match="seen none of the new classes"):
+        UniBCT(config(len(SIZES), reading="advbct", unseen="ignore"), arrays)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from support.ranks import run_on_ranks
 from torch import nn
 from torch.nn import functional as F
 
@@ -232,6 +233,24 @@ def test_threads_do_not_outlive_the_loop(images):
     with pytest.raises(BctError):
         embed_models({"m": Given(Fixed())}, images, num_workers=3, whole=Whole(48))
     assert threading.active_count() == before
+
+
+def on_a_rank(folder):
+    images = ListedImages(folder / "list", folder, [b"%d.jpg" % k for k in range(4)])
+    model = Given(Pooled())
+    model.backbone.load_state_dict(torch.load(folder / "weights.pt"))
+    rows = embed_models({"m": model}, images, num_workers=0, whole=Whole(48))["m"]
+    return np.array(rows), len(model.backbone.seen)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_share_the_images(images, ranks):
+    model = Given(Pooled())
+    torch.save(model.backbone.state_dict(), images.root / "weights.pt")
+    wanted = embed_models({"m": model}, images, num_workers=0, whole=Whole(48))["m"]
+    for rows, seen in run_on_ranks(ranks, on_a_rank, images.root):
+        np.testing.assert_array_equal(rows, wanted)
+        assert seen == 3 * 4 // ranks  # three scales of each image
 
 
 def test_a_graph_is_refused(images):

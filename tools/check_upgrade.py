@@ -21,11 +21,10 @@ from bct.config import load_config
 from bct.errors import BctError
 from bct.method import Method, method_of
 from bct.protocols.compare import check_resolved
-from bct.protocols.gldv2 import open_gldv2
 from bct.protocols.image_search import open_search
+from bct.protocols.landmarks import open_landmarks
 from bct.protocols.market import open_market
 from bct.protocols.pairs import open_bin
-from bct.protocols.revisited import open_revisited
 from tools.ijbc.comparison import check_pairs
 from tools.ijbc.protocol import read_protocol
 
@@ -64,7 +63,7 @@ def check_tests(args: argparse.Namespace) -> None:
         open_search(args.images)
     if args.landmarks:
         name, root = args.landmarks
-        open_gldv2(root) if name == "gldv2" else open_revisited(root, name)
+        open_landmarks(root, name)
     if args.reid:
         open_market(args.reid)
     if args.ijbc:

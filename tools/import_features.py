@@ -4,16 +4,18 @@
         --rec dataset/train_part_70_class.rec -o work_dirs/old
     python tools/import_features.py old.npz --rec dataset/train.rec --of dataset/old.rec \\
         -o work_dirs/old
-    python tools/import_features.py meta_radius_centernorm.json --rec dataset -o work_dirs/old
+    python tools/import_features.py x_meta_radius_centernorm.json x_meta_theta_centernorm.json \\
+        --rec dataset --of dataset/old.txt -o work_dirs/old
 
-Takes MixBCT's files (features, labels, credible masks, averages), AdvBCT's JSON of class centres,
-and any .npy, .npz or file of torch.save with embeddings (n, D) and labels (n,); what a file is, is
-seen from what it holds. SET is the new model's training set. Row i is the embedding of SET's image
-i, or of the image that --rows, --names or --of says; images without a row are absent, and MixBCT,
-L2, NCCL, BCT, AdvBCT and FCT do without them. Labels, in any numbering, have to tell the same
-classes apart as SET's; with a model, in the folder or given with -m, a few images are embedded
-anew. Writes FOLDER/features/<set>_feature.npy, _label.npy, ... with manifests; a training names the
-folder: old_model=FOLDER.
+Takes MixBCT's files (features, labels, credible masks, averages), AdvBCT's two JSON files of class
+centres, with radii and with angles, and any .npy, .npz or file of torch.save with embeddings (n, D)
+and labels (n,); what a file is, is seen from what it holds. SET is the new model's training set.
+Row i is the embedding of SET's image i, or of the image that --rows, --names or --of says; images
+without a row are absent, and MixBCT, L2, NCCL, BCT, LCE, AdvBCT and FCT do without them. Labels, in
+any numbering, have to tell the same classes apart as SET's; of class centres, --of says whose they
+are. With a model, in the folder or given with -m, a few images are embedded anew. Writes
+FOLDER/features/<set>_feature.npy, _label.npy, ... with manifests; a training names the folder:
+old_model=FOLDER.
 """
 
 import argparse
@@ -26,7 +28,7 @@ import numpy as np
 
 from bct.command import Parser, file_path, pixels_option, run_cli, some_text
 from bct.data.image_set import ImageSet
-from bct.data.label_map import load_map
+from bct.data.label_map import load_map, new_to_old
 from bct.data.same_images import (
     Match,
     by_bytes,
@@ -44,7 +46,7 @@ from bct.models.model import Model, open_model, refuse_other_view
 from bct.outputs import check_outputs
 from bct.rows import BLOCK, present_rows, single_rows, unit_rows
 from bct.stored.artefacts import Place, manifest_path, open_artefact, place_of_model, write_artefact
-from bct.stored.foreign_files import Found, read_centres, read_files
+from bct.stored.foreign_files import Found, read_both, read_centres, read_files
 from bct.stored.names import line_of
 from bct.stored.vector_files import open_array
 
@@ -80,6 +82,8 @@ def brought(args: argparse.Namespace) -> list[str]:
     features, labels = found.get(("embeddings", 0.0)), found.get(("labels", 0.0))
     require_enough(args, found)
     match, old_class, parity = None, None, args.parity or "corrected"
+    if features is None and args.of:
+        old_class = classes_of(args.of, found, images)
     if features is not None:
         match, old_class = matched(args, features, images, said)
         if labels is not None:
@@ -117,13 +121,33 @@ def require_enough(args: argparse.Namespace, found: dict[tuple[str, float], Foun
     """Raises BctError for files and options that make no sense without embeddings."""
     kinds = {kind for kind, _ in found}
     if "embeddings" not in kinds:
-        lost = kinds - {"means", "centres"}
-        if lost or args.rows or args.names or args.of:
+        lost = kinds - {"means", "centres", "angles"}
+        if lost or args.rows or args.names:
             raise BctError(
                 f"{', '.join(sorted(lost)) or 'which image a row is of'} is given, and there are "
                 "no embeddings",
                 "give the file of embeddings, too",
             )
+
+
+def classes_of(old: Path, found: dict[tuple[str, float], Found], images: ImageSet) -> np.ndarray:
+    """The class in the set `old` of each of the set's, -1 where it has none: by the classes' names,
+    else by the bytes of their images."""
+    other = open_images(old)
+    for kind in ("centres", "angles"):
+        if part := found.get((kind, 0.0)):
+            largest = int(read_centres(part.file)[0].max())
+            if largest >= other.num_classes:
+                raise BctError(
+                    f"{part.file} has a class {largest}, {old} the classes 0 to "
+                    f"{other.num_classes - 1}",
+                    "--of is the set that the old model was trained on, and that the file is of",
+                )
+    if other.class_names and images.class_names:
+        return new_to_old(images.class_names, other.class_names)
+    match = by_bytes(other, images)
+    theirs, ours = other.labels[match.row], images.labels[match.index]
+    return one_to_one(theirs[match.alone], ours[match.alone], str(old), images)
 
 
 def matched(
@@ -263,14 +287,16 @@ def of_classes(
 ) -> list[Part]:
     """The artefacts with a row per class. AdvBCT's centres, alone, give prototypes, too."""
     rows: dict[str, np.ndarray] = {}
-    means, centres = found.get(("means", 0.0)), found.get(("centres", 0.0))
+    means, centres, angles = (found.get((kind, 0.0)) for kind in ("means", "centres", "angles"))
     if means is not None:
         every = np.arange(len(means.array))
         rows["old_prototype"] = by_class(
             means.file, every, unit_rows(means.array), old_class, images
         )
-    if centres is not None:
-        statistics = by_class(centres.file, *read_centres(centres.file), old_class, images)
+    files = [part.file for part in (centres, angles) if part is not None]
+    if files:
+        read = read_both(*files) if len(files) == 2 else read_centres(files[0])
+        statistics = by_class(files[0], *read, old_class, images)
         rows["class_statistics"] = statistics
         if means is None and ("embeddings", 0.0) not in found:
             rows["old_prototype"] = unit_rows(statistics["centre"])

@@ -41,7 +41,7 @@ class Gnd(NamedTuple):
 
 def find_gnd(root: str | Path, name: str) -> Path:
     """The file: `root` itself, or gnd_<name>.pkl or <name>.pkl in it, in its folder of that name or
-    in annotation/. BctError if it is in none of these."""
+    in annotation/; without a name the only gnd_*.pkl in it. BctError if it is in none of these."""
     root = Path(root)
     if root.is_file():
         return root
@@ -52,7 +52,10 @@ def find_gnd(root: str | Path, name: str) -> Path:
         for file in (f"gnd_{name}.pkl", f"{name}.pkl", f"gnd_{short}.pkl", f"{short}.pkl"):
             if (root / folder / file).is_file():
                 return Path(root / folder / file)
-    others = sorted(path.name for path in root.glob("gnd_*.pkl"))
+    there = sorted(root.glob("gnd_*.pkl"))
+    if not name and len(there) == 1:
+        return there[0]
+    others = [path.name for path in there]
     raise BctError(
         f"there is no gnd_{name}.pkl in {root}, in {name}/ or in annotation/ there",
         f"give the folder that has it; {root} has {', '.join(others)}"

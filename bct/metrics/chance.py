@@ -2,27 +2,37 @@
 
 import numpy as np
 
+from bct.metrics.average_precision import FIRST
 from bct.rows import unit_rows
 
 _ITEMS, _OTHERS = 10_000, 8  # looked at: items, and how many others each is compared with
 
 
-def chance_ap(positives: np.ndarray, items: np.ndarray | int) -> np.ndarray:
+def chance_ap(positives: np.ndarray, items: np.ndarray | int, way: str = "steps") -> np.ndarray:
     """Expected average precision of items in random order, float64 (Q,).
 
         (P - 1) / (N - 1) + (N - P) / (N (N - 1)) H_N,    H_N = 1 + 1/2 + ... + 1/N
 
     for P positives among N items: place k holds a positive with probability P / N, and then
     1 + (k - 1) (P - 1) / (N - 1) of the first k are positive; the sum of this over k, divided by P.
+    "trapezoid" is the mean of that and of P / N, "first100" a sum over the first 100 k, divided by
+    min(P, 100).
 
     Args:
         positives: int (Q,), P of each query, at least 1; items: N of each, or of all.
+        way: see bct.metrics.average_precision.
     """
     p, n = np.broadcast_arrays(np.asarray(positives, np.float64), np.asarray(items, np.int64))
     sizes, of = np.unique(n, return_inverse=True)
-    harmonic = np.array([np.sum(1 / np.arange(1, size + 1)) for size in sizes])[of].reshape(n.shape)
+    seen = np.minimum(sizes, FIRST) if way == "first100" else sizes
+    harmonic = np.array([np.sum(1 / np.arange(1, size + 1)) for size in seen])[of].reshape(n.shape)
+    seen = seen[of].reshape(n.shape)
     others = np.maximum(n - 1, 1)  # a single item is a positive: 1
-    return np.where(n == 1, 1.0, (p - 1) / others + (n - p) / (n * others) * harmonic)
+    steps = seen / n * (p - 1) / others + (n - p) / (n * others) * harmonic
+    steps = np.where(n == 1, 1.0, steps)
+    if way == "first100":
+        return steps * p / np.minimum(p, FIRST)
+    return (steps + p / n) / 2 if way == "trapezoid" else steps
 
 
 def alike_by_item(old: np.ndarray, new: np.ndarray) -> float:

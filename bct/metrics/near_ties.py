@@ -6,43 +6,84 @@ of few dimensions that is enough to move an average precision by 1e-6. Where des
 apart there are few.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
-from bct.metrics.blocks import count_at_least
-from bct.metrics.products import Products
+from bct.metrics.relevance import Rows
 
 _NEAR = np.float32(2.0**-23)  # two scores, each off by three times as much as most of them
 
+_FEW = 8  # heights with each of which a row is compared sooner than searched
+
+
+def heights_of(scores: np.ndarray, rows: Rows) -> np.ndarray:
+    """Each query's scores with its rows, ascending, then inf: float (B, P)."""
+    column, there = rows.padded()
+    out = np.take_along_axis(scores, column, axis=1)
+    out[~there] = np.inf
+    out.sort(axis=1)
+    return out
+
 
 def settled(
-    scores: np.ndarray, heights: np.ndarray, queries: np.ndarray, products: Products
+    scores: np.ndarray,
+    ranked: np.ndarray,
+    heights: np.ndarray,
+    counts: np.ndarray,
+    positive: Rows,
+    lengths: np.ndarray,
+    dimensions: int,
+    exact: Callable[[int, np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """The scores, float32 (B, G), with those near a height exact: float64, if there are any.
+    """The scores, float64 where there are near ties: those made again. Mends the counts.
 
     Args:
-        heights: float32 (B, P), scores of positives, ascending, then inf. queries: int (B,), the
-            rows of products' queries. By l2 nothing is made again.
+        scores: float32 (B, G), of cosines times the queries' lengths, float32 (B,).
+        ranked: the same, each row ascending.
+        heights: float32 (B, P), heights_of the positives; counts: int (B, P), how many of a row's
+            scores are >= each, mended in place.
+        exact: (row, items) -> their scores, float64.
     """
-    if not (products.cosine and heights.shape[1]):
-        return scores
-    there = np.where(np.isfinite(heights), np.abs(heights), 0)
-    root = np.sqrt(np.float32(products.query.shape[1]))
-    window = _NEAR * (root * there + 2 * products.lengths[queries][:, None])
-    around = count_at_least(
-        scores.copy(), np.concatenate([heights - window, heights + window], axis=1)
+    there = np.isfinite(heights)
+    size = np.abs(np.where(there, heights, 0))
+    window = _NEAR * (np.float32(dimensions**0.5) * size + 2 * lengths[:, None])
+    last = ranked.shape[1] - 1
+    at = np.minimum(last + 1 - counts, last)  # where a row has the height
+    below, above = (
+        np.abs(np.take_along_axis(ranked, beside, axis=1) - heights) <= window
+        for beside in (np.maximum(at - 1, 0), np.minimum(at + 1, last))
     )
-    low, high = np.split(around, 2, axis=1)
-    near = low - high > 1  # another than the positive itself
+    near = there & (below & (at > 0) | above & (at < last))
     rows = np.flatnonzero(near.any(axis=1))
     if not len(rows):
         return scores
     out = scores.astype(np.float64)
+    again = []
     for row in rows:
-        at, reach = heights[row, near[row]], window[row, near[row]]
-        after = np.searchsorted(at, scores[row])
-        found = np.zeros(len(after), bool)
-        for which in (np.maximum(after - 1, 0), np.minimum(after, len(at) - 1)):
-            found |= np.abs(scores[row] - at[which]) <= reach[which]
-        items = np.flatnonzero(found)
-        out[row, items] = products.exact(queries[row], items)
+        items = _within(scores[row], heights[row, near[row]], window[row, near[row]])
+        made = out[row, items] = exact(row, items)
+        again.append((row, np.sort(scores[row, items]), np.sort(made)))
+    heights = heights_of(out, positive)
+    for row, before, after in again:
+        of_row = (ranked[row], 1), (before, -1), (after, 1)
+        counts[row] = sum(sign * _as_high(x, heights[row]) for x, sign in of_row)
     return out
+
+
+def _within(scores: np.ndarray, heights: np.ndarray, window: np.ndarray) -> np.ndarray:
+    """Which scores are nearer to a height, ascending, than its window, int (k,)."""
+    found = np.zeros(len(scores), bool)
+    if len(heights) <= _FEW:
+        for height, near in zip(heights, window, strict=True):
+            found |= np.abs(scores - height) <= near
+        return np.flatnonzero(found)
+    after = np.searchsorted(heights, scores)
+    for which in (np.maximum(after - 1, 0), np.minimum(after, len(heights) - 1)):
+        found |= np.abs(scores - heights[which]) <= window[which]
+    return np.flatnonzero(found)
+
+
+def _as_high(scores: np.ndarray, heights: np.ndarray) -> np.ndarray:
+    """How many scores, ascending, are >= each height."""
+    return len(scores) - np.searchsorted(scores, heights)

@@ -19,8 +19,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from bct.metrics.blocks import SCORES, borrowed, count_at_least, make_queue
-from bct.metrics.near_ties import settled
+from bct.metrics.blocks import SCORES, borrowed, make_queue
+from bct.metrics.near_ties import heights_of, settled
 from bct.metrics.products import ROWS, Products
 from bct.metrics.relevance import ByItem, Relevance, Rows, by_query, positives
 from bct.threads import each_in_threads, in_threads
@@ -153,44 +153,56 @@ class Readings:
     def of_scores(
         self, scores: np.ndarray, queries: np.ndarray, products: Products | None = None
     ) -> dict[str, Positions]:
-        """Positions of some queries, int (B,), by their scores with the whole gallery, which are
-        sorted in place: float (B, G).
+        """Positions of some queries, int (B,), by their scores with the whole gallery, float
+        (B, G).
 
         Args:
             products: what the scores are; near ties are settled then.
         """
         sides = {name: of(queries) for name, of in self.of.items()}
-        together = _together(scores, sides)
-        if products is not None:
-            scores = settled(scores, together, queries, products)
-            together = _together(scores, sides)
-        if not together.shape[1]:
-            return {name: Positions.of_counts(together, together) for name in sides}
-        heights = {
-            name: [_heights(scores, rows) for rows in relevance]
-            for name, relevance in sides.items()
-        }
-        counts = count_at_least(scores, together)
-        out = {}
-        for name, (positive, ignored) in heights.items():
-            at = torch.searchsorted(torch.from_numpy(together), torch.from_numpy(positive))
-            at = at.clamp(max=together.shape[1] - 1).numpy()
-            others = as_high(ignored, positive, sides[name].ignored.counts())
-            of_reading = np.take_along_axis(counts, at, axis=1) - others
-            out[name] = Positions.of_counts(positive, of_reading)
-        return out
+        together = _united([side.positive for side in sides.values()])
+        heights = heights_of(scores, together)
+        if not heights.size:
+            return {name: Positions.of_counts(heights, heights) for name in sides}
+        ranked = np.sort(scores, axis=1)
+        counts = as_high(ranked, heights, np.full(len(ranked), ranked.shape[1]))
+        if products is not None and products.cosine:
+            lengths, dimensions = products.lengths[queries], products.query.shape[1]
+
+            def exact(row: int, items: np.ndarray) -> np.ndarray:
+                return products.exact(queries[row], items)
+
+            scores = settled(scores, ranked, heights, counts, together, lengths, dimensions, exact)
+            heights = heights_of(scores, together)
+        return _of_counts(scores, heights, counts, sides)
 
 
-def _together(scores: np.ndarray, sides: Mapping[str, ByItem]) -> np.ndarray:
-    """The scores of all readings' positives, ascending, then inf: float (B, P)."""
-    heights = [_heights(scores, relevance.positive) for relevance in sides.values()]
-    return np.sort(np.concatenate(heights, axis=1), axis=1)
+def _of_counts(
+    scores: np.ndarray, heights: np.ndarray, counts: np.ndarray, sides: Mapping[str, ByItem]
+) -> dict[str, Positions]:
+    """Positions by each reading.
 
-
-def _heights(scores: np.ndarray, rows: Rows) -> np.ndarray:
-    """Each query's scores with its rows, ascending, then inf: float (B, P)."""
-    column, there = rows.padded()
-    out = np.take_along_axis(scores, column, axis=1)
-    out[~there] = np.inf
-    out.sort(axis=1)
+    Args:
+        scores: float (B, G); heights: float (B, P), those of all readings' positives, ascending,
+            then inf; counts: int (B, P), how many items of the whole gallery are as high.
+    """
+    out, all_heights = {}, torch.from_numpy(heights)
+    for name, (positive, ignored) in sides.items():
+        found = heights_of(scores, positive)
+        at = torch.searchsorted(all_heights, torch.from_numpy(found))
+        of_reading = np.take_along_axis(counts, at.clamp(max=heights.shape[1] - 1).numpy(), axis=1)
+        others = as_high(heights_of(scores, ignored), found, ignored.counts())
+        out[name] = Positions.of_counts(found, of_reading - others)
     return out
+
+
+def _united(sides: list[Rows]) -> Rows:
+    """The rows of all, each once per query."""
+    if len(sides) == 1:
+        return sides[0]
+    most = 1 + max(int(side.rows.max(initial=0)) for side in sides)
+    names = np.sort(np.concatenate([side.owners() * most + side.rows for side in sides]))
+    names = names[np.diff(names, prepend=-1) > 0]
+    owner, rows = np.divmod(names, most)
+    counts = np.bincount(owner, minlength=len(sides[0].offsets) - 1)
+    return Rows(np.concatenate([[0], np.cumsum(counts)]), rows)

@@ -33,7 +33,7 @@ class Products:
         self.cosine = metric == "cosine"
         if self.cosine:
             with np.errstate(over="ignore"):
-                rows = np.ascontiguousarray(query, np.float32)
+                rows = np.array(query, np.float32, order="C")
             rows, self.lengths = _lengths(rows, lambda odd: query[odd])
             self.query, self.gallery = torch.from_numpy(rows), gallery
             self.given = query
@@ -45,8 +45,9 @@ class Products:
     def buffer(self, rows: int) -> torch.Tensor | None:
         """Memory of a thread for so many rows of a gallery that has to be read; None: it is there,
         as float32."""
-        there = self.gallery.dtype == np.float32 and not _is_file(self.gallery)
-        return None if there else torch.empty(rows, self.gallery.shape[1])
+        x = self.gallery
+        there = x.dtype == np.float32 and x.flags.c_contiguous and x.flags.writeable
+        return None if there and not _is_file(x) else torch.empty(rows, x.shape[1])
 
     def fill(
         self, out: torch.Tensor, queries: slice, rows: slice, buffer: torch.Tensor | None

@@ -82,7 +82,7 @@ def reranked(
     mine.sort_indices()
 
     def work(rows: slice) -> tuple[slice, np.ndarray]:
-        out = _distances(x, rows)[:, len(query) :]
+        out = _distances(x[rows], x[len(query) :])
         out *= (weight / largest[rows])[:, None]
         for row, i in zip(out, range(rows.start, rows.stop), strict=True):
             shared = _shared(mine, i, by_item, half)[len(query) :]
@@ -103,9 +103,9 @@ def _unit(query: np.ndarray, gallery: np.ndarray) -> np.ndarray:
     return x
 
 
-def _distances(x: np.ndarray, rows: slice) -> np.ndarray:
-    """Squared distances of some rows to all, float64 (B, N)."""
-    out = torch.from_numpy(x[rows]) @ torch.from_numpy(x).T
+def _distances(some: np.ndarray, x: np.ndarray) -> np.ndarray:
+    """Squared distances of unit vectors, float64 (B, N)."""
+    out = torch.from_numpy(some) @ torch.from_numpy(x).T
     return out.mul_(-2).add_(2).clamp_(min=0).numpy()
 
 
@@ -113,7 +113,7 @@ def _nearest(x: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """(the k nearest items int64 (N, k), the largest distance float64 (N,)) of each item."""
 
     def work(rows: slice) -> tuple[np.ndarray, np.ndarray]:
-        distance = _distances(x, rows)
+        distance = _distances(x[rows], x)
         last = np.partition(distance, k - 1, axis=1)[:, k - 1 : k]
         owner, item = np.nonzero(distance <= last)
         _, item, _ = best(owner, item, -distance[owner, item], k)

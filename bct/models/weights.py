@@ -101,7 +101,8 @@ def _plain(
     if size is None and network.startswith(_PROJECTED):
         raise BctError(
             f"{weights} holds no network {network} with its embedding",
-            "a trunk alone, such as ImageNet's weights, is what a training starts from: init_from=",
+            "name the network it was trained with; a trunk alone, such as ImageNet's weights, is "
+            "for init_from=",
         )
     if size is None:
         raise BctError(

@@ -7,13 +7,12 @@ import numpy as np
 from bct.errors import BctError
 from bct.metrics.bootstrap import bootstrap_tar
 from bct.metrics.percentiles import interval
-from bct.metrics.relevance import ByClass
 from bct.metrics.retrieval import bootstrap_means
 from bct.metrics.scores import FARS, rate_name, tar_at_far
 from bct.protocols.evidence import evidence
 from bct.protocols.protocol import Protocol
 from bct.protocols.scoring import resolved_by
-from bct.protocols.search_tests import OVER, How, search, sides_of
+from bct.protocols.search_tests import How, main_of, map_name, query_units, search, sides_of
 from bct.protocols.templates import pair_scores
 from bct.protocols.verdict import Verdict, judged
 from bct.rows import check_rows, zeros_remark
@@ -33,7 +32,8 @@ def compare(
     Quality is TAR at a FAR where the protocol has pairs, else the mean average precision of its
     search. Compatible: new queries in the old gallery do better than old ones (Shen et al., CVPR
     2020). The interval is a percentile bootstrap over subjects, or over pairs where the protocol
-    does not say whose an item is; over classes, or over queries where relevance is by item.
+    does not say whose an item is; of searches over classes, or over landmarks or persons, or over
+    queries where nobody says what they show. Of several readings the first one decides.
 
     Args:
         protocol: of open_protocol. old, new: its images' embeddings by the two models, float
@@ -75,16 +75,17 @@ def _compare_pairs(protocol: Protocol, tests: list, far: float, resamples: int) 
 
 def _compare_searches(protocol: Protocol, tests: list, resamples: int) -> Verdict:
     """tests: as of _compare_pairs."""
-    relevance, results = protocol.search.relevance, []
+    asked, results = protocol.search, []
     for query, gallery in tests:
-        sides = sides_of(protocol.search, query)
-        other = sides if query is gallery else sides_of(protocol.search, gallery)
-        results.append(search(relevance, sides.query, other.gallery, How()))
+        sides = sides_of(asked, query)
+        other = sides if query is gallery else sides_of(asked, gallery)
+        found = search(asked, sides.query, other.gallery, How(way=asked.precision))
+        results.append(main_of(found))
     found = results[0].rank > 0  # queries that have a positive
     values = np.stack([result.ap[found] for result in results])
     units, over = query_units(protocol)
     means = bootstrap_means(values[:3], units[found], resamples)
-    return _judged(protocol, tests, "mAP", values.mean(1).tolist(), means, over)
+    return _judged(protocol, tests, map_name(asked), values.mean(1).tolist(), means, over)
 
 
 def _judged(
@@ -174,12 +175,3 @@ def pair_units(protocol: Protocol) -> tuple[np.ndarray, np.ndarray, str]:
         pair = np.arange(len(first))
         return pair, pair, "pairs"
     return protocol.subjects[first], protocol.subjects[second], "subjects"
-
-
-def query_units(protocol: Protocol) -> tuple[np.ndarray, str]:
-    """What an interval of a search's figures is over: the unit of each query, (Q,), and its name.
-    Classes where relevance is by class, else the queries themselves."""
-    relevance = protocol.search.relevance
-    if isinstance(relevance, ByClass):
-        return relevance.query, OVER
-    return np.arange(len(protocol.search.queries)), "queries"

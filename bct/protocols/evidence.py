@@ -7,10 +7,11 @@ import numpy as np
 
 from bct.metrics.chance import alike_by_item, chance_ap
 from bct.metrics.percentiles import Interval
-from bct.metrics.relevance import ByClass, positives
+from bct.metrics.relevance import positives
 from bct.metrics.scores import rate_name
 from bct.protocols.protocol import Protocol, Search
 from bct.protocols.scoring import resolved
+from bct.protocols.search_tests import query_units
 from bct.rows import unit_rows
 
 FEW, FEW_SUBJECTS = 10, 2  # with fewer genuine pairs or queries, or subjects, figures mean nothing
@@ -90,11 +91,11 @@ def few(protocol: Protocol) -> str:
         of = None if protocol.subjects is None else protocol.subjects[first[genuine]]
         units = ("subject", "subjects")
     else:
-        relevance = protocol.search.relevance
         found = _found(protocol.search)[0]
         number, one, many = int(np.count_nonzero(found)), "query", "queries"
-        of = relevance.query[found] if isinstance(relevance, ByClass) else None
-        units = ("class", "classes")
+        of, over = query_units(protocol)
+        of = None if over == "queries" else of[found]
+        units = ("class" if over == "classes" else over.removesuffix("s"), over)
     subjects = FEW_SUBJECTS if of is None else len(np.unique(of))
     if number >= FEW and subjects >= FEW_SUBJECTS:
         return ""
@@ -121,7 +122,7 @@ def chance_level(protocol: Protocol, far: float | None) -> float:
     found, number, items = _found(protocol.search)
     if not found.any():
         return 1.0  # whatever they find, it is right
-    return float(chance_ap(number[found], items[found]).mean())
+    return float(chance_ap(number[found], items[found], protocol.search.precision).mean())
 
 
 def _found(search: Search) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

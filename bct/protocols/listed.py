@@ -68,6 +68,7 @@ def listed_protocol(
         images,
         search=Search(first, second, kept[main], precision, kept if len(readings) > 1 else {}),
         subjects=images.labels,
+        unit="landmarks",
         thumbnail=thumbnails_of(images),
         remarks=remarks,
     )

@@ -49,6 +49,7 @@ def open_market(root: str | Path, stored: bool = False, lacking: bool = False) -
         "market1501", asked.path, queries, gallery, {"all": relevance}, "steps", labels, remarks
     )  # fmt: skip
     protocol.images.class_names = [f"{person:04d}" for person in known.tolist()]
+    protocol.unit = "persons"
     return protocol
 
 

@@ -59,6 +59,11 @@ class Search(NamedTuple):
     precision: str = "steps"
     readings: Mapping[str, Relevance] = MappingProxyType({})
 
+    @property
+    def by_reading(self) -> Mapping[str, Relevance]:
+        """All readings, the one that decides first; its name is "" where it is the only one."""
+        return self.readings or {"": self.relevance}
+
 
 @dataclass(eq=False)  # two are the same if they are one: it can be a key
 class Protocol:
@@ -72,6 +77,7 @@ class Protocol:
         probes, galleries: 1:N, open-set; a gallery holds one item of a subject.
         search: retrieval.
         subjects: int64 (T,), whose item it is, where that is known: what intervals are over.
+        unit: what subjects are, in the plural: what intervals of a search are over.
         thumbnail: (image, out uint8 (112, 112, 3)) fills in a small picture.
         remarks: what was left out of it and why, a sentence each, for whoever reads its figures.
     """
@@ -84,6 +90,7 @@ class Protocol:
     galleries: list[Side] = field(default_factory=list)
     search: Search | None = None
     subjects: np.ndarray | None = None
+    unit: str = "classes"
     thumbnail: Callable[[int, np.ndarray], None] | None = None
     remarks: list[str] = field(default_factory=list)
 

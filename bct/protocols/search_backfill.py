@@ -1,79 +1,161 @@
 """Image search while an old gallery is backfilled: orders and curves."""
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from bct.errors import BctError
 from bct.metrics import backfill
 from bct.metrics.mixed import retrieve_mixed
-from bct.metrics.relevance import ByClass, Relevance
+from bct.metrics.relevance import ByClass
 from bct.metrics.retrieval import Retrieval
+from bct.models.about import said_beside
+from bct.models.model import Model
+from bct.models.reference_checkpoints import reference_classifier
 from bct.models.widths import same_width
+from bct.protocols.protocol import Protocol, Search
 from bct.protocols.roles import Roles, Test
-from bct.protocols.search_tests import How, Sides, mean_of
+from bct.protocols.search_tests import How, Readings, Sides, main_of, mean_of, search
 from bct.protocols.verdict import ROUNDING
-from bct.search.orders import distance_to_centre, order_random, orders_by_distance
+from bct.search.orders import (
+    UNCERTAINTIES,
+    distance_to_centre,
+    order_random,
+    orders_by_distance,
+    uncertainty,
+)
 from bct.stored.vector_files import open_vectors
 
-ORDERS = ("random", "distance")
+ORDERS = ("random", "distance", *UNCERTAINTIES)
 SHARES = np.linspace(0, 1, 11)  # of the gallery, refreshed
+PUBLISHED = np.linspace(0, 1, 5)  # AdvBCT's
+CLASSIFIER = "classifier.pt"  # beside an imported model, see bct.models.classifiers
 _SEEDS = 3  # random orders that a curve is the mean of
 
 
-def read_orders(names: Sequence[str], rows: int) -> dict[str, np.ndarray | None]:
-    """Name of an order -> None, or of a file the number that it has for each gallery item, (rows,).
+class Course(NamedTuple):
+    """How a gallery is refreshed. shares: (B,), from 0 to 1; ways: of one or several orders, over
+    which a curve is the mean, bool (B, G): what holds new embeddings at each share."""
 
-    Raises BctError for an order that is neither known nor an .npy of (rows,) or (rows, 1).
+    shares: np.ndarray
+    ways: list[np.ndarray]
+
+
+Order = Callable[[np.ndarray, np.ndarray], Course]  # of the gallery that is refreshed and the old
+# model's own, (G, D), which are one where nothing is mapped
+
+
+def read_orders(
+    names: Sequence[str], protocol: Protocol, old: Model | None, parity: str = "corrected"
+) -> dict[str, Order]:
+    """The orders by their names; whatever they need is looked for now.
+
+    Args:
+        names: of ORDERS, or files with a number for each gallery item, the highest of which come
+            first. old: the old model, whose classifier an uncertainty is of.
+        parity: "published": "random" refreshes as AdvBCT's code does, whole batches of 16.
+
+    Raises BctError for an order that is neither known nor an .npy of (G,) or (G, 1); distances of a
+    gallery whose items have no classes; uncertainties of a model without its classifier.
     """
-    found = {}
-    for name in names:
-        if name not in ORDERS and not name.endswith(".npy"):
-            raise BctError(
-                f"--backfill {name} is no order",
-                f"choose {', '.join(ORDERS)}, or give an .npy of uncertainties",
-            )
-        found[name] = None if name in ORDERS else open_vectors(name, rows, column=True)[0]
-    return found
+    return {name: _order(name, protocol, old, parity) for name in names}
+
+
+def _order(name: str, protocol: Protocol, old: Model | None, parity: str) -> Order:
+    rows = len(protocol.search.gallery)
+    if name == "random" and parity == "published":
+        return lambda gallery, _: Course(
+            PUBLISHED, [backfill.refreshed_in_batches(rows, PUBLISHED)]
+        )
+    if name == "random":
+        return lambda gallery, _: _course([order_random(rows, seed) for seed in range(_SEEDS)])
+    if name == "distance":
+        classes = _gallery_classes(protocol)
+        return lambda gallery, _: _course(orders_by_distance(distance_to_centre(gallery, classes)))
+    if name in UNCERTAINTIES:
+        weight, bias, unit = old_classifier(old, name)
+        return lambda _, own: _course(
+            orders_by_distance(uncertainty(own, weight, bias, unit, name))
+        )
+    if not name.endswith(".npy"):
+        raise BctError(
+            f"--backfill {name} is no order",
+            f"choose {', '.join(ORDERS)}, or give an .npy of uncertainties",
+        )
+    given = open_vectors(name, rows, column=True)[0]
+    return lambda gallery, _: _course(orders_by_distance(given))
+
+
+def _course(orders: Sequence[np.ndarray]) -> Course:
+    return Course(SHARES, [backfill.refreshed(order, SHARES) for order in orders])
+
+
+def _gallery_classes(protocol: Protocol) -> np.ndarray:
+    """Of each gallery item, (G,)."""
+    asked = protocol.search
+    if isinstance(asked.relevance, ByClass):
+        return asked.relevance.gallery
+    known = None if protocol.subjects is None else protocol.subjects[asked.gallery]
+    if known is None or (known < 0).any():
+        unknown = len(asked.gallery) if known is None else np.count_nonzero(known < 0)
+        raise BctError(
+            f"--backfill distance is that from a class's centre: of {unknown:,} items of the "
+            "gallery the class is not known",
+            f"choose random, {', '.join(UNCERTAINTIES)}, or give an .npy of uncertainties",
+        )
+    return known
+
+
+def old_classifier(model: Model, order: str):
+    """(weight (C, D), bias (C,) or None, whether it is of unit embeddings) of a model: from the
+    classifier.pt beside it, or from its own file.
+
+    Raises BctError if it has none.
+    """
+    file = Path(model.file.split(",")[0])
+    apart = file.with_name(CLASSIFIER)
+    stored = model.view is None or file.suffix.lower() == ".onnx"
+    if stored and not (model.view is not None and apart.is_file()):
+        raise BctError(
+            f"--backfill {order} asks the old model's classifier, and {file} comes without one",
+            "give the model.pt of a softmax model, or a folder of tools/import_model.py "
+            "--classifier; or choose random",
+        )
+    found = reference_classifier(apart if apart.is_file() else file, model.network)
+    return *found, bool(said_beside(file).get("head_unit"))
 
 
 def backfills(
-    relevance: ByClass,
+    asked: Search,
     sides: Mapping[str, Sides],
+    own: np.ndarray,
     roles: Roles,
-    orders: Mapping[str, np.ndarray | None],
-    results: Mapping[Test, Retrieval],
+    orders: Mapping[str, Order],
+    results: Mapping[Test, Readings],
     how: How,
 ) -> dict:
     """New model's label -> order -> quality -> curve, see backfilling.
 
     Args:
-        orders: see read_orders. results: of search_tests.run_tests; has the old model's self test.
+        own: the old model's gallery as it gives it, (G, D). orders: see read_orders.
+        results: of search_tests.run_tests; has the old model's self test.
     """
-    stale, before = sides[roles.stale].gallery, results[roles.old, roles.old]
-    ways = {name: _permutations(name, given, stale, relevance) for name, given in orders.items()}
-    goals = {quality: mean_of(before, quality) for quality in how.qualities}
+    stale, before = sides[roles.stale].gallery, main_of(results[roles.old, roles.old])
+    courses = {name: order(stale, own) for name, order in orders.items()}
+    goals = {quality: mean_of(before, quality) for quality in how.ranked}
     return {
-        label: backfilling(relevance, sides[label], stale, ways, goals, how) for label in roles.new
+        label: backfilling(asked, sides[label], stale, courses, goals, how) for label in roles.new
     }
 
 
-def _permutations(
-    name: str, given: np.ndarray | None, gallery: np.ndarray, relevance: ByClass
-) -> list[np.ndarray]:
-    """What comes first in a backfill, one or several permutations of the gallery."""
-    if given is None and name == "random":
-        return [order_random(len(gallery), seed) for seed in range(_SEEDS)]
-    first = distance_to_centre(gallery, relevance.gallery) if given is None else given
-    return orders_by_distance(first)
-
-
 def backfilling(
-    relevance: Relevance,
+    asked: Search,
     new: Sides,
     old: np.ndarray,
-    orders: dict[str, Sequence[np.ndarray]],
+    courses: Mapping[str, Course],
     goals: dict,
     how: How,
 ) -> dict:
@@ -81,29 +163,57 @@ def backfilling(
     new model's rows.
 
     All rows of the mixed gallery have one width, as in an index. With "leading" the end of the
-    curve is therefore new/new in the old width.
+    curve is therefore new/new in the old width. Of several readings the one that decides is shown.
 
     Args:
-        orders: name -> permutations of the gallery; the curve is the mean over them.
         goals: quality -> what the old system reaches.
     """
     query, *galleries = same_width(how.dimensions, new.query, old, new.gallery)
-    ways = [backfill.refreshed(way, SHARES) for each in orders.values() for way in each]
-    found = iter(retrieve_mixed(query, galleries, ways, relevance, how.metric, how.ks))
+    ways = [way for course in courses.values() for way in course.ways]
+    if how.refine.ranks:
+        found = (_one_by_one(asked, query, galleries, way, how) for way in ways)
+    else:
+        found = iter(
+            retrieve_mixed(query, galleries, ways, asked.relevance, how.metric, how.ks, way=how.way)
+        )
     out = {}
-    for name, each in orders.items():
-        results = list(itertools.islice(found, len(each)))
-        out[name] = {q: _backfill_figures(results, q, goals[q]) for q in how.qualities}
+    for name, course in courses.items():
+        results = list(itertools.islice(found, len(course.ways)))
+        curves = {q: _curve_figures(course, results, q, goals[q]) for q in how.ranked}
+        out[name] = curves | {"map": {**curves["map"], **_regressions(results)}}
     return out
 
 
-def _backfill_figures(results: list[list[Retrieval]], quality: str, goal: float) -> dict:
+def _one_by_one(
+    asked: Search, query: np.ndarray, galleries: Sequence[np.ndarray], way: np.ndarray, how: How
+) -> list[Retrieval]:
+    """Each mixed gallery made and searched: what refines a ranking looks at all of it."""
+    old, new = galleries
+    return [main_of(search(asked, query, np.where(fresh[:, None], new, old), how)) for fresh in way]
+
+
+def _curve_figures(
+    course: Course, results: list[list[Retrieval]], quality: str, goal: float
+) -> dict:
     """One quality's curve, the mean over several orders' points."""
     curves = [[mean_of(point, quality) for point in points] for points in results]
-    curve = backfill.Curve(SHARES, np.mean(curves, axis=0))
+    curve = backfill.Curve(course.shares, np.mean(curves, axis=0))
     return {
-        "shares": SHARES.tolist(),
+        "shares": course.shares.tolist(),
         "values": curve.values.tolist(),
         **backfill.figures(curve),
         "enough_for_old": backfill.lasting_fraction(curve, goal, ROUNDING),
     }
+
+
+def _regressions(results: list[list[Retrieval]]) -> dict[str, list[float]]:
+    """What single queries lose at each share, see bct.metrics.backfill.Regressions: the mean over
+    several orders."""
+    each = [
+        backfill.regressions(
+            np.stack([point.ap for point in points]), np.stack([point.rank for point in points])
+        )
+        for points in results
+    ]
+    means = (np.mean(shares, axis=0).tolist() for shares in zip(*each, strict=True))
+    return dict(zip(backfill.Regressions._fields, means, strict=True))

@@ -1,32 +1,32 @@
-"""A whole study of searches on an image set: every test, every figure, and the page about them."""
+"""A whole study of searches on image sets: every test, every figure, and the page about them."""
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from bct.command import Parser, pixels_option, positive, some_text, takes
-from bct.data import views
-from bct.keys import image_size
-from bct.metrics.retrieval import METRICS, Retrieval
+from bct.metrics.retrieval import Retrieval
+from bct.metrics.whitening import Whitening, whitened
 from bct.models.model import Model
-from bct.models.widths import POLICIES
+from bct.models.whole_images import Whole
 from bct.outputs import short_name
 from bct.protocols.evidence import few
 from bct.protocols.image_search import sets_of
 from bct.protocols.overlap import equal_vectors
 from bct.protocols.protocol import Protocol
-from bct.protocols.roles import Roles, Test
-from bct.protocols.search_backfill import backfills
+from bct.protocols.roles import Roles
+from bct.protocols.search_backfill import Order, backfills
 from bct.protocols.search_tables import heading, tables
 from bct.protocols.search_tests import (
     NEW,
     OLD,
     How,
     Sides,
+    main_of,
     measured,
     parts_of,
+    query_units,
     run_tests,
     sides_of,
 )
@@ -38,38 +38,24 @@ class Wanted(NamedTuple):
     """What is asked for.
 
     old: bool (C,), which classes the old model was trained on, None if that is not known. orders:
-    of backfills, name -> a number per gallery item (G,), the highest first, or None for a name of
-    search_backfill.ORDERS. resamples: of the bootstrap. per_class: figures of each class, too.
+    of backfills, by name, see search_backfill.read_orders. resamples: of the bootstrap. per_class:
+    figures of each class, too. whiten: label -> what its embeddings go through before they are
+    compared. whole: how networks have seen images, None: as their views say.
     """
 
     old: np.ndarray | None = None
-    orders: Mapping[str, np.ndarray | None] = {}
+    orders: Mapping[str, Order] = {}
     resamples: int = 1000
     per_class: bool = False
+    whiten: Mapping[str, Whitening] = {}
+    whole: Whole | None = None
 
 
-def search_options(parser: Parser) -> None:
-    """Adds how images are seen, how searches are made and what is asked: see View, How, Wanted."""
-    add = parser.add_argument
-    pixels = takes(image_size(None))
-    known = "the first N labels, or a .json with class names; default: the old model.json"
-    add("--old-classes", type=some_text, metavar="N", help=known)
-    add("--metric", choices=METRICS, default="cosine")
-    widths = "how two widths meet: leading dimensions of the wider, or the narrower with zeros"
-    add("--dimensions", choices=POLICIES, default="equal", help=widths)
-    add("--ks", type=positive, nargs="+", default=[1, 5], help="which top-k")
-    orders = "quality by share of the gallery refreshed: random, distance (from the class's centre)"
-    orders += ", or an .npy of uncertainties, the highest of which come first"
-    add("--backfill", type=some_text, nargs="+", default=[], metavar="ORDER", help=orders)
-    add("--per-class", action="store_true", help="figures of each class, too, in the .json")
-    add("--resamples", type=positive, default=1000, help="of the bootstrap over classes")
-    add("--size", type=pixels, help="pixels of the input, where no model.json says; default: 112")
-    add("--crop", choices=views.CROPS, help="likewise; resized: the centre of 256/224 of it")
-    pixels_option(parser)
-
-
-def made_from(protocol: Protocol, models: Mapping[str, Model], how: How) -> dict:
+def made_from(
+    protocol: Protocol, models: Mapping[str, Model], how: How, whole: Whole | None = None
+) -> dict[str, Any]:
     """What results depend on, as plain values: models, images and how they are compared."""
+    readings = protocol.search.readings
     return {
         "models": {
             label: {"sha256": model.sha256, "view": model.view and model.view.entries}
@@ -78,6 +64,10 @@ def made_from(protocol: Protocol, models: Mapping[str, Model], how: How) -> dict
         "data": [images.fingerprint for images in sets_of(protocol)],
         "metric": how.metric,
         "dimensions": how.dimensions,
+        **({"average_precision": how.way} if how.way != "steps" else {}),
+        **({"readings": list(readings)} if readings else {}),
+        **({"whole": whole.entries} if whole else {}),
+        **how.refine.entries,
     }
 
 
@@ -97,6 +87,46 @@ def study(
     Returns:
         The figures as plain values, the heading and tables, and remarks.
     """
+    asked, remarks = protocol.search, [*protocol.remarks]
+    plain = _all_sides(protocol, models, embeddings, roles, remarks)
+    sides = _whitened(plain, wanted.whiten)
+    parts = parts_of(asked, wanted.old)
+    results, left_out = run_tests(asked, sides, roles, how)
+    units, names = query_units(protocol), protocol.images.class_names
+    found = measured(results, roles, how, parts, units, wanted.resamples, names, wanted.per_class)
+    remarks += _unopposed(main_of(next(iter(results.values()))))
+    if too_few := few(protocol):
+        remarks.append(f"{too_few} only: the figures mean nothing.")
+    found_twice = [
+        equal_vectors(label, *both, asked.relevance)
+        for label, both in plain.items()
+        if label != roles.mapped
+    ]
+    remarks += filter(None, found_twice)
+    if wanted.old is not None:
+        remarks += [f"There are no {part}." for part in (OLD, NEW) if part not in parts]
+    if wanted.orders:
+        own = plain[roles.old].gallery
+        found["backfill"] = backfills(asked, sides, own, roles, wanted.orders, results, how)
+        widths = {sides[label].gallery.shape[1] for label in (roles.stale, *roles.new)}
+        if len(widths) > 1:
+            remarks.append("A mixed gallery has one width: 100 % is new / new in that width.")
+    widths = {label: sides[label].gallery.shape[1] for label in models}
+    text = [
+        heading(protocol, how, models, widths, wanted.whole, bool(wanted.whiten)),
+        *tables(found, roles, how, parts, units[1]),
+    ]
+    return found, text, remarks + left_out
+
+
+def _all_sides(
+    protocol: Protocol,
+    models: Mapping[str, Model],
+    embeddings: Mapping[str, np.ndarray],
+    roles: Roles,
+    remarks: list[str],
+) -> dict[str, Sides]:
+    """Both sides of each model, with those of the mapped gallery."""
     sides, once = {}, {}
     for label, rows in embeddings.items():  # of a model that is given twice nothing may differ
         key = models[label].sha256, models[label].view
@@ -105,37 +135,29 @@ def study(
         gallery = models[roles.mapped].rows(sets_of(protocol)[-1])
         zeros = check_rows(gallery, models[roles.mapped].file)
         if len(zeros):
-            protocol.remarks.append(zeros_remark(models[roles.mapped].file, zeros, len(gallery)))
+            remarks.append(zeros_remark(models[roles.mapped].file, zeros, len(gallery)))
         sides[roles.mapped] = Sides(gallery[:0], gallery)
-    relevance = protocol.search.relevance
-    parts = parts_of(relevance, wanted.old)
-    results, left_out = run_tests(relevance, sides, roles, how)
-    labels = protocol.subjects[protocol.search.queries]
-    names = protocol.images.class_names
-    found = measured(results, roles, how, parts, labels, wanted.resamples, names, wanted.per_class)
-    remarks = [*protocol.remarks, *_unopposed(results)]
-    if too_few := few(protocol):
-        remarks.append(f"{too_few} only: the figures mean nothing.")
-    found_twice = [
-        equal_vectors(label, *both, relevance)
-        for label, both in sides.items()
-        if label != roles.mapped
-    ]
-    remarks += filter(None, found_twice)
-    if wanted.old is not None:
-        remarks += [f"There are no {part}." for part in (OLD, NEW) if part not in parts]
-    if wanted.orders:
-        found["backfill"] = backfills(relevance, sides, roles, wanted.orders, results, how)
-        widths = {sides[label].gallery.shape[1] for label in (roles.stale, *roles.new)}
-        if len(widths) > 1:
-            remarks.append("A mixed gallery has one width: 100 % is new / new in that width.")
-    widths = {label: sides[label].gallery.shape[1] for label in models}
-    text = [heading(protocol, how, models, widths), *tables(found, roles, how, parts)]
-    return found, text, remarks + left_out
+    return sides
 
 
-def _unopposed(results: Mapping[Test, Retrieval]) -> list[str]:
-    free = next(iter(results.values())).unopposed
+def _whitened(sides: Mapping[str, Sides], whiten: Mapping[str, Whitening]) -> dict[str, Sides]:
+    """What is given twice stays one."""
+    done: dict[tuple[int, int], Sides] = {}
+    out = {}
+    for label, (query, gallery) in sides.items():
+        if label not in whiten:
+            out[label] = sides[label]
+            continue
+        key = id(query), id(gallery)
+        if key not in done:
+            seen = whitened(query, whiten[label])
+            done[key] = Sides(seen, seen if query is gallery else whitened(gallery, whiten[label]))
+        out[label] = done[key]
+    return out
+
+
+def _unopposed(result: Retrieval) -> list[str]:
+    free = result.unopposed
     if not free:
         return []
     return [f"{free:,} queries are left out: all that they could find is of their own class."]

@@ -1,4 +1,8 @@
-"""Searches on image sets: which tests there are, and their figures as plain values."""
+"""Searches on image sets: which tests there are, and their figures as plain values.
+
+A protocol may have several readings of what is relevant (easy, medium, hard). All are searched in
+one pass; the first one decides, the others are parts of their own.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -6,16 +10,25 @@ from typing import NamedTuple
 import numpy as np
 
 from bct.metrics import chain
-from bct.metrics.relevance import ByClass, Relevance, positives, unopposed
-from bct.metrics.retrieval import Retrieval, bootstrap_means, by_class, cmc, of_queries, retrieve
+from bct.metrics.relevance import ByClass, positives, unopposed
+from bct.metrics.retrieval import (
+    Retrieval,
+    bootstrap_means,
+    by_class,
+    cmc,
+    of_queries,
+    retrieve_readings,
+)
 from bct.models.widths import same_width
-from bct.protocols.protocol import Search
+from bct.protocols.protocol import Protocol, Search
+from bct.protocols.refined import Refine, refined_readings
 from bct.protocols.roles import Roles, Test, test_name
 from bct.protocols.verdict import judged
 
 EVERY, OLD, NEW = "all queries", "queries of old classes", "queries of new classes"
-OVER = "classes"  # what intervals are resampled over
 DEPTH = 20  # of the CMC
+
+Readings = Mapping[str, Retrieval]  # results by reading, the one that decides first
 
 
 class Sides(NamedTuple):
@@ -40,20 +53,33 @@ def _chosen(embeddings: np.ndarray, rows: np.ndarray) -> np.ndarray:
 
 
 class How(NamedTuple):
-    """metric: of bct.metrics.retrieval. dimensions: of bct.models.widths. ks: which top-k."""
+    """metric: of bct.metrics.retrieval. dimensions: of bct.models.widths. ks: which top-k.
+
+    way: how the protocol reckons an average precision, see Search. refine: what is done beside
+    plain ranking.
+    """
 
     metric: str = "cosine"
     dimensions: str = "equal"
     ks: tuple[int, ...] = (1, 5)
+    way: str = "steps"
+    refine: Refine = Refine()
 
     @property
     def qualities(self) -> list[str]:
+        """By which tests are compared: top1, ... (of Revisited Oxford and Paris mp1, ...), map."""
+        kind = "mp" if self.way == "trapezoid" else "top"
+        return [*(f"{kind}{k}" for k in self.ks), "map"]
+
+    @property
+    def ranked(self) -> list[str]:
+        """The qualities of a backfill's curves."""
         return [*(f"top{k}" for k in self.ks), "map"]
 
 
 def run_tests(
-    relevance: Relevance, sides: Mapping[str, Sides], roles: Roles, how: How
-) -> tuple[dict[Test, Retrieval], list[str]]:
+    asked: Search, sides: Mapping[str, Sides], roles: Roles, how: How
+) -> tuple[dict[Test, Readings], list[str]]:
     """All tests' results, and which test is left out."""
     results, left_out = {}, []
     for test in roles.tests():
@@ -64,48 +90,89 @@ def run_tests(
             name = test_name(test)
             left_out.append(f"{name} is left out: {widths[0]} and {widths[1]} dimensions.")
             continue
-        results[test] = search(relevance, *both, how)
+        results[test] = search(asked, *both, how)
     return results, left_out
 
 
-def search(relevance: Relevance, query: np.ndarray, gallery: np.ndarray, how: How) -> Retrieval:
+def search(asked: Search, query: np.ndarray, gallery: np.ndarray, how: How) -> Readings:
     """Queries (Q, D) against a gallery (G, D'), which may be another model's."""
     same = query is gallery  # before they are cut: half of the products are enough
     query, gallery = same_width(how.dimensions, query, gallery)
-    return retrieve(query, query if same else gallery, relevance, how.metric, how.ks)
+    gallery = query if same else gallery
+    if how.refine.ranks:
+        return refined_readings(query, gallery, asked.by_reading, how.ks, how.way, how.refine)
+    return retrieve_readings(query, gallery, asked.by_reading, how.metric, how.ks, how.way)
 
 
-def parts_of(relevance: ByClass, old: np.ndarray | None) -> dict[str, np.ndarray]:
-    """Part -> which queries, bool (Q,): all, and those of old and of new classes, unless there are
-    none that could be found.
+def map_name(asked: Search) -> str:
+    """What its mean average precision is called."""
+    return "mAP@100" if asked.precision == "first100" else "mAP"
+
+
+def main_of(results: Readings) -> Retrieval:
+    """By the reading that decides."""
+    return next(iter(results.values()))
+
+
+class Part(NamedTuple):
+    """What figures are of: chosen queries, bool (Q,), by a reading."""
+
+    chosen: np.ndarray
+    reading: str
+
+
+def parts_of(asked: Search, old: np.ndarray | None) -> dict[str, Part]:
+    """All queries by the reading that decides; those of old and of new classes, unless there are
+    none that could be found; all by the other readings.
 
     Args:
         old: bool (C,), which labels are old classes; None if that is not known.
     """
-    parts = {EVERY: np.ones(len(relevance.query), bool)}
+    (main, relevance), *others = asked.by_reading.items()
+    every = np.ones(len(asked.queries), bool)
+    parts = {EVERY: Part(every, main)}
     if old is not None:
-        findable = (positives(relevance) > 0) & ~unopposed(relevance, len(relevance.gallery))
+        findable = (positives(relevance) > 0) & ~unopposed(relevance, len(asked.gallery))
         of_old = old[relevance.query]
-        parts |= {OLD: of_old, NEW: ~of_old}
-        parts = {part: chosen for part, chosen in parts.items() if (chosen & findable).any()}
-    return parts
+        by_age = {OLD: of_old, NEW: ~of_old}
+        parts |= {
+            part: Part(chosen, main) for part, chosen in by_age.items() if (chosen & findable).any()
+        }
+    return parts | {reading: Part(every, reading) for reading, _ in others}
+
+
+def query_units(protocol: Protocol) -> tuple[np.ndarray, str]:
+    """What an interval of a search's figures is over: the unit of each query, (Q,), and its name.
+
+    Classes, or what else the protocol's subjects are. Where relevance is by item and nobody says
+    what a query shows, the query itself.
+    """
+    asked = protocol.search
+    if isinstance(asked.relevance, ByClass):
+        return asked.relevance.query, protocol.unit
+    each = np.arange(len(asked.queries))
+    known = None if protocol.subjects is None else protocol.subjects[asked.queries]
+    if known is None or (known < 0).all():
+        return each, "queries"
+    return np.where(known < 0, -1 - each, known), protocol.unit
 
 
 def figures(
-    result: Retrieval,
-    parts: dict[str, np.ndarray],
+    results: Readings,
+    parts: Mapping[str, Part],
     labels: np.ndarray | None = None,
     names: list[str] | None = None,
 ) -> dict:
-    """One test: top1, ..., map and the numbers of queries of each part; the CMC of all.
+    """One test: top1, ..., mp1, ..., map and the numbers of queries of each part; the CMC of all.
 
     Args:
         labels: (Q,), the queries', for figures of each class; None: without. names: by label.
     """
-    out = {}
-    for part, chosen in parts.items():
-        found = of_queries(result, chosen)
+    out, result = {}, main_of(results)
+    for part, (chosen, reading) in parts.items():
+        found = of_queries(results[reading], chosen)
         top = {f"top{k}": share for k, share in found.top.items()}
+        top |= {f"mp{k}": share for k, share in found.mean_precision.items()}
         counts = {
             "queries": found.queries,
             "without": found.without,
@@ -118,7 +185,7 @@ def figures(
         columns = {"queries": each.queries}
         columns |= {f"top{k}": shares for k, shares in each.top.items()} | {"map": each.mean_ap}
         out["classes"] = {
-            names[label] if names else str(label): {
+            names[label] if names and label >= 0 else str(label): {
                 key: values[row].item() for key, values in columns.items()
             }
             for row, label in enumerate(each.labels.tolist())
@@ -130,27 +197,34 @@ def per_query(result: Retrieval, quality: str) -> np.ndarray:
     """What the quality is the mean of, float64 (Q,)."""
     if quality == "map":
         return result.ap
+    if quality.startswith("mp"):
+        return result.precision[_k(quality)]
     return (result.rank <= _k(quality)).astype(np.float64)
 
 
 def mean_of(result: Retrieval, quality: str) -> float:
-    """A quality of all queries."""
+    """A quality of all queries, one that a backfill has."""
     return result.mean_ap if quality == "map" else result.top[_k(quality)]
 
 
 def _k(quality: str) -> int:
-    return int(quality.removeprefix("top"))
+    return int(quality.removeprefix("top").removeprefix("mp"))
 
 
 def compatible(
-    tests: Sequence[Retrieval], labels: np.ndarray, chosen: np.ndarray, how: How, resamples: int
+    tests: Sequence[Retrieval],
+    units: tuple[np.ndarray, str],
+    chosen: np.ndarray,
+    how: How,
+    resamples: int,
 ) -> dict:
-    """Quality -> the figures of its verdict, whose interval is over classes.
+    """Quality -> the figures of its verdict.
 
     Args:
         tests: of the same queries: old/old, new/old, new/new and, if there is one, alone/alone.
-        labels: (Q,), the queries' classes. chosen: bool (Q,), which queries.
+        units: see query_units. chosen: bool (Q,), which queries.
     """
+    labels, over = units
     found = chosen & (tests[0].rank > 0)
     out = {}
     for quality in how.qualities:
@@ -158,7 +232,7 @@ def compatible(
         means = bootstrap_means(values[:2], labels[found], resamples)
         gap = means[:, 1] - means[:, 0]
         qualities = values.mean(1).tolist()
-        out[quality] = judged(quality, *qualities, replicates=gap, over=OVER).figures()
+        out[quality] = judged(quality, *qualities, replicates=gap, over=over).figures()
     return out
 
 
@@ -178,11 +252,11 @@ def chain_figures(versions: list[str], tests: Mapping[Test, dict], how: How) -> 
 
 
 def measured(
-    results: Mapping[Test, Retrieval],
+    results: Mapping[Test, Readings],
     roles: Roles,
     how: How,
-    parts: dict[str, np.ndarray],
-    labels: np.ndarray,
+    parts: Mapping[str, Part],
+    units: tuple[np.ndarray, str],
     resamples: int,
     names: list[str] | None = None,
     per_class: bool = False,
@@ -190,9 +264,10 @@ def measured(
     """What results have to say: tests and, where the roles ask for it, chain or compatibility.
 
     Args:
-        labels: (Q,), the queries' classes, which intervals are over.
+        units: which intervals are over, see query_units. names: of its classes.
+        per_class: figures of each class, too.
     """
-    of_class = labels if per_class else None
+    of_class = units[0] if per_class else None
     tests = {test: figures(result, parts, of_class, names) for test, result in results.items()}
     out = {"tests": {test_name(test): found for test, found in tests.items()}}
     if roles.chain:
@@ -201,10 +276,10 @@ def measured(
         out["compatibility"] = {
             label: {
                 part: compatible(
-                    [results[test] for test in roles.compared(label)],
-                    labels, chosen, how, resamples,
+                    [results[test][reading] for test in roles.compared(label)],
+                    units, chosen, how, resamples,
                 )
-                for part, chosen in parts.items()
+                for part, (chosen, reading) in parts.items()
             }
             for label in roles.new
         }  # fmt: skip

@@ -29,6 +29,11 @@ _NAMES = {  # of the rows in the figure of gains
     "alone / alone": "without compatibility",
 }
 _OF_PAIRS = {"far": None, "drift": None}  # what a report by a search does not have
+_OF_WAY = {  # of an average precision
+    "steps": "",
+    "trapezoid": " It is the area under that curve by trapezoids.",
+    "first100": " It looks at the first 100 items, and of more right ones expects 100.",
+}
 
 
 def files_of(folder: Path) -> list[Path]:
@@ -86,8 +91,12 @@ def _values(report: dict) -> dict:
         }
     unit = "queries" if far is None else "pairs"
     orders = report["backfill"]["orders"]
+    readings = next(iter(tests.values())).get("readings", {})
     return {
         "measure": measure,
+        "readings": list(readings),
+        "searched": _searched(tests),
+        "of_way": _OF_WAY[report["protocol"].get("precision", "steps")],
         "qualities": report["compatibility"][measure.key],
         "cells": cells,
         "labels": list(report["models"]),
@@ -102,6 +111,15 @@ def _values(report: dict) -> dict:
             if kind != "examples"
         },
     }
+
+
+def _searched(tests: dict) -> dict[str, dict]:
+    """The figures of each search, and of its readings."""
+    out = {}
+    for name, test in tests.items():
+        each = test.get("readings") or ({"": test["retrieval"]} if "retrieval" in test else {})
+        out |= {f"{name}, {reading}" if reading else name: f for reading, f in each.items()}
+    return out
 
 
 def _shown(name: str, order: dict) -> str:

@@ -12,9 +12,18 @@ from bct.metrics.mixed import retrieve_mixed
 from bct.metrics.percentiles import interval
 from bct.metrics.relevance import ByClass, Relevance
 from bct.metrics.retrieval import Retrieval, bootstrap_means
-from bct.protocols.compare import query_units
 from bct.protocols.overlap import equal_vectors
-from bct.protocols.search_tests import How, Sides, search, sides_of
+from bct.protocols.protocol import Protocol
+from bct.protocols.search_tests import (
+    How,
+    Readings,
+    Sides,
+    main_of,
+    map_name,
+    query_units,
+    search,
+    sides_of,
+)
 from bct.report.study import (
     DISAGREEMENT,
     EXAMPLES,
@@ -44,15 +53,23 @@ HOW = How()  # cosine, top-1 and top-5
 BY_CENTRE = "furthest from its class's old centre first"
 
 
+def measure_of(protocol: Protocol) -> Measure:
+    """What a report by this protocol's search judges by."""
+    return MAP._replace(name=map_name(protocol.search))
+
+
 def analyse_searches(study: Study, resamples: int) -> dict:
     """All figures as plain values."""
     protocol = study.protocol
-    queries, gallery, relevance = protocol.search[:3]
+    asked = protocol.search
+    queries, gallery, relevance = asked[:3]
+    how, measure = HOW._replace(way=asked.precision), measure_of(protocol)
     sides = {role: sides_of(protocol.search, items) for role, items in study.items.items()}
-    results = {
-        f"{query} / {other}": search(relevance, sides[query].query, sides[other].gallery, HOW)
+    readings = {
+        f"{query} / {other}": search(asked, sides[query].query, sides[other].gallery, how)
         for query, other in study.tests
     }
+    results = {name: main_of(found) for name, found in readings.items()}
     by_class = isinstance(relevance, ByClass)
     said = (
         equal_vectors(f"the {role} embeddings", *both, relevance) for role, both in sides.items()
@@ -63,7 +80,7 @@ def analyse_searches(study: Study, resamples: int) -> dict:
     replicates = bootstrap_means(precision, units[found], resamples)
     quality = {name: results[name].mean_ap for name in study.selves}
     return {
-        "measure": MAP._asdict(),
+        "measure": measure._asdict(),
         "remarks": list(filter(None, said)),
         "protocol": {
             "subset": protocol.name,
@@ -73,15 +90,24 @@ def analyse_searches(study: Study, resamples: int) -> dict:
             "unopposed": results["old / old"].unopposed,
             "gallery": len(gallery),
             "relevance": "class" if by_class else "item",
+            "precision": asked.precision,
             "leave_one_out": by_class and relevance.leave_one_out,
         },
-        "tests": {name: {"retrieval": figures(result)} for name, result in results.items()},
-        "compatibility": gains(MAP, quality, replicates, over),
+        "tests": {name: tested(found) for name, found in readings.items()},
+        "compatibility": gains(measure, quality, replicates, over),
         "evidence": look(study, quality, replicates)._asdict(),
         "flips": flips(study, results["old / old"], results["new / old"]),
         "backfill": backfilling(study, sides, results, resamples),
         "label_free": signals(study, sides, relevance),
     }
+
+
+def tested(found: Readings) -> dict:
+    """One test, by the reading that decides; and by each, where there are several."""
+    out: dict = {"retrieval": figures(main_of(found))}
+    if len(found) > 1:
+        out["readings"] = {name: figures(result) for name, result in found.items()}
+    return out
 
 
 def figures(result: Retrieval) -> dict:
@@ -117,11 +143,14 @@ def backfilling(
     study: Study, sides: dict[str, Sides], results: dict[str, Retrieval], resamples: int
 ) -> dict:
     """Backfill curves of mAP, and how much is enough; "step": see study.step."""
-    relevance, query = study.protocol.search.relevance, sides["new"].query
+    asked, query = study.protocol.search, sides["new"].query
+    relevance = asked.relevance
     old, new = sides["old"].gallery, sides["new"].gallery
     orders = backfill_orders(old, new, relevance)
     ways = [backfill.refreshed(way, SHARES) for order in orders.values() for way in order.ways]
-    curves = iter(retrieve_mixed(query, [old, new], ways, relevance, HOW.metric, HOW.ks))
+    curves = iter(
+        retrieve_mixed(query, [old, new], ways, relevance, HOW.metric, HOW.ks, way=asked.precision)
+    )
     was = results["old / old"]
     before, after = was.mean_ap, results["new / new"].mean_ap
     out: dict = {"shares": SHARES.tolist(), "old": before, "step": None, "orders": {}}

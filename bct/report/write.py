@@ -22,7 +22,7 @@ from bct.report import page
 from bct.report.analysis import analyse, check_protocol
 from bct.report.cost import Cost, check_cost, re_extraction
 from bct.report.pairs import measure_at
-from bct.report.searches import MAP
+from bct.report.searches import measure_of
 from bct.report.study import Study
 
 ROLES = ("old", "new", "alone")
@@ -85,7 +85,7 @@ def write_report(
         "models": about,
         "data": protocol.fingerprint,
         "asked": fingerprint_of(protocol),
-        "measure": (MAP if protocol.pairs is None else measure_at(far))._asdict(),
+        "measure": (measure_of(protocol) if protocol.pairs is None else measure_at(far))._asdict(),
         "dimensions": dimensions,
     }
     if not overwrite:
@@ -127,6 +127,8 @@ def fingerprint_of(protocol: Protocol) -> str:
         if isinstance(value, np.ndarray):
             found.update(f"{value.dtype} {value.shape}".encode())
             found.update(np.ascontiguousarray(value))
+        elif isinstance(value, Mapping):
+            add(list(value.items()))
         elif isinstance(value, list | tuple):
             found.update(f"{len(value)}".encode())
             for part in value:

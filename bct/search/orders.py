@@ -72,6 +72,70 @@ def distance_to_centre(embeddings: np.ndarray, labels: np.ndarray) -> np.ndarray
     return distance
 
 
+UNCERTAINTIES = ("least-confidence", "margin", "entropy")
+_LOGITS = 1 << 24  # numbers held at once
+
+
+def uncertainty(
+    embeddings: np.ndarray,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None = None,
+    unit: bool = False,
+    kind: str = "entropy",
+) -> np.ndarray:
+    """How little a model's own classifier knows what an embedding shows, float64 (N,).
+
+    With p = softmax(W e + b), p_1 >= p_2 >= ... sorted:
+
+        least-confidence  1 - p_1
+        margin            1 - (p_1 - p_2)
+        entropy           - sum_c p_c log p_c
+
+    Hot-Refresh (Zhang et al., ICLR 2022) refreshes first what the old model is least sure of, so
+    that a gallery gets better soon; its code has no order, and these are the three usual ones
+    (Settles, Active Learning, 2012). Computed in float64: of sure images 1 - p_1 would round to 0.
+
+    Args:
+        embeddings: float (N, D), as the model gives them.
+        weight: float (C, D), of two classes or more; bias: (C,) or None: see
+            bct.models.reference_checkpoints.reference_classifier.
+        unit: the classifier was trained on embeddings of length 1.
+        kind: one of UNCERTAINTIES.
+
+    Raises:
+        BctError: another kind, a classifier of another width, or one of a single class.
+    """
+    if kind not in UNCERTAINTIES:
+        raise BctError(f"there is no uncertainty {kind!r}", f"choose {', '.join(UNCERTAINTIES)}")
+    classes, width = weight.shape
+    if width != embeddings.shape[1] or classes < 2:
+        raise BctError(
+            f"the classifier is of {classes} classes and {width} dimensions, the embeddings have "
+            f"{embeddings.shape[1]}",
+            "give the classifier that the model was trained with, of two classes or more",
+        )
+    weight = weight.double()
+    out = np.empty(len(embeddings))
+    step = max(1, _LOGITS // classes)
+    for start in range(0, len(embeddings), step):
+        rows = np.asarray(embeddings[start : start + step])
+        x = torch.from_numpy(unit_rows(rows) if unit else rows).double()
+        logits = x @ weight.T
+        logits = logits if bias is None else logits + bias.double()
+        out[start : start + step] = _unsure(logits.log_softmax(1), kind).numpy()
+    return out
+
+
+def _unsure(log_p: torch.Tensor, kind: str) -> torch.Tensor:
+    """(B,), from log p (B, C). 1 - p_1 is the sum of all others, which keeps its digits."""
+    p = log_p.exp()
+    if kind == "entropy":
+        return -(p * log_p).sum(1)
+    (_, second), at = (x.unbind(1) for x in p.topk(2, dim=1))
+    rest = p.scatter(1, at[0][:, None], 0).sum(1)
+    return rest if kind == "least-confidence" else rest + second
+
+
 def disagreement(old: np.ndarray, new: np.ndarray) -> np.ndarray:
     """1 - cos(old_i, new_i) = |n(old_i) - n(new_i)|^2 / 2, float32 (N,), in 0..2.
 

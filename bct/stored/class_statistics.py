@@ -20,7 +20,7 @@ from scipy.sparse import csc_matrix
 
 from bct.errors import BctError
 from bct.rows import BLOCK, is_odd, read_rows, refuse_not_finite, unit_blocks, unit_rows
-from bct.stored.class_table import class_statistics_dtype
+from bct.stored.class_table import NUMBERS, class_statistics_dtype
 from bct.stored.within_classes import nearest, numbered, within_fences
 from bct.threads import each_in_threads, in_threads
 
@@ -369,9 +369,8 @@ def class_statistics(
         features: float (n, D); labels: int64 (n,). zeros, partial: see above.
 
     Returns:
-        (C,) records: centre float32 (D,); radius, smallest_radius, of the distances kept; angle,
-        the largest kept, in radians; cosine, the smallest of all; count, of images that have an
-        embedding; kept, kept_angles: from 2 on radii and angles say something.
+        (C,) records: centre float32 (D,); radius, smallest_radius, angle (in radians, the largest)
+        of those kept, which are kept and kept_angles; cosine, the smallest of all `count` images.
 
     Raises:
         BctError: as class_means.
@@ -383,7 +382,7 @@ def class_statistics(
     radii, cosines = _to_means(features, labels, found, centres, squares)
     length = np.maximum(np.sqrt(squares), np.float32(1e-12))
     cosines /= length[labels]
-    # |u - m|^2 = (1 - |m|)^2 + |m| (2 sin(angle / 2))^2: arccos would lose small angles
+    # |u - m|^2 = (1 - |m|)^2 + |m| (2 sin(angle / 2))^2; arccos would lose small angles
     angles = (radii - np.square(1 - length)[labels]) / length[labels]
     angles = 2 * np.arcsin(np.sqrt(np.clip(angles, 0, 4)) / 2)
     np.sqrt(radii, out=radii)
@@ -395,8 +394,7 @@ def class_statistics(
     _, angle, kept_angles = within_fences(angles[some], labels)
     cosine = np.ones(int(known.sum()), np.float32)
     np.minimum.at(cosine, labels, cosines[some])
-    figures = radius, smallest, angle, cosine, kept, kept_angles
-    names = "radius", "smallest_radius", "angle", "cosine", "kept", "kept_angles"
-    for name, values in zip(names, figures, strict=True):
+    numbers = radius, smallest, angle, cosine, kept, kept_angles
+    for name, values in zip((*NUMBERS, "kept", "kept_angles"), numbers, strict=True):
         out[name][known] = values
     return out

@@ -3,7 +3,8 @@
     floats (n, D)        embeddings; class means (C, D) if it is called ..._avg_feature
     whole numbers (n,)   labels, of any type: AdvBCT writes floats
     bool (n,)            a mask, called ...credible_ratio_90... or ...credible_entropy_50...
-    JSON                 AdvBCT's {"3": {"center": [D numbers], "radius": [sorted numbers]}, ...}
+    JSON                 AdvBCT's {"3": {"center": [D numbers], "radius": [sorted numbers]}, ...},
+                         the numbers being angles if it is called ..._meta_theta_...
 
 Arrays are .npy, which are memory-mapped, the members of an .npz, or the tensors of a file that
 torch.save wrote. MixBCT's class centres are JSON in a file called .npy.
@@ -21,7 +22,7 @@ import torch
 from bct.errors import BctError, printable
 from bct.rows import check_rows
 from bct.safe.tensors import read_tensors
-from bct.stored.class_table import class_statistics_dtype
+from bct.stored.class_table import NUMBERS, class_statistics_dtype
 from bct.stored.vector_files import open_array, read_arrays
 
 _MASK = re.compile(r"credible_(ratio|entropy)_(\d{1,3})(?!\d)")
@@ -34,8 +35,9 @@ _PIECE, _LARGEST = 1 << 20, 1 << 26  # characters read at once, and of one class
 
 
 class Found(NamedTuple):
-    """kind: "embeddings", "labels", "means", "centres", or of a mask the kind of artefact; T: of a
-    mask, else 0. array: what its kind says; of centres, see read_centres, None until it is read."""
+    """kind: "embeddings", "labels", "means", "centres", "angles" or of a mask the kind of artefact;
+    T: of a mask, else 0. array: what its kind says; of centres and angles, see read_centres, None
+    until they are read."""
 
     kind: str
     file: Path
@@ -73,7 +75,7 @@ def _parts(file: Path) -> Iterator[Found]:
     with open(file, "rb") as opened:
         start = opened.read(64)
     if start.removeprefix(b"\xef\xbb\xbf").lstrip()[:1] == b"{":
-        yield Found("centres", file)
+        yield Found("angles" if _holds_angles(file) else "centres", file)
     elif start[:6] == b"\x93NUMPY":
         yield _array(file, file.stem, open_array(file))
     elif file.suffix == ".npz":
@@ -132,37 +134,66 @@ def _array(file: Path, name: str, array: np.ndarray) -> Found:
     )
 
 
+def _holds_angles(file: Path) -> bool:
+    """Of AdvBCT's two JSON files only the name says which it is."""
+    return "theta" in file.name
+
+
 def read_centres(file: Path) -> tuple[np.ndarray, np.ndarray]:
     """AdvBCT's class centres: labels int64 (K,), and what bct.stored.class_statistics has of a
     class, (K,) records. The file is read class by class.
 
-    The file knows the radii that its 1.5 IQR rule has kept: `count` is their number, too, and
-    `angle`, which it does not know, NaN.
+    The file knows the radii that its 1.5 IQR rule has kept, or the angles: `count` is their number,
+    too. Of the others, which it does not know, the number is 0 and the largest NaN, as are cosines.
 
-    Raises BctError for a file of anything else, and for one of angles.
+    Raises BctError for a file of anything else.
     """
-    if "theta" in file.name:
-        raise BctError(
-            f"{file} holds angles, by its name", "give AdvBCT's file of radii, ..._meta_radius_..."
-        )
     labels, centres, numbers = [], [], []
+    angles = _holds_angles(file)
+    largest = np.pi if angles else 2
     for label, said in _classes(file):
         centre, radii = (_numbers(file, label, said, key) for key in ("center", "radius"))
         if centres and len(centre) != len(centres[0]):
             raise _no_centres(file, f"class {label} has {len(centre)} numbers, the first another")
         if not len(centre) or not len(radii) or (np.diff(radii) < 0).any() or radii[0] < 0:
             raise _no_centres(file, f"the radii of class {label} are not sorted numbers from 0")
+        if radii[-1] > largest + 1e-3:
+            word = "angle" if angles else "distance of unit vectors"
+            raise _no_centres(file, f"{radii[-1]:g}, of class {label}, is no {word}")
         labels.append(label)
         centres.append(centre.astype(np.float32))
-        numbers.append((radii[-1], radii[0], np.nan, len(radii), len(radii)))
+        numbers.append((radii[-1], radii[0], len(radii)))
     if not labels or len(set(labels)) < len(labels):
         raise _no_centres(file, "a class is in it twice" if labels else "no class is in it")
     records = np.zeros(len(labels), class_statistics_dtype(len(centres[0])))
     records["centre"] = centres
-    names = ("radius", "smallest_radius", "angle", "count", "kept")
-    for name, column in zip(names, zip(*numbers, strict=True), strict=True):
-        records[name] = column
+    last, first, count = zip(*numbers, strict=True)
+    known = ("angle", None, "kept_angles") if angles else ("radius", "smallest_radius", "kept")
+    for name in NUMBERS:
+        records[name] = np.nan
+    for name, column in zip((*known, "count"), (last, first, count, count), strict=True):
+        if name:
+            records[name] = column
     return np.array(labels, np.int64), records
+
+
+def read_both(radii: Path, angles: Path) -> tuple[np.ndarray, np.ndarray]:
+    """The same of AdvBCT's two files of one old model. BctError where their centres differ."""
+    labels, records = read_centres(radii)
+    order, (of_angles, others) = np.argsort(labels), read_centres(angles)
+    labels, records = labels[order], records[order]
+    order = np.argsort(of_angles)
+    same = np.array_equal(labels, of_angles[order]) and np.allclose(
+        records["centre"], others["centre"][order], rtol=0, atol=1e-5
+    )
+    if not same:
+        raise BctError(
+            f"{radii} and {angles} have other classes or other centres",
+            "give the two files that one run of AdvBCT's extract_feat.py wrote",
+        )
+    for name in ("angle", "kept_angles"):
+        records[name] = others[name][order]
+    return labels, records
 
 
 def _classes(file: Path) -> Iterator[tuple[int, dict]]:

@@ -13,7 +13,8 @@ def freeze(backbone: nn.Module, what: list[str] | float | None) -> None:
 
     Args:
         what: names of modules or parameters, e.g. ["conv1", "layer1"], a body's also without
-            "body."; or a share of the parameters, from the input on: all layers that lie within it.
+            "body.", of a timm trunk without "convnet."; or a share of the parameters, from the
+            input on: all layers that lie within it.
 
     Raises:
         BctError: a name that the network does not have, or a share below its first layer.
@@ -60,8 +61,8 @@ def _named(backbone: nn.Module, prefixes: list[str]) -> set[str]:
 def _shorter(name: str) -> Iterator[str]:
     """A name, and without the bodies it lies in."""
     yield name
-    while name.startswith("body."):
-        name = name.removeprefix("body.")
+    while name.startswith(("body.", "convnet.")):
+        name = name.partition(".")[2]
         yield name
 
 

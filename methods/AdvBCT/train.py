@@ -47,6 +47,11 @@ class AdvBCT(Method):
         super().__init__(cfg, old)
         published, table = cfg.parity == "published", old.table("class_statistics")
         kept, least = table["kept"], 2
+        if cfg.boundary != "old_distance" and table["radius"].isnan().any():
+            raise BctError(
+                "the class statistics were imported without radii",
+                "import AdvBCT's file ..._meta_radius_..., too, with --overwrite",
+            )
         if cfg.boundary == "old_distance":
             kept, least = table["count"], 1
         if cfg.unseen == "ignore":
@@ -62,13 +67,13 @@ class AdvBCT(Method):
         settings = [default if own is None else own for own, default in given]
         self.loss = AdvBCTLoss(
             table["centre"],
-            table["radius"].nan_to_num(),
+            table["radius"],
             kept,
             *settings,
             cfg.hidden,
             published,
             boundary=cfg.boundary,
-            smallest=table["smallest_radius"].nan_to_num(),
+            smallest=table["smallest_radius"],
             adversarial=cfg.adversarial,
             raw=published and cfg.reading == "advbct",
             temperature=cfg.temperature,

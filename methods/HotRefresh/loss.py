@@ -16,8 +16,7 @@ The training adds a classification loss to it.
 Paper: Zhang et al., Hot-Refresh Model Upgrades with Regression-Free Compatible Training in Image
 Retrieval, ICLR 2022; temperature, K and margin are those of its published code.
 Differs from the published code, which with published = True is computed as it is:
-- f_j has a gradient, too; published, e_ij pushes the anchor alone, and a sixth to a third of the
-  gradient is missing;
+- f_j has a gradient, too; published, e_ij pushes the anchor alone, on one rank as on many;
 - a triplet's mean is over the negatives that there are; published, sums are divided by K times the
   number of images also where there are fewer, and K has to be given;
 - where K is more than the images there are, all are taken; published, that is an error.
