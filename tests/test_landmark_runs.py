@@ -254,6 +254,22 @@ def test_readings_against_plain_loops(run, small):
     assert set(found["backfill"]["new"]["random"]) == {"top1", "top5", "top10", "map"}
 
 
+def test_the_table_over_seeds_has_the_readings(run, small, monkeypatch, tmp_path):
+    folder, models, _, _ = small
+    found, _ = run(
+        "landmarks", folder, "--data", "small", "-m", models["new"], "-m_old", models["old"],
+        "-m_alone", models["alone"],
+    )  # fmt: skip
+    (tmp_path / "runs/seed0").mkdir(parents=True)
+    shutil.copytree(tmp_path / "out", tmp_path / "runs/seed0/retrieval")
+    monkeypatch.setattr(sys, "argv", ["table", str(tmp_path / "runs")])
+    program("retrieval_table").main()
+    table = json.loads((tmp_path / "runs/retrieval_table.json").read_text())["map"]
+    (of_new,) = (rows[0] for name, rows in table.items() if name != "alone")
+    for shown, part in (("all", "all queries"), ("easy", "easy"), ("hard", "hard")):
+        assert of_new[shown]["cross"] == found["tests"]["new / old"][part]["map"]
+
+
 def test_a_backfill_against_galleries_that_are_mixed(run, small, tmp_path):
     folder, models, arrays, entries = small
     given = np.random.default_rng(0).permutation(60).astype(np.float32)
@@ -451,13 +467,19 @@ def test_what_is_refused(run, small, tmp_path):
     both = ("landmarks", folder, "--data", "small", "-m", models["new"])
     short = saved(tmp_path / "m", "short", arrays["new"][0][1:], arrays["new"][1])
     refused("13 rows", run, *both[:4], "-m", short)
+    refused("there are 74 items", run, *both, "--rerank", 74, 6, 0.3)
     refused("has no splits", run, *both, "--split", "public")
     refused("--expand and --rerank", run, *both, "--metric", "l2", "--rerank", 5, 2, 0.3)
     refused("gldv2 has neither", run, "landmarks", folder, "--data", "gldv2", "--standard",
             "-m", models["new"])  # fmt: skip
     np.save(tmp_path / "wide.npy", np.random.default_rng(0).standard_normal((30, 9)))
     refused("--whiten has rows of 9 dimensions", run, *both, "--whiten", tmp_path / "wide.npy")
-    for more in (("--whiten", "a", "b"), ("--rerank", "1.5", "2", "0.3"), ("--expand", "3", "0")):
+    for more in (
+        ("--whiten", "a", "b"),
+        ("--rerank", "1.5", "2", "0.3"),
+        ("--expand", "3", "0"),
+        ("--rerank", "5", "2", "1.1"),
+    ):
         with pytest.raises(SystemExit):
             run(*both, *more)
     gone, _ = run(*both)

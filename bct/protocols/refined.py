@@ -18,6 +18,7 @@ from bct.metrics.reranking import reranked
 from bct.metrics.retrieval import Retrieval, of_positions, retrieve_readings
 from bct.metrics.whitening import Whitening, fit_whitening
 from bct.models.model import Model
+from bct.protocols.protocol import Search
 from bct.protocols.roles import Roles
 from bct.stored.vector_files import open_vectors
 
@@ -59,8 +60,8 @@ class Refine(NamedTuple):
         return "; ".join(said)
 
 
-def check_refined(refine: Refine, relevance: Relevance, metric: str) -> None:
-    """Raises BctError for a search that can't be refined."""
+def check_refined(refine: Refine, asked: Search, metric: str) -> None:
+    """Raises BctError for a search that can't be refined so."""
     if not refine.ranks:
         return
     if metric != "cosine":
@@ -68,7 +69,13 @@ def check_refined(refine: Refine, relevance: Relevance, metric: str) -> None:
             f"--expand and --rerank are of cosine similarity, not of {metric}",
             "leave --metric out, or them",
         )
-    if getattr(relevance, "leave_one_out", False):
+    items = len(asked.queries) + len(asked.gallery)
+    if refine.rerank is not None and max(refine.rerank[:2]) >= items:
+        raise BctError(
+            f"--rerank wants {max(refine.rerank[:2])} neighbours, there are {items} items",
+            "give fewer, such as 20 6 0.3 for some thousand items",
+        )
+    if getattr(asked.relevance, "leave_one_out", False):
         raise BctError(
             "--expand and --rerank want queries that are not in the gallery",
             "give a gallery of its own, --gallery",

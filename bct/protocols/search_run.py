@@ -104,6 +104,8 @@ def search_arguments(parser: Parser) -> argparse.Namespace:
         whole = (numbers or [])[1:] if option == "--expand" else (numbers or [])[:2]
         if any(value < 1 or value != int(value) for value in whole):
             parser.error(f"{option} takes neighbours as whole numbers from 1")
+    if args.rerank and args.rerank[2] > 1:
+        parser.error("--rerank takes a LAMBDA from 0 to 1")
     if args.name is not None and Path(args.name).name in ("", ".."):
         raise BctError(f"--name {args.name!r} is no name", "give one, such as new_vs_old")
     if args.old_gallery and not is_stored(args.old_gallery):
@@ -147,7 +149,7 @@ def _evaluate(
     models = open_models(files, dtype, size=args.size, crop=args.crop, pixels=args.pixels)
     protocol = opened(all(model.view is None for model in models.values()))
     how = how_of(args, protocol)
-    check_refined(how.refine, protocol.search.relevance, how.metric)
+    check_refined(how.refine, protocol.search, how.metric)
     old, why_not = None, []
     if "old_classes" in args:
         oldest = args.model_file_old or (args.matrix or [None])[0]
