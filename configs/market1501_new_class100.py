@@ -17,6 +17,7 @@ config.augment = "person"
 config.batch_size = 64
 config.images_per_class = 4
 config.num_workers = 4
+config.amp = "off"
 config.head = "softmax"
 config.head_bias = False
 config.head_init = 0.001

@@ -17,6 +17,7 @@ config.pixels = "imagenet"
 config.augment = "none"
 config.batch_size = 256
 config.num_workers = 4
+config.amp = "off"
 config.num_epoch = 30
 config.lr = 0.1
 config.decay_epoch = [5, 10, 20]

@@ -1,4 +1,4 @@
-"""OpenCompatible's recipe: ResNet-50 with GeM on GLDv2-clean, 512 dimensions.
+"""OpenCompatible's old_resnet50: ResNet-50 with GeM on 30 % of each class's images of GLDv2-clean.
 
 It starts from ImageNet's weights: init_from=<a file of torchvision's>.
 """
@@ -6,7 +6,8 @@ It starts from ImageNet's weights: init_from=<a file of torchvision's>.
 from easydict import EasyDict as edict
 
 config = edict()
-config.rec = "dataset/GLDv2/gldv2_train_old_30percent_class.txt"
+config.rec = "dataset/GLDv2/gldv2_train_old_30percent_data.txt"
+config.num_classes = 81313
 config.network = "gem_resnet50"
 config.embedding_size = 512
 config.head = "softmax"  # of the embedding as it is

@@ -8,4 +8,5 @@ config.rec = "dataset/GLDv2/gldv2_train_new_100percent_class.txt"
 config.num_classes = 81313
 config.old_model = "work_dirs/old_model"
 config.reading = "advbct"
+config.unseen = "ignore"
 config.threshold = 1.0

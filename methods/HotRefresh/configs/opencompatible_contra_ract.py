@@ -1,8 +1,8 @@
-"""OpenCompatible's contra_ract, ResNet-50 to ResNet-50, 30 % of GLDv2's classes -> all."""
+"""OpenCompatible's contra_ract, ResNet-50 to ResNet-50, 30 % of each of GLDv2's classes -> all."""
 
 from bct.config import execute
 from bct.files import ROOT
 
 config = execute(ROOT / "configs/opencompatible_old.py")
-config.rec = "dataset/GLDv2/gldv2_train_new_100percent_class.txt"
+config.rec = "dataset/GLDv2/gldv2_train_new_100percent_data.txt"
 config.old_model = "work_dirs/opencompatible_old"

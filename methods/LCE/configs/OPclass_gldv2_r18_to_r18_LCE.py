@@ -6,3 +6,4 @@ from bct.files import ROOT
 config = execute(ROOT / "methods/LCE/configs/new_LCE.py")
 config.rec = "dataset/GLDv2/gldv2_train_new_70percent_class.txt"
 config.num_classes = 56920
+config.unseen = "synthesise"  # the old model knows none of the classes

@@ -1,0 +1,13 @@
+"""OpenCompatible's l2, ResNet-50 to ResNet-50, 30 % of each of GLDv2's classes -> all.
+
+Its mean is over the 512 coordinates, too, OpenBCT's over the images alone.
+"""
+
+from bct.config import execute
+from bct.files import ROOT
+
+config = execute(ROOT / "configs/opencompatible_old.py")
+config.rec = "dataset/GLDv2/gldv2_train_new_100percent_data.txt"
+config.old_model = "work_dirs/opencompatible_old"
+config.terms = {"cls": 1.0, "l2": 1 / 512}
+config.teacher = "view"
