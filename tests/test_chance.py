@@ -6,7 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support.pages import Nothing
 
+from bct.metrics.average_precision import average_precision
 from bct.metrics.chance import alike_by_item, chance_ap
+from bct.metrics.positions import Positions
 from bct.metrics.relevance import ByClass, ByItem, Rows
 from bct.metrics.retrieval import retrieve
 from bct.protocols.evidence import chance_level, few, same_embeddings
@@ -23,6 +25,18 @@ def test_average_precision_of_random_orders(positives, items):
         found.append((np.cumsum(right) / np.arange(1, items + 1))[right].mean())
     want, close = np.mean(found), 4 * np.std(found) / np.sqrt(3000) + 1e-9
     assert chance_ap(np.array([positives]), items)[0] == pytest.approx(want, abs=close)
+
+
+@pytest.mark.parametrize("way", ["trapezoid", "first100"])
+@pytest.mark.parametrize(("positives", "items"), [(1, 7), (5, 5), (1, 1), (4, 300), (130, 400)])
+def test_other_average_precisions_of_random_orders(way, positives, items):
+    found = []
+    for _ in range(2000):
+        places = np.sort(RNG.permutation(items)[:positives]) + 1
+        one = Positions(np.array([0, positives]), places)
+        found.append(average_precision(one, way)[0])
+    want, close = np.mean(found), 4 * np.std(found) / np.sqrt(2000) + 1e-9
+    assert chance_ap(np.array([positives]), items, way)[0] == pytest.approx(want, abs=close)
 
 
 def test_chance_of_a_search_is_what_noise_reaches():

@@ -119,7 +119,7 @@ def uncertainty(
     step = max(1, _LOGITS // classes)
     for start in range(0, len(embeddings), step):
         rows = np.asarray(embeddings[start : start + step])
-        x = torch.from_numpy(unit_rows(rows) if unit else rows).double()
+        x = torch.from_numpy((unit_rows(rows) if unit else rows).astype(np.float64))
         logits = x @ weight.T
         logits = logits if bias is None else logits + bias.double()
         out[start : start + step] = _unsure(logits.log_softmax(1), kind).numpy()

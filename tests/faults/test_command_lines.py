@@ -128,11 +128,11 @@ def place(tmp_path, ijb, weights):
 
 
 def write_landmarks(folder):
-    """gnd_small.pkl and its images: three queries of two landmarks."""
+    """gnd_small.pkl and its images: two queries."""
     (folder / "jpg").mkdir(parents=True)
     shown = {"easy": [0], "hard": [1], "junk": [4]}, {"easy": [2], "hard": [3], "junk": []}
-    gnd = [{"bbx": [0, 0, 99, 99], **shown[k % 2]} for k in range(3)]
-    lists = {"imlist": [f"g{k}" for k in range(6)], "qimlist": [f"q{k}" for k in range(3)]}
+    gnd = [{"bbx": [0, 0, 99, 99], **lists} for lists in shown]
+    lists = {"imlist": [f"g{k}" for k in range(6)], "qimlist": ["q0", "q1"]}
     (folder / "gnd_small.pkl").write_bytes(pickle.dumps({**lists, "gnd": gnd}, protocol=2))
     for k, name in enumerate([*lists["imlist"], *lists["qimlist"]]):
         (folder / "jpg" / f"{name}.jpg").write_bytes(jpeg(k, 0))
