@@ -72,7 +72,7 @@ class Method(nn.Module):
             raise BctError(
                 f"{absent} images have no old embedding, and {cls.__name__} with these settings "
                 "can't do without",
-                "use MixBCT, L2 or FCT, or NCCL, BCT (of prototypes) or AdvBCT with "
+                "use MixBCT, L2, LCE or FCT, or NCCL, BCT (of prototypes) or AdvBCT with "
                 'parity="corrected"; or store the embeddings of all images',
             )
 

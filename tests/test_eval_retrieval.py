@@ -1,7 +1,6 @@
 """eval/retrieval.py: figures against scikit-learn and plain numpy, for stored embeddings and for
 networks, alone and on two ranks."""
 
-import importlib.util
 import json
 import sys
 
@@ -11,6 +10,7 @@ import simplejpeg
 import torch
 from sklearn.metrics import average_precision_score
 from support.pictures import jpeg
+from support.programs import program
 from support.ranks import run_on_ranks
 from support.script import run_script
 from torchvision.transforms.v2.functional import center_crop, resize
@@ -19,20 +19,11 @@ from backbones import get_model
 from bct import distributed
 from bct.data.sets import open_images
 from bct.errors import BctError
-from bct.files import ROOT
 from bct.metrics import chain
 from bct.protocols.class_templates import class_templates
 
 NAMES = ["ant", "bee", "cat", "dog", "eel"]
 EACH = 6  # images of a class
-
-
-def program(name="retrieval"):
-    """A script of eval/ as a module; it is no part of a package."""
-    spec = importlib.util.spec_from_file_location(f"eval_{name}", ROOT / f"eval/{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 @pytest.fixture(scope="module")

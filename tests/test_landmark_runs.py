@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from support import landmark_goldens as golden
-from test_eval_retrieval import program
+from support.programs import program
 
 from bct.errors import BctError
 from bct.metrics.backfill import refreshed, refreshed_in_batches

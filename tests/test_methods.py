@@ -93,12 +93,12 @@ def test_published_runs_go_on_too(house, tmp_path, name):
     assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
-def whole_and_stopped(house, name, folder, parity):
+def whole_and_stopped(house, name, folder, parity, *given):
     original = load_method(name)
     batch = 8 // distributed.world_size()
 
     def run(output, method, *more):
-        overrides = f"batch_size={batch}", f"parity={parity}", *more
+        overrides = f"batch_size={batch}", f"parity={parity}", *given, *more
         return train(config(house, name, folder / output, *overrides), method, CPU)
 
     assert run("whole", original) == 0
@@ -127,6 +127,37 @@ def test_every_scenario(house, tmp_path, name, scenario):
         "OPclass": (7, 32), "OPdata": (10, 46 - 13), "EXclass": (10, 46), "EXdata": (10, 46),
     }[scenario]  # fmt: skip
     assert (cfg.num_classes, cfg.num_image) == (classes, images)
+
+
+READINGS = [
+    ("LCE", "reading=lce", {"boundary", "align"}),
+    ("AdvBCT", "reading=advbct", {"p2s", "adv"}),
+    ("AdvBCT", "boundary=fixed adversarial=False", {"p2s"}),
+    ("AdvBCT", "reading=advbct boundary=old_distance topk=3", {"p2s", "adv", "pairs"}),
+    ("UniBCT", "reading=advbct", {"influence"}),
+]
+
+
+@pytest.mark.parametrize("parity", ["corrected", "published"])
+@pytest.mark.parametrize("head", ["softmax", "margin"])
+@pytest.mark.parametrize(("name", "settings", "terms"), READINGS)
+def test_other_readings(house, tmp_path, name, settings, terms, head, parity):
+    """Where the old model has seen no class, and where it has seen three."""
+    for scenario, unseen in (("OPclass", "synthesise"), ("EXclass", "ignore")):
+        given = f"parity={parity}", f"head={head}", f"unseen={unseen}", *settings.split()
+        output = tmp_path / scenario
+        cfg = config(house, name, output, "num_epoch=1", *given, scenario=scenario)
+        assert train(cfg, load_method(name), CPU) == 0
+        steps, found = terms_of(output)
+        assert found == {f"loss/{term}" for term in terms | {"cls"}}
+        assert all(np.isfinite(step["loss"]) for step in steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "settings", "terms"), READINGS)
+def test_other_readings_go_on_after_a_stop(house, tmp_path, name, settings, terms):
+    run_on_ranks(2, whole_and_stopped, house, name, tmp_path, "corrected", *settings.split())
+    assert_same_run(tmp_path / "whole", tmp_path / "stopped")
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def settled(
     positive: Rows,
     lengths: np.ndarray,
     dimensions: int,
-    exact: Callable[[int, np.ndarray], np.ndarray],
+    exact: Callable[[np.ndarray, np.ndarray], np.ndarray],
 ) -> np.ndarray:
     """The scores, float64 where there are near ties: those made again. Mends the counts.
 
@@ -43,7 +43,7 @@ def settled(
         ranked: the same, each row ascending.
         heights: float32 (B, P), heights_of the positives; counts: int (B, P), how many of a row's
             scores are >= each, mended in place.
-        exact: (row, items) -> their scores, float64.
+        exact: (rows, items), each int (n,) -> the scores of these pairs, float64 (n,).
     """
     there = np.isfinite(heights)
     size = np.abs(np.where(there, heights, 0))
@@ -58,16 +58,18 @@ def settled(
     rows = np.flatnonzero(near.any(axis=1))
     if not len(rows):
         return scores
+    items = [_within(scores[row], heights[row, near[row]], window[row, near[row]]) for row in rows]
+    owner, item = np.repeat(rows, list(map(len, items))), np.concatenate(items)
     out = scores.astype(np.float64)
-    again = []
-    for row in rows:
-        items = _within(scores[row], heights[row, near[row]], window[row, near[row]])
-        made = out[row, items] = exact(row, items)
-        again.append((row, np.sort(scores[row, items]), np.sort(made)))
+    out[owner, item] = exact(owner, item)
     heights = heights_of(out, positive)
-    for row, before, after in again:
-        of_row = (ranked[row], 1), (before, -1), (after, 1)
-        counts[row] = sum(sign * _as_high(x, heights[row]) for x, sign in of_row)
+    for row, of_row in zip(rows, items, strict=True):
+        before, after = (np.sort(x[row, of_row]) for x in (scores, out))
+        counts[row] = (
+            _as_high(ranked[row], heights[row])
+            - _as_high(before, heights[row])
+            + _as_high(after, heights[row])
+        )
     return out
 
 

@@ -21,7 +21,7 @@ import torch
 
 from bct.metrics.blocks import SCORES, borrowed, make_queue
 from bct.metrics.near_ties import heights_of, settled
-from bct.metrics.products import ROWS, Products
+from bct.metrics.products import ROWS, Products, even
 from bct.metrics.relevance import ByItem, Relevance, Rows, by_query, positives
 from bct.threads import each_in_threads, in_threads
 
@@ -132,7 +132,7 @@ def _blocks(products: Products) -> Iterator[tuple[slice, np.ndarray]]:
             with borrowed(buffers) as buffer:
                 products.fill(scores[:, rows], queries, rows, buffer)
 
-        each_in_threads(fill, gallery, ROWS)
+        each_in_threads(fill, gallery, even(gallery, ROWS))
         yield queries, scores.numpy()
 
 
@@ -148,7 +148,7 @@ class Readings:
         """How many queries a thread takes."""
         width = 4 * gallery + 16 * self.most  # of the scores there are copies
         share = SCORES // torch.get_num_threads() // width
-        return max(1, min(share, -(-self.queries // (2 * torch.get_num_threads()))))
+        return max(1, min(share, -(-self.queries // torch.get_num_threads())))
 
     def of_scores(
         self, scores: np.ndarray, queries: np.ndarray, products: Products | None = None
@@ -169,8 +169,8 @@ class Readings:
         if products is not None and products.cosine:
             lengths, dimensions = products.lengths[queries], products.query.shape[1]
 
-            def exact(row: int, items: np.ndarray) -> np.ndarray:
-                return products.exact(queries[row], items)
+            def exact(rows: np.ndarray, items: np.ndarray) -> np.ndarray:
+                return products.exact(queries[rows], items)
 
             scores = settled(scores, ranked, heights, counts, together, lengths, dimensions, exact)
             heights = heights_of(scores, together)

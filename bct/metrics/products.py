@@ -16,6 +16,13 @@ from bct.metrics.blocks import factors
 from bct.rows import is_odd, read_rows, read_stored, refuse_not_finite, unit_rows
 
 ROWS = 1 << 11  # of the gallery that a thread multiplies at once
+_PAIRS = 1 << 11  # of which a thread holds both rows
+
+
+def even(total: int, block: int) -> int:
+    """The size of blocks, at most `block`, of which each thread has as many."""
+    threads = torch.get_num_threads()
+    return -(-total // (threads * -(-total // (threads * block))))
 
 
 class Products:
@@ -67,12 +74,20 @@ class Products:
         if length is not None:
             out /= torch.from_numpy(length)
 
-    def exact(self, query: int, items: np.ndarray) -> np.ndarray:
-        """A query's scores with some gallery rows by cosine, times its length, float64 (n,)."""
-        one, rows = (_scaled(np.asarray(x)) for x in (self.given[[query]], self.gallery[items]))
-        lengths = np.sqrt(np.einsum("nd,nd->n", rows, rows) * (one @ one.T)[0])
-        products = np.einsum("nd,d->n", rows, one[0])  # equal rows have equal ones, unlike by BLAS
-        return products / np.where(lengths > 0, lengths, 1) * self.lengths[query]
+    def exact(self, queries: np.ndarray, items: np.ndarray) -> np.ndarray:
+        """Scores of pairs by cosine, times the query's length, float64 (n,)."""
+        out = np.empty(len(items))
+        for start in range(0, len(items), _PAIRS):
+            part = slice(start, start + _PAIRS)
+            a, b = (
+                _scaled(np.asarray(side[rows[part]]))
+                for side, rows in ((self.given, queries), (self.gallery, items))
+            )
+            # equal rows have equal sums here, unlike by BLAS
+            products, left, right = (np.einsum("nd,nd->n", *x) for x in ((a, b), (a, a), (b, b)))
+            lengths = np.sqrt(left * right)
+            out[part] = products / np.where(lengths > 0, lengths, 1)
+        return out * self.lengths[queries]
 
 
 def _scaled(rows: np.ndarray) -> np.ndarray:

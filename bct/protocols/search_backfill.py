@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 
 from bct.errors import BctError
 from bct.metrics import backfill
 from bct.metrics.mixed import retrieve_mixed
-from bct.metrics.relevance import ByClass
 from bct.metrics.retrieval import Retrieval
 from bct.models.about import said_beside
 from bct.models.model import Model
@@ -18,7 +18,15 @@ from bct.models.reference_checkpoints import reference_classifier
 from bct.models.widths import same_width
 from bct.protocols.protocol import Protocol, Search
 from bct.protocols.roles import Roles, Test
-from bct.protocols.search_tests import How, Readings, Sides, main_of, mean_of, search
+from bct.protocols.search_tests import (
+    How,
+    Readings,
+    Sides,
+    gallery_classes,
+    main_of,
+    mean_of,
+    search,
+)
 from bct.protocols.verdict import ROUNDING
 from bct.search.orders import (
     UNCERTAINTIES,
@@ -95,12 +103,9 @@ def _course(orders: Sequence[np.ndarray]) -> Course:
 
 def _gallery_classes(protocol: Protocol) -> np.ndarray:
     """Of each gallery item, (G,)."""
-    asked = protocol.search
-    if isinstance(asked.relevance, ByClass):
-        return asked.relevance.gallery
-    known = None if protocol.subjects is None else protocol.subjects[asked.gallery]
+    known = gallery_classes(protocol)
     if known is None or (known < 0).any():
-        unknown = len(asked.gallery) if known is None else np.count_nonzero(known < 0)
+        unknown = len(protocol.search.gallery) if known is None else np.count_nonzero(known < 0)
         raise BctError(
             f"--backfill distance is that from a class's centre: of {unknown:,} items of the "
             "gallery the class is not known",
@@ -109,7 +114,7 @@ def _gallery_classes(protocol: Protocol) -> np.ndarray:
     return known
 
 
-def old_classifier(model: Model, order: str):
+def old_classifier(model: Model, order: str) -> tuple[torch.Tensor, torch.Tensor | None, bool]:
     """(weight (C, D), bias (C,) or None, whether it is of unit embeddings) of a model: from the
     classifier.pt beside it, or from its own file.
 

@@ -157,6 +157,15 @@ def query_units(protocol: Protocol) -> tuple[np.ndarray, str]:
     return np.where(known < 0, -1 - each, known), protocol.unit
 
 
+def gallery_classes(protocol: Protocol) -> np.ndarray | None:
+    """What each gallery item is or shows, int64 (G,), below 0 where it is not known; None if
+    nobody says."""
+    asked = protocol.search
+    if isinstance(asked.relevance, ByClass):
+        return asked.relevance.gallery
+    return None if protocol.subjects is None else protocol.subjects[asked.gallery]
+
+
 def figures(
     results: Readings,
     parts: Mapping[str, Part],

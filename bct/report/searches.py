@@ -18,6 +18,7 @@ from bct.protocols.search_tests import (
     How,
     Readings,
     Sides,
+    gallery_classes,
     main_of,
     map_name,
     query_units,
@@ -146,7 +147,7 @@ def backfilling(
     asked, query = study.protocol.search, sides["new"].query
     relevance = asked.relevance
     old, new = sides["old"].gallery, sides["new"].gallery
-    orders = backfill_orders(old, new, relevance)
+    orders = backfill_orders(old, new, gallery_classes(study.protocol))
     ways = [backfill.refreshed(way, SHARES) for order in orders.values() for way in order.ways]
     curves = iter(
         retrieve_mixed(query, [old, new], ways, relevance, HOW.metric, HOW.ks, way=asked.precision)
@@ -171,11 +172,13 @@ def backfilling(
     return out
 
 
-def backfill_orders(old: np.ndarray, new: np.ndarray, relevance: Relevance) -> dict[str, Order]:
-    """Of galleries (G, D). Only classes have centres."""
+def backfill_orders(
+    old: np.ndarray, new: np.ndarray, classes: np.ndarray | None
+) -> dict[str, Order]:
+    """Of galleries (G, D), whose items' classes are (G,): only these have centres."""
     orders = {"random": Order([order_random(len(old), seed) for seed in range(RANDOM_ORDERS)])}
-    if isinstance(relevance, ByClass):
-        spread = distance_to_centre(old, relevance.gallery)
+    if classes is not None and (classes >= 0).all():
+        spread = distance_to_centre(old, classes)
         orders[BY_CENTRE] = Order(orders_by_distance(spread))
     by_gap = order_by_distance(disagreement(old, new))
     return orders | {DISAGREEMENT: Order([by_gap], available=False)}

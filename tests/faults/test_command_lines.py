@@ -43,6 +43,8 @@ COMMANDS = {
     "eval/report.py": (*EVERY, "--set", "set.bin", "--far", "0.1", "--resamples", "9"),
     "eval/benchmark.py": ("runs", "-d", "data"),
     "eval/retrieval_table.py": ("runs",),
+    "eval/landmarks.py": (*EVERY, "marks", "--data", "small", "--resamples", "9"),
+    "eval/reid.py": (*EVERY, "people", "--resamples", "9"),
     "eval/landmarks_table.py": ("runs", "-o", "table"),
     "tools/average_features.py": SD,
     "tools/class_statistics.py": SD,
@@ -100,6 +102,8 @@ def place(tmp_path, ijb, weights):
         (tmp_path / "images" / str(k)).mkdir(parents=True)
         for j in range(3):
             (tmp_path / "images" / str(k) / f"{j}.jpg").write_bytes(jpeg(k, j))
+    write_landmarks(tmp_path / "marks")
+    write_people(tmp_path / "people")
     (tmp_path / "job.py").write_text(
         "config = dict(network='demo_w16', embedding_size=8, rec='train.rec', output='run')\n"
         f"config['rec'] = {str(tmp_path / 'train.rec')!r}\n"
@@ -121,6 +125,27 @@ def place(tmp_path, ijb, weights):
     (tmp_path / "runs").mkdir()
     (tmp_path / "loop").symlink_to("loop")
     return tmp_path
+
+
+def write_landmarks(folder):
+    """gnd_small.pkl and its images: three queries of two landmarks."""
+    (folder / "jpg").mkdir(parents=True)
+    shown = {"easy": [0], "hard": [1], "junk": [4]}, {"easy": [2], "hard": [3], "junk": []}
+    gnd = [{"bbx": [0, 0, 99, 99], **shown[k % 2]} for k in range(3)]
+    lists = {"imlist": [f"g{k}" for k in range(6)], "qimlist": [f"q{k}" for k in range(3)]}
+    (folder / "gnd_small.pkl").write_bytes(pickle.dumps({**lists, "gnd": gnd}, protocol=2))
+    for k, name in enumerate([*lists["imlist"], *lists["qimlist"]]):
+        (folder / "jpg" / f"{name}.jpg").write_bytes(jpeg(k, 0))
+
+
+def write_people(folder):
+    """Two people by three cameras, as Market-1501 has them."""
+    for part, cameras in (("query", (1, 2)), ("bounding_box_test", (1, 3))):
+        (folder / part).mkdir(parents=True)
+        for person in (1, 2):
+            for camera in cameras:
+                name = f"{person:04d}_c{camera}s1_000001_00.jpg"
+                (folder / part / name).write_bytes(jpeg(person, camera + 3 * len(part)))
 
 
 @cache
