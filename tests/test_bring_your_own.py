@@ -32,7 +32,7 @@ from backbones.basis import BasisNetwork
 from bct.config import base_config, load_config
 from bct.data.sets import open_images
 from bct.errors import BctError
-from bct.files import ROOT
+from bct.files import ROOT, read_json
 from bct.models.model import open_model
 from bct.old_model import OldModel
 from bct.scenarios import set_name
@@ -470,3 +470,16 @@ def test_a_published_map_of_embeddings(bench):
     run("tools/transform_gallery.py", places)
     want = script.eval()(old[:, :, None, None], side[:, :, None, None]).flatten(1).detach()
     close(np.load(bench.home / "mapped.npy"), want)
+
+
+def test_a_checkpoint_and_the_centres_of_advbct(bench):
+    """In one folder, as the page has it; its methods need no other artefact."""
+    folder, faces = bench.home / "advbct", bench.home / "faces"
+    bench.run(import_model, bench.file("AdvBCT: `.pth.tar`").files[0], "-o", folder)
+    assert read_json(folder / "model.json")["network"] == "timm:resnet18"
+    files = [bench.file(f"AdvBCT: JSON of centres, `*_meta_{end}_*`").files[0]
+             for end in ("radius", "theta")]  # fmt: skip
+    bench.run(import_features, *files, "--rec", faces, "--of", faces, "-o", folder)
+    table = bench.opened(folder, "faces", "class_statistics").table("class_statistics")
+    assert (table["kept"] == PER_CLASS).all() and (table["kept_angles"] == PER_CLASS).all()
+    assert table["angle"].isfinite().all() and table["radius"].isfinite().all()
