@@ -335,26 +335,27 @@ def test_golden_balls(golden, dtype, rtol, case):
 
 @PRECISIONS
 @pytest.mark.parametrize("epoch", [0, 3, 15])
-def test_golden_adversary(golden, dtype, rtol, epoch):
+@pytest.mark.parametrize("kind", ["p2s+adv", "cls+p2s+adv"])
+def test_golden_adversary(golden, dtype, rtol, kind, epoch):
     """And the statistics of a batch norm that has seen new embeddings and then old ones."""
     arrays, _ = golden
-    loss, name = (
-        published_loss(arrays, dtype, adversarial=True),
-        f"advbct/p2s+adv/epoch={epoch}/E=30",
-    )
+    loss = published_loss(arrays, dtype, adversarial=True)
+    name = f"advbct/{kind}/epoch={epoch}/E=30"
     layers = {"fc1": "0", "bn1": "1", "fc2": "3"}
     given = {key: value for key, value in arrays.items() if key.startswith("disc/d_")}
     state = {}
     for key, value in given.items():
-        layer, kind = key.removeprefix("disc/d_").split(".")
-        state[f"{layers[layer]}.{kind}"] = value
+        layer, part = key.removeprefix("disc/d_").split(".")
+        state[f"{layers[layer]}.{part}"] = value
     loss.discriminator.load_state_dict(state)
     f, old = (arrays[name].to(dtype).clone() for name in ("f_a", "f_o"))
     terms = loss(f.requires_grad_(), arrays["y"], old, float(epoch), 30)
+    if kind.startswith("cls"):
+        terms["cls"] = F.cross_entropy(f @ arrays["W_n"].to(dtype).t(), arrays["y"])
     held_against(golden, name, terms, loss, f, rtol)
-    for kind in ("running_mean", "running_var"):
-        got = getattr(loss.discriminator[1], kind)
-        want = arrays[f"{name}/after_{kind}"].to(dtype)
+    for buffer in ("running_mean", "running_var"):
+        got = getattr(loss.discriminator[1], buffer)
+        want = arrays[f"{name}/after_{buffer}"].to(dtype)
         torch.testing.assert_close(got, want, rtol=rtol, atol=rtol)
 
 

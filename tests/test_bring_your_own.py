@@ -32,7 +32,7 @@ from backbones.basis import BasisNetwork
 from bct.config import base_config, load_config
 from bct.data.sets import open_images
 from bct.errors import BctError
-from bct.files import ROOT
+from bct.files import ROOT, read_json
 from bct.models.model import open_model
 from bct.old_model import OldModel
 from bct.scenarios import set_name
@@ -127,6 +127,8 @@ _SCRIPT = dict(zip(PLACES, (ASK, ASK, ASK, ASK, PROGRAM, SCRIPT), strict=True))
 _HEAD = dict(zip(PLACES, (HEAD, HEAD, HEAD, RANKS, OTHER, OF_MODEL), strict=True))
 _ROWS = dict(zip(PLACES, ("yes, its rows", ARRAY, GONE, IMAGE_ROWS, ARRAY, YES), strict=True))
 _FC = dict(zip(PLACES, (TOO_FEW, ARRAY, ARRAY, APART, ARRAY, CLASS_ROWS), strict=True))
+_CENTRES = dict.fromkeys(PLACES, JSON) | {"teacher": GONE, "features": YES}
+_LIST = dict.fromkeys(PLACES, LIST) | {"evaluate": "yes, as the images, `--data`"}
 CELLS: dict[str, dict[str, str | No]] = {
     "ours: `model.pt`": _NETWORK,
     "ours: a model's folder": _NETWORK | {"old model": "yes, as it is", "features": FOLDER},
@@ -149,8 +151,7 @@ CELLS: dict[str, dict[str, str | No]] = {
     "openBCT: old classifier, `.npy`": _FC,
     "openBCT: old classifier, `.pth`": _HEAD | {"classifier": APART, "features": WEIGHTS},
     "openBCT: `synth_clsfier.npy`": _FC,
-    "openBCT: image list": dict.fromkeys(PLACES, LIST)
-    | {"evaluate": "yes, as the images, `--data`"},
+    "openBCT, AdvBCT, OpenCompatible: image list": _LIST,
     "BT-2: `.checkpoint` of a backbone": _NETWORK,
     "BT-2: `.checkpoint` of BT²": _NETWORK
     | dict.fromkeys(("evaluate", "old model", "teacher"), "yes, with a `.json`")
@@ -162,7 +163,10 @@ CELLS: dict[str, dict[str, str | No]] = {
     "torchvision: `.pth`": _NETWORK,
     "AdvBCT: `.pth.tar`": _NETWORK,
     "AdvBCT: `*_feat.npy`, `*_label.npy`": _ROWS,
-    "AdvBCT: JSON of centres": dict.fromkeys(PLACES, JSON) | {"teacher": GONE, "features": YES},
+    "AdvBCT: JSON of centres, `*_meta_radius_*`": _CENTRES,
+    "AdvBCT: JSON of centres, `*_meta_theta_*`": _CENTRES,
+    "AdvBCT: list of people": _LIST,
+    "AdvBCT: list of records": _LIST,
     "OpenCompatible: `.pth.tar`": _NETWORK,
 }  # fmt: skip
 
@@ -336,6 +340,8 @@ def features(bench: Bench, kind: str) -> None:
     groups = (f / np.linalg.norm(f, axis=1, keepdims=True)).reshape(KNOWN, PER_CLASS, D)
     centre = groups.mean(axis=1)
     radius = np.linalg.norm(groups - centre[:, None], axis=2).max(axis=1)
+    unit = centre / np.linalg.norm(centre, axis=1, keepdims=True)
+    angle = np.arccos((groups * unit[:, None]).sum(axis=2).min(axis=1))
     plain_means = f.reshape(KNOWN, PER_CLASS, D).mean(axis=1)
     means = centre if "centres" in kind else plain_means
     want = {
@@ -347,7 +353,8 @@ def features(bench: Bench, kind: str) -> None:
         end, rows = file.stem.removeprefix("faces_train_"), np.load(file)
         if end == "class_statistics":
             close(rows["centre"], centre)
-            close(rows["radius"], radius)
+            name, of = ("angle", angle) if "theta" in kind else ("radius", radius)
+            close(rows[name], of)
         else:
             close(rows, want[end])
     assert found
@@ -463,3 +470,16 @@ def test_a_published_map_of_embeddings(bench):
     run("tools/transform_gallery.py", places)
     want = script.eval()(old[:, :, None, None], side[:, :, None, None]).flatten(1).detach()
     close(np.load(bench.home / "mapped.npy"), want)
+
+
+def test_a_checkpoint_and_the_centres_of_advbct(bench):
+    """In one folder, as the page has it; its methods need no other artefact."""
+    folder, faces = bench.home / "advbct", bench.home / "faces"
+    bench.run(import_model, bench.file("AdvBCT: `.pth.tar`").files[0], "-o", folder)
+    assert read_json(folder / "model.json")["network"] == "timm:resnet18"
+    files = [bench.file(f"AdvBCT: JSON of centres, `*_meta_{end}_*`").files[0]
+             for end in ("radius", "theta")]  # fmt: skip
+    bench.run(import_features, *files, "--rec", faces, "--of", faces, "-o", folder)
+    table = bench.opened(folder, "faces", "class_statistics").table("class_statistics")
+    assert (table["kept"] == PER_CLASS).all() and (table["kept_angles"] == PER_CLASS).all()
+    assert table["angle"].isfinite().all() and table["radius"].isfinite().all()

@@ -60,6 +60,8 @@ OF_SCRIPT = {  # of the others; {} is what a training has
     "tools/transform_gallery.py": "",
     "eval/ijbc.py": f"{EVALUATION} --far 0.1",
     "eval/retrieval.py": f"{EVALUATION} --resamples 10",
+    "eval/landmarks.py": f"{EVALUATION} --resamples 10",
+    "eval/reid.py": f"{EVALUATION} --resamples 10",
 }
 OUTPUTS = {  # where a training is, if not in work_dirs/<config>
     "cifar100_bt2_old_class50": "old",

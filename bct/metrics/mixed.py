@@ -8,7 +8,9 @@ least as high as each positive is counted once, and the count at a point is a su
     #{items >= s at point k} = sum over groups u of  #{items of u, in their version at k, >= s}
 
 So a point costs no product and no sort. See bct.metrics.ranking for what is made of the counts, and
-for ties. Memory: float32 copies of the embeddings and less than 1 GiB, however many items.
+for ties. Scores are float32: what near_ties settles for a single search is left to chance here, and
+moves a mean by some 1e-7. Memory: float32 copies of the embeddings and less than 1 GiB, however
+many items.
 """
 
 from collections.abc import Sequence

@@ -13,7 +13,6 @@ import numpy as np
 from bct.metrics.relevance import Rows
 
 _NEAR = np.float32(2.0**-23)  # two scores, each off by three times as much as most of them
-
 _FEW = 8  # heights with each of which a row is compared sooner than searched
 
 

@@ -5,6 +5,7 @@ images: no code of ours has a part in that, but the networks that only we have (
 """
 
 import json
+import struct
 import sys
 import types
 import warnings
@@ -483,15 +484,56 @@ def advbct_features(folder: Path) -> Foreign:
 
 
 def advbct_centres(folder: Path) -> Foreign:
+    return _advbct_json(folder, "radius_centernorm")
+
+
+def advbct_angles(folder: Path) -> Foreign:
+    return _advbct_json(folder, "theta_centernorm_after1.5iqr")
+
+
+def _advbct_json(folder: Path, end: str) -> Foreign:
+    """Of each class the mean of unit embeddings, and their distances from it or angles with it; of
+    three values all are kept. Both are called radius in the file."""
     rows = _rows(write_images(folder / "set", 112))
     rows = (rows / np.linalg.norm(rows, axis=1, keepdims=True)).reshape(KNOWN, PER_CLASS, D)
     said = {}
     for label, own in enumerate(rows):
-        radii = np.linalg.norm(own - own.mean(axis=0), axis=1)
-        said[str(label)] = {"center": own.mean(axis=0).tolist(), "radius": sorted(radii.tolist())}
-    file = folder / f"gldv2_{KNOWN * PER_CLASS}_meta_radius_centernorm.json"
+        centre = own.mean(axis=0)
+        values = np.linalg.norm(own - centre, axis=1)
+        if end.startswith("theta"):
+            values = np.arccos(np.minimum(own @ centre / np.linalg.norm(centre), 1))
+        said[str(label)] = {"center": centre.tolist(), "radius": sorted(values.tolist())}
+    file = folder / f"gldv2_{KNOWN * PER_CLASS}_meta_{end}.json"
     file.write_text(json.dumps(said))
     return Foreign("features", (file,), "demo_w16")
+
+
+def advbct_people(folder: Path) -> Foreign:
+    """Market-1501's: <path> <label> <camera> 1."""
+    write_images(folder, SIDE)
+    lines = [f"n{label:08}/{variant}.png {label} {variant} 1\n" for label in range(KNOWN)
+             for variant in range(PER_CLASS)]  # fmt: skip
+    (folder / "imlist_label.txt").write_text("".join(lines))
+    return Foreign("images", (folder / "imlist_label.txt",), sees="things")
+
+
+def advbct_records(folder: Path) -> Foreign:
+    """MS1M's, beside its train.rec and .idx: <which record, from 0 on> <label>."""
+    images = write_images(folder / "set", SIDE)
+    files = sorted((folder / "set").rglob("*.png"))
+    lines, record, index = [], b"", ""
+    # the header of a file: the key behind its last image
+    parts = [struct.pack("<IfQQ2f", 2, 0, 0, 0, len(images) + 1, len(images) + KNOWN + 1)]
+    for k, file in enumerate(files):
+        parts.append(struct.pack("<IfQQ", 0, k // PER_CLASS, k + 1, 0) + file.read_bytes())
+        lines.append(f"{k} {k // PER_CLASS}\n")
+    for key, part in enumerate(parts):
+        index += f"{key}\t{len(record)}\n"
+        record += struct.pack("<II", 0xCED7230A, len(part)) + part + bytes(-len(part) % 4)
+    (folder / "train.rec").write_bytes(record)
+    (folder / "train.idx").write_text(index)
+    (folder / "imlist_label.txt").write_text("".join(lines))
+    return Foreign("images", (folder / "imlist_label.txt",), sees="things")
 
 
 class OpenCompatibleNetwork(nn.Module):
@@ -580,7 +622,7 @@ WRITERS: dict[str, Callable[[Path], Foreign]] = {
     "openBCT: old classifier, `.npy`": openbct_old_npy,
     "openBCT: old classifier, `.pth`": openbct_old_pth,
     "openBCT: `synth_clsfier.npy`": openbct_synthetic,
-    "openBCT: image list": openbct_list,
+    "openBCT, AdvBCT, OpenCompatible: image list": openbct_list,
     "BT-2: `.checkpoint` of a backbone": bt2_backbone,
     "BT-2: `.checkpoint` of BT²": bt2_basis,
     "BT-2: TorchScript": bt2_script,
@@ -589,6 +631,9 @@ WRITERS: dict[str, Callable[[Path], Foreign]] = {
     "torchvision: `.pth`": torchvision_weights,
     "AdvBCT: `.pth.tar`": advbct_checkpoint,
     "AdvBCT: `*_feat.npy`, `*_label.npy`": advbct_features,
-    "AdvBCT: JSON of centres": advbct_centres,
+    "AdvBCT: JSON of centres, `*_meta_radius_*`": advbct_centres,
+    "AdvBCT: JSON of centres, `*_meta_theta_*`": advbct_angles,
+    "AdvBCT: list of people": advbct_people,
+    "AdvBCT: list of records": advbct_records,
     "OpenCompatible: `.pth.tar`": opencompatible_checkpoint,
 }
