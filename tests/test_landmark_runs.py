@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 import torch
 from support import landmark_goldens as golden
+from support.landmark_sets import drawn_landmarks, drawn_people
 from support.programs import program
 
+from backbones import get_model
 from bct.errors import BctError
 from bct.metrics.backfill import refreshed, refreshed_in_batches
 from bct.protocols.compare import compare
@@ -377,6 +379,50 @@ def test_reranked_market(run, shared, tmp_path):
     half = found["tests"]["new / new"]["all queries"]["map"]
     assert half == pytest.approx(case["mAP_as_published_float16"], abs=1e-6)
     assert found["rerank_parity"] == "published"
+
+
+# ---- networks on drawn images
+
+
+def write_network(folder, seed, size):
+    """A small network that nobody has trained, with a softmax classifier of 5 classes."""
+    torch.manual_seed(seed)
+    folder.mkdir()
+    network = get_model("gem_w16", embedding_size=8)
+    state = {**network.state_dict(), "cls_fc.weight": torch.randn(5, 8)}
+    torch.save(state, folder / "model.pt")
+    view = {"size": size, "crop": "none", "mirror": False, "pixels": "imagenet"}
+    said = {"network": "gem_w16", "embedding_size": 8, "view": view}
+    (folder / "model.json").write_text(json.dumps(said))
+    return folder / "model.pt"
+
+
+@pytest.mark.parametrize("what", ["people", "landmarks"])
+def test_what_networks_have_left_stands_for_them(run, shared, tmp_path, what):
+    """Embeddings that were saved, in place of the networks, give every figure again."""
+    if what == "people":
+        test, size = ("reid", drawn_people(shared)), [64, 32]
+    else:
+        root = drawn_landmarks(shared) / "gldv2"
+        test, size = ("landmarks", root, "--data", "gldv2"), 32
+    new, old = (write_network(tmp_path / f"m{seed}", seed, size) for seed in (1, 2))
+    common = ("--amp", "off", "-j", "0", "--cache", tmp_path / "cache")
+    found, page = run(*test, "-m", new, "-m_old", old, *common, "-E",
+                      "--backfill", "least-confidence", "random")  # fmt: skip
+    curves = found["backfill"]["new"]
+    assert curves["least-confidence"]["map"]["values"][0] == pytest.approx(
+        found["tests"]["new / old"]["all queries"]["map"]
+    )
+    assert "left out" in page  # of people the boxes of nobody, of landmarks the ignored queries
+    kept = {
+        label: ",".join(
+            str(tmp_path / f"out/r_{label}_{side}.npy") for side in ("queries", "gallery")
+        )
+        for label in ("new", "old")
+    }
+    again, _ = run(*test, "-m", kept["new"], "-m_old", kept["old"])
+    assert again["tests"] == found["tests"]
+    assert again["compatibility"] == found["compatibility"]
 
 
 # ---- orders by the old classifier
