@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import simplejpeg
 import torch
+from hypothesis import settings
 from support.pictures import picture, write_faces
 from support.tiny import Job
 
@@ -16,6 +17,9 @@ from tools.ijbc.align import TEMPLATE
 
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("BCT_SHARED", ROOT.parent / "shared"))
+
+settings.register_profile("any machine")  # no test asserts a time
+settings.load_profile("any machine")
 
 if "OMP_NUM_THREADS" not in os.environ:
     torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else 2)

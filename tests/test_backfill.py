@@ -61,7 +61,7 @@ def galleries(seed, n=40):
     return queries, old, new, query, item
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6))
 def test_pairs_against_a_gallery_that_is_really_mixed(seed):
     queries, old, new, query, item = galleries(seed)
@@ -78,7 +78,7 @@ def test_pairs_against_a_gallery_that_is_really_mixed(seed):
     assert result.values[[0, -1]].tolist() == ends
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6))
 def test_search_against_a_gallery_that_is_really_mixed(seed):
     queries, old, new, _, _ = galleries(seed)
@@ -118,7 +118,6 @@ def test_old_equal_to_new_is_a_flat_curve_and_an_undefined_gain():
     assert math.isnan(update_gain(flat.values[0], flat.values[0], flat.values[-1]))
 
 
-@settings(deadline=None)
 @given(n=st.integers(1, 200), seed=st.integers(0, 100), bins=st.integers(2, 30))
 def test_the_subsets_are_nested_and_of_the_stated_size(n, seed, bins):
     seen = []
@@ -215,7 +214,7 @@ def test_distances_by_hand():
     assert disagreement(x, x).tolist() == [0] * 5
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6))
 def test_distances_in_float64(seed):
     rng = np.random.default_rng(seed)
@@ -283,7 +282,7 @@ def some_relevance(rng, kind, q, g):
     return ByItem(*(Rows.of_lists(side) for side in zip(*split, strict=True)))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
     metric=st.sampled_from(METRICS),

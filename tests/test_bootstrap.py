@@ -77,7 +77,7 @@ def brute_force(scores, first, second, genuine, fars, resamples, seed, pairs_of=
     return np.array(tars)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(
     seed=st.integers(0, 10**6),
     kind=st.sampled_from(["subjects", "templates", "pairs"]),

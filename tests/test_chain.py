@@ -33,7 +33,7 @@ def test_a_chain_by_hand():
     assert forward_transfer(CHAIN) == pytest.approx((-0.15 - 0.10) / 2)
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(seed=st.integers(0, 10**6), versions=st.integers(2, 6))
 def test_against_the_definitions(seed, versions):
     m = np.random.default_rng(seed).integers(0, 4, (versions, versions)) / 4.0

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from support.pages import Nothing
 
@@ -70,7 +70,6 @@ def test_how_alike_two_spaces_are():
     assert alike_by_item(many, many + 1e-3) > 0.95
 
 
-@settings(deadline=None)
 @given(n=st.integers(2, 40), lie=st.integers(0, 39))
 def test_the_same_embeddings(n, lie):
     x = np.random.default_rng(n).standard_normal((n, 8)).astype(np.float32)

@@ -85,7 +85,7 @@ def accepted_by_brute_force(scores, genuine, far):
     return best
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), far=st.sampled_from([0.0, 0.01, 0.1, 0.5, 1.0]))
 def test_verification_flips_against_brute_force(seed, far):
     old, new, genuine = scores_of_two_systems(seed)
@@ -103,7 +103,7 @@ def test_verification_flips_against_brute_force(seed, far):
     assert result.genuine.positive_rate - result.genuine.negative_rate == pytest.approx(gain)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6))
 def test_a_monotone_change_of_scores_flips_nothing_but_drifts(seed):
     old, _, genuine = scores_of_two_systems(seed)
@@ -124,7 +124,7 @@ def test_ranks_by_hand():
     assert hits(similarity, probes, gallery, k=2).tolist() == [True, True, True]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6))
 def test_ranks_against_brute_force_and_identification(seed):
     rng = np.random.default_rng(seed)
@@ -157,7 +157,7 @@ def test_drift_by_hand():
     assert 0.6 < drift.restored.threshold <= 0.7
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6))
 def test_drift_against_counts(seed):
     old, new, genuine = scores_of_two_systems(seed)
@@ -173,7 +173,7 @@ def test_drift_against_counts(seed):
         assert drift.far_ratio == pytest.approx(ratio, nan_ok=True)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6))
 def test_equal_scores_neither_flip_nor_drift(seed):
     old, _, genuine = scores_of_two_systems(seed)

@@ -54,7 +54,7 @@ def test_golden(shared, name, threshold, parity):
     np.testing.assert_allclose(f.grad.numpy(), golden, atol=1e-5 * np.abs(golden).max())
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(
     seed=st.integers(0, 2**32 - 1),
     images=st.integers(1, 5),

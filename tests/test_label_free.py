@@ -26,7 +26,7 @@ def rotation(seed, d):
     return ortho_group.rvs(d, random_state=seed)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6))
 def test_residual_against_scipy(seed):
     new, old = normal(seed, 60, 7), normal(seed + 1, 60, 7)
@@ -35,7 +35,7 @@ def test_residual_against_scipy(seed):
     assert procrustes_residual(new, old) == pytest.approx(expected, abs=1e-5)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6))
 def test_residual_is_blind_to_rotations_and_lengths(seed):
     new, old = normal(seed, 60, 7), normal(seed + 1, 60, 7)
@@ -71,7 +71,7 @@ def overlap_by_brute_force(query_a, gallery_a, query_b, gallery_b, k, exclude_se
     return np.mean(shares)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), k=st.integers(1, 10))
 def test_overlap_against_brute_force(seed, k):
     systems = normal(seed, 9, 4), normal(seed + 1, 30, 4), normal(seed + 2, 9, 6)
@@ -94,7 +94,7 @@ def test_overlap_within_one_set_leaves_the_item_itself_out(block, monkeypatch):
     assert without < 1
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=st.integers(0, 10**6), k=st.integers(1, 30))
 def test_the_same_space_overlaps_wholly(seed, k):
     query, gallery = normal(seed, 10, 5), normal(seed + 1, 30, 5)

@@ -19,7 +19,7 @@ def with_ties(seed, pairs=400):
     return (rng.integers(0, 30, pairs) + 8 * labels).astype(np.float32), labels
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(seed=st.integers(0, 10**6))
 def test_strict_is_the_best_point_of_the_full_roc_curve_below_the_target(seed):
     scores, labels = with_ties(seed)
@@ -103,7 +103,7 @@ def brute_force(similarity, probes, gallery, fpir):
     return best
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6))
 def test_identification_against_brute_force(seed):
     rng = np.random.default_rng(seed)

@@ -148,7 +148,7 @@ def test_published_gradient_is_as_many_times_too_large_as_there_are_ranks():
 # ---- the queue
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(size=st.integers(1, 12), data=st.data())
 def test_queue_is_first_in_first_out(size, data):
     """From `position` on: slots never filled, then the last `size` rows, the oldest first."""

@@ -61,7 +61,7 @@ def listed(found):
     return [part.tolist() for part in np.split(found.places, found.offsets[1:-1])]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=SEEDS, metric=st.sampled_from(METRICS))
 def test_places_against_a_plain_sort(seed, metric):
     rng = np.random.default_rng(seed)
@@ -169,7 +169,7 @@ def trapezoid_of(places):
     return area
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=SEEDS, metric=st.sampled_from(METRICS))
 def test_retrieval_of_each_way(seed, metric):
     rng = np.random.default_rng(seed)

@@ -56,7 +56,7 @@ def plain(path):
     return [int(key) for key, _ in rows], [int(offset) for _, offset in rows]
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(rows=st.lists(st.tuples(numbers, numbers), min_size=1, max_size=40), end=st.booleans())
 def test_cached_and_parsed_are_the_text(tmp_path_factory, rows, end):
     """In every order, with repeated keys, with or without the last newline."""
@@ -69,7 +69,7 @@ def test_cached_and_parsed_are_the_text(tmp_path_factory, rows, end):
         same(read_index(path, cached_from), (keys, offsets))
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(text=st.text("019\t\n\r -.x", max_size=14))
 def test_text_is_read_as_lines_or_refused(tmp_path_factory, text):
     """Never other numbers than line by line, and never fewer; \\r\\n is a newline."""

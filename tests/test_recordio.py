@@ -38,7 +38,7 @@ def small(path, count=5):
     return write(path, [(Header(float(k), k), bytes([k]) * (k + 3)) for k in range(count)])
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     records=st.lists(st.tuples(st.builds(Header, labels, ids, ids), data), min_size=1, max_size=6)
 )
@@ -238,7 +238,7 @@ def test_a_failed_write_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(at=st.integers(0, 10_000), value=st.integers(0, 255), cut=st.integers(0, 200))
 def test_a_damaged_file_is_read_or_refused(tmp_path_factory, at, value, cut):
     """One byte changed and the end cut off: nothing but a BctError, and no byte from elsewhere."""

@@ -41,7 +41,7 @@ def plain(query, gallery, k1, k2, weight):
     return whole[:, len(query) :]
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=st.integers(0, 10**6))
 def test_distances_against_the_definition(seed):
     rng = np.random.default_rng(seed)

@@ -76,7 +76,7 @@ def check(search, ap, rank):
     assert result.top == {k: pytest.approx(np.mean(rank[found] <= k)) for k in result.top}
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=SEEDS, metric=METRICS)
 def test_two_sets_against_brute_force(seed, metric):
     rng = np.random.default_rng(seed)
@@ -89,7 +89,7 @@ def test_two_sets_against_brute_force(seed, metric):
     check(lambda: two_sets(query, labels, gallery, others, metric, ks), *expected)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=SEEDS, metric=METRICS)
 def test_leave_one_out_against_brute_force(seed, metric):
     """Of one model, which takes half of the products, and of two, which takes all."""
@@ -156,7 +156,7 @@ def test_real_numbers_against_scikit_learn_on_the_very_scores(metric):
     check(lambda: two_sets(x[:77], labels[:77], old, labels, metric), *expected)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(seed=SEEDS, metric=METRICS)
 def test_the_order_of_queries_and_gallery_changes_nothing(seed, metric):
     rng = np.random.default_rng(seed)
@@ -173,7 +173,7 @@ def test_the_order_of_queries_and_gallery_changes_nothing(seed, metric):
     np.testing.assert_array_equal(again.rank, one.rank[p])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=SEEDS)
 def test_a_new_negative_never_helps_and_a_far_one_does_nothing(seed):
     rng = np.random.default_rng(seed)
@@ -466,7 +466,7 @@ def random_items(rng, q, g):
     return positive, ignored
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=SEEDS, metric=METRICS)
 def test_items_of_each_query_against_a_plain_sort(seed, metric):
     rng = np.random.default_rng(seed)
@@ -507,7 +507,7 @@ def test_ignored_items_at_the_top_by_hand():
         one([], [0])
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=SEEDS, metric=METRICS, own=st.booleans())
 def test_classes_with_ignored_items_against_a_plain_sort(seed, metric, own):
     """As where a gallery has some of the queries' own images; a few queries at a time."""
@@ -566,7 +566,7 @@ def test_ignored_items_have_to_be_there_and_once():
             retrieve(np.eye(3), np.eye(3), relevance)
 
 
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(seed=SEEDS, metric=METRICS, own=st.booleans())
 def test_items_made_from_classes_give_what_classes_give(seed, metric, own):
     rng = np.random.default_rng(seed)

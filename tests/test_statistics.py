@@ -82,7 +82,7 @@ def test_golden(shared):
     np.testing.assert_array_equal(table["kept"], data["advbct_radius_count"])
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), T=st.sampled_from([0.9, 0.7, 0.5, 0.1, 1.0]))
 def test_against_a_plain_loop_in_float64(seed, T):
     features, labels = random_case(seed)
@@ -95,7 +95,7 @@ def test_against_a_plain_loop_in_float64(seed, T):
     np.testing.assert_array_equal(np.bincount(labels[mask], minlength=12), np.ceil(T * sizes))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), sizes=st.lists(st.integers(1, 12), min_size=1, max_size=8))
 def test_class_statistics_against_a_plain_loop_in_float64(seed, sizes):
     rng = np.random.default_rng(seed)
@@ -127,7 +127,7 @@ def test_golden_of_advbct_and_lce(shared):
     np.testing.assert_allclose(table["cosine"], data["lce_cos"][known], atol=1e-6)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 10**6), sizes=st.lists(st.integers(1, 12), min_size=1, max_size=8))
 def test_angles_against_a_plain_loop_in_float64(seed, sizes):
     rng = np.random.default_rng(seed)

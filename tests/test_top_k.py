@@ -25,7 +25,7 @@ def plain_top(query, gallery, k):
     return order, np.take_along_axis(scores, order, axis=1)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(seed=st.integers(0, 10**6), tied=st.booleans())
 def test_top_k_against_a_sort(seed, tied):
     """Blocks of any size, in any order of threads; of equal scores the smaller row."""

@@ -95,7 +95,7 @@ def test_golden(shared):
     assert (moved[np.bincount(labels) > 2] > 1e-3).all()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(
     sizes=st.lists(st.sampled_from([1, 2, 3, 7]), min_size=1, max_size=9),
     lam=st.sampled_from([0.0, 0.5, 0.9]),
