@@ -205,8 +205,9 @@ def _split(argument: str) -> tuple[str, str]:
 def _taken(source: str, keys: dict[str, Key], name: str, value: Any, base: Path) -> Any:
     """The value of a key as runs have it. base: where relative paths start."""
     if name not in keys:
-        near = difflib.get_close_matches(name, keys, n=1)
-        hint = f"did you mean {near[0]}?" if near else "configs/base.py lists the keys"
+        near = difflib.get_close_matches(name, keys, n=1, cutoff=0.7)
+        lists = "configs/base.py lists the keys, the train.py of a method its own"
+        hint = f"did you mean {near[0]}?" if near else lists
         raise BctError(f"{source}: unknown config key {shown(name)}", hint)
     key = keys[name]
     try:

@@ -18,6 +18,7 @@ scales. A model is whatever eval/retrieval.py takes, also queries.npy,gallery.np
 """
 
 from bct.command import run_cli, some_text
+from bct.errors import BctError
 from bct.models.whole_images import Whole
 from bct.protocols.landmarks import SPLITS, open_landmarks
 from bct.protocols.search_run import run_searches, search_arguments, search_parser
@@ -28,7 +29,7 @@ def main() -> None:
     add = parser.add_argument
     add("root", type=some_text, help="the folder of the set, or of several")
     name = "roxford5k, rparis6k, gldv2, or the name of a gnd_<name>.pkl"
-    add("--data", type=some_text, required=True, metavar="NAME", help=name)
+    add("--data", type=some_text, metavar="NAME", help=name)
     add("--split", choices=SPLITS, help="of gldv2; default: private")
     standard = "queries cropped by their boxes, aspect kept, the long side at 1024, three scales"
     add("--standard", action="store_true", help=standard)
@@ -38,6 +39,8 @@ def main() -> None:
     add("--distractors", type=some_text, metavar="SET", help=more)
     add("--lacking", action="store_true", help="leave out images that are missing")
     args = search_arguments(parser)
+    if args.data is None:
+        raise BctError("it is not said which set this is", f"give --data: {name}")
     run_searches(
         args,
         lambda stored: open_landmarks(

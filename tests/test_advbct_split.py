@@ -219,3 +219,20 @@ def test_what_can_not_be_leaves_nothing(tmp_path, split, arguments, word):
     with pytest.raises(BctError, match=word):
         split(tmp_path / "set", *arguments)
     assert not list(tmp_path.rglob("*.txt")) + list(tmp_path.rglob("*.json"))
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("x_old_30percent_class.txt", "<the whole list> --split advbct --ratio 30 --out {}"),
+        ("x_new_60percent_data.txt", "<the whole list> --split advbct --ratio 40 --out {}"),
+        ("x_new_100percent_data.txt", "<the whole list> --split advbct --ratio 30 --out {}"),
+        ("x_part_50_class.txt", "<the whole set> --by class --ratio 50 --out {}"),
+        ("x_part_70_data.txt", "<the whole set> --out {}"),
+        ("x_part_70_class.rec", "<the whole set>"),
+    ],
+)
+def test_a_part_that_is_missing_says_how_it_is_made(tmp_path, name, asked):
+    with pytest.raises(BctError, match="there is no data set") as error:
+        open_images(tmp_path / name)
+    assert error.value.do.endswith(f"split_dataset.py {asked.format(tmp_path)}")

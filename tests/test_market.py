@@ -158,6 +158,21 @@ def test_drawn_people(shared):
     assert train.image(0).shape == (128, 64, 3)
 
 
+@pytest.mark.parametrize(
+    ("inside", "asked", "do"),
+    [
+        ("people/query", "", "query/ and bounding_box_test/: {}/people"),
+        ("query", "query", "query/ and bounding_box_test/: {}"),
+        ("gnd_small.pkl", "", "python eval/landmarks.py {} --data NAME"),
+    ],
+)
+def test_another_folder(tmp_path, inside, asked, do):
+    (tmp_path / inside).mkdir(parents=True)
+    with pytest.raises(BctError, match="has neither query/") as error:
+        open_market(tmp_path / asked)
+    assert error.value.do.endswith(do.format(tmp_path))
+
+
 def test_lists_beside_images(shared, tmp_path):
     root = tmp_path / "set"
     shutil.copytree(drawn_people(shared), root)

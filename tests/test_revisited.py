@@ -183,6 +183,25 @@ def test_published_layouts(shared, tmp_path, file, images):
     assert find_gnd(tmp_path, "roxford5k") == tmp_path / file
 
 
+@pytest.mark.parametrize(
+    ("inside", "asked", "do"),
+    [
+        ("sets/gnd_small.pkl", "", "give the folder that has it: {}/sets"),
+        ("gnd_small.pkl", "jpg", "give the folder that has it: {}"),
+        ("bounding_box_test/a.jpg", "", "python eval/reid.py {}"),
+        ("index.csv", "", "--data gldv2"),
+        ("a.txt", "", "give the folder that has it"),
+    ],
+)
+def test_another_folder(tmp_path, inside, asked, do):
+    (tmp_path / asked).mkdir(exist_ok=True)
+    (tmp_path / inside).parent.mkdir(exist_ok=True)
+    (tmp_path / inside).touch()
+    with pytest.raises(BctError, match=r"no gnd_small\.pkl") as error:
+        find_gnd(tmp_path / asked, "small")
+    assert error.value.do.endswith(do.format(tmp_path))
+
+
 def test_lists_without_images(tmp_path):
     written(tmp_path, small())
     protocol = open_revisited(tmp_path, "small")
@@ -194,6 +213,7 @@ def test_lists_without_images(tmp_path):
         open_revisited(tmp_path, "other")
     assert "gnd_small.pkl" in error.value.do
     assert open_revisited(tmp_path).name == "small"
+    assert open_revisited(tmp_path, "gnd_small.pkl").name == "small"
     (tmp_path / "gnd_other.pkl").touch()
     with pytest.raises(BctError, match=r"no gnd_\.pkl"):
         open_revisited(tmp_path)

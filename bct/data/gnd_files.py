@@ -47,6 +47,7 @@ def find_gnd(root: str | Path, name: str) -> Path:
         return root
     if Path(name).is_file():
         return Path(name)
+    name = name.removeprefix("gnd_").removesuffix(".pkl")
     short = _ALIASES.get(name, name)
     for folder in (".", name, short, "annotation", f"annotation/{short}", "annotation/roxford"):
         for file in (f"gnd_{name}.pkl", f"{name}.pkl", f"gnd_{short}.pkl", f"{short}.pkl"):
@@ -55,13 +56,25 @@ def find_gnd(root: str | Path, name: str) -> Path:
     there = sorted(root.glob("gnd_*.pkl"))
     if not name and len(there) == 1:
         return there[0]
-    others = [path.name for path in there]
     raise BctError(
         f"there is no gnd_{name}.pkl in {root}, in {name}/ or in annotation/ there",
-        f"give the folder that has it; {root} has {', '.join(others)}"
-        if others
-        else "give the folder that has it",
+        _instead(root, name, [path.name for path in there]),
     )
+
+
+def _instead(root: Path, name: str, others: list[str]) -> str:
+    """What to do where a folder lacks a ground truth, by what else it is."""
+    if others:
+        return f"give the folder that has it; {root} has {', '.join(others)}"
+    near = [root.parent, *sorted(path for path in root.glob("*") if path.is_dir())]
+    for folder in near:
+        if (folder / f"gnd_{name}.pkl").is_file():
+            return f"give the folder that has it: {folder}"
+    if (root / "bounding_box_test").is_dir():
+        return f"this is Market-1501: python eval/reid.py {root}"
+    if (root / "index.csv").is_file():
+        return "this is GLDv2: --data gldv2"
+    return "give the folder that has it"
 
 
 def find_images(root: str | Path, gnd: Path, name: str, first: bytes) -> Path | None:

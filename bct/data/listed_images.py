@@ -61,7 +61,7 @@ class ListedImages(ImageFiles):
                 if not lacking or not there.any():
                     raise BctError(
                         self.remark.removesuffix("."),
-                        "bring them back; or leave them out (lacking): figures of a part are not "
+                        "bring them back; or leave them out (--lacking): figures of a part are not "
                         "the protocol's",
                     )
                 chosen = [chosen[k] for k in np.flatnonzero(there)]

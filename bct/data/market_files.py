@@ -60,7 +60,7 @@ def read_people(root: str | Path, part: str) -> People:
     else:
         raise BctError(
             f"{root} has neither {FOLDERS[part]}/ nor a list *{part}.csv",
-            "give the folder of Market-1501, which has query/ and bounding_box_test/",
+            _instead(root),
         )
     if not names:
         raise BctError(f"{path} has no image", "copy the set again")
@@ -72,6 +72,17 @@ def read_people(root: str | Path, part: str) -> People:
             "mend the list",
         )
     return found
+
+
+def _instead(root: Path) -> str:
+    """What to do where a folder is not Market-1501's, by what else it is."""
+    near = [root.parent, *sorted(path for path in root.glob("*") if path.is_dir())]
+    for folder in near:
+        if (folder / FOLDERS["query"]).is_dir():
+            return f"give the folder that has query/ and bounding_box_test/: {folder}"
+    if (root / "index.csv").is_file() or any(root.glob("gnd_*.pkl")):
+        return f"these are landmarks: python eval/landmarks.py {root} --data NAME"
+    return "give the folder of Market-1501, which has query/ and bounding_box_test/"
 
 
 def _read_list(path: Path) -> tuple[np.ndarray, list[bytes]]:

@@ -115,7 +115,7 @@ def _checksum(name: str, numbers: np.ndarray) -> int:
 @cache
 def _warn(reason: str) -> None:
     """Once for each reason."""
-    logging.warning(
+    logging.getLogger().warning(  # logging.warning would print all later lines twice
         "large record indices are parsed at every start, since $XDG_CACHE_HOME/bct/index or "
         "~/.cache/bct/index can't be written (%s): set XDG_CACHE_HOME to a folder that can",
         reason,

@@ -4,6 +4,7 @@ bct/data/image_set.py says what a data set is.
 """
 
 import os
+import re
 from collections.abc import Callable
 from functools import cached_property
 from pathlib import Path
@@ -283,10 +284,26 @@ def open_images(rec: str | Path, backend: str = "native") -> ImageSet:
         return found
     if path.is_dir():
         return FolderSet(path)
-    do = "give a .rec file, a list of images, or a folder with train.rec or classes (key `rec`)"
-    if "_part_" in path.stem:
-        do = "make the parts of the whole set first: python tools/split_dataset.py <the whole set>"
-    raise BctError(f"there is no data set at {path}", do)
+    raise BctError(f"there is no data set at {path}", _how_to_make(path))
+
+
+def _how_to_make(path: Path) -> str:
+    """What to do where there is no such set: make it, if its name is that of a part."""
+    split = "python tools/split_dataset.py"
+    part = re.search(r"_part_(\d+)_(class|data)", path.stem)
+    if part:
+        ratio = min(int(part[1]), 100 - int(part[1]))
+        asked = "" if ratio == 30 else f" --by {part[2]} --ratio {ratio}"
+        asked += f" --out {path.parent}" if path.suffix == ".txt" else ""
+        return f"make the parts of the whole set first: {split} <the whole set>{asked}"
+    share = re.search(r"_(old|new)_(\d+)percent_(class|data)$", path.stem)
+    if share:
+        ratio = {"old": int(share[2]), "new": 100 - int(share[2])}[share[1]] or 30
+        return (
+            "make AdvBCT's lists first: "
+            f"{split} <the whole list> --split advbct --ratio {ratio} --out {path.parent}"
+        )
+    return "give a .rec file, a list of images, or a folder with train.rec or classes (key `rec`)"
 
 
 def open_known(path: Path, backend: str = "native") -> ImageSet | None:

@@ -162,7 +162,7 @@ def refuse_unsaid_view(file: str | Path, network: str | None, pixels: str | None
         raise BctError(
             f"{file}, a {name}, does not say how it sees an image",
             "say it: --pixels imagenet, with --size 224 --crop resized where there are these; or "
-            "give the folder that tools/import_model.py makes of it",
+            "give the folder that tools/import_model.py makes of it, or that of a run of ours",
         )
 
 

@@ -158,7 +158,8 @@ def network_of(weights: str | Path, network: str | None = None) -> str:
     if said is None:
         raise BctError(
             f"{weights} does not say which network it is",
-            "name the network, e.g. -net r50; of an old model -old_net, where there is that option",
+            "name the network, e.g. -net r50, of an old model -old_net; a model of ours "
+            "needs its .json beside it: give the run's folder",
         )
     return said
 

@@ -8,8 +8,7 @@ part like the others (unseen = "synthesise") or have no ball ("ignore"), as in A
 Needs of the old model: embeddings and class statistics of the new model's training set.
 """
 
-import logging
-
+from bct.distributed import say
 from bct.errors import BctError
 from bct.keys import choice, flag, number, text, whole
 from bct.method import Method, present
@@ -62,7 +61,8 @@ class AdvBCT(Method):
                 "no class has two images, so no class has a radius", "use data with more images"
             )
         if undefined and least == 2:
-            logging.warning("%d classes have one image or none, so no radius and no p2s", undefined)
+            why = "one image or none" + ", or are new to the old model" * (cfg.unseen == "ignore")
+            say(f"{undefined} of {cfg.num_classes} classes have {why}: no radius and no p2s")
         given = zip((cfg.threshold, cfg.adv_weight), SETTINGS[cfg.reading], strict=True)
         settings = [default if own is None else own for own, default in given]
         self.loss = AdvBCTLoss(
