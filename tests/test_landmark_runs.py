@@ -519,6 +519,7 @@ def test_what_is_refused(run, small, tmp_path):
     refused("gldv2 has neither", run, "landmarks", folder, "--data", "gldv2", "--standard",
             "-m", models["new"])  # fmt: skip
     np.save(tmp_path / "wide.npy", np.random.default_rng(0).standard_normal((30, 9)))
+    refused("none.npy do not exist", run, *both, "--whiten", tmp_path / "none.npy")
     refused("--whiten has rows of 9 dimensions", run, *both, "--whiten", tmp_path / "wide.npy")
     for more in (
         ("--whiten", "a", "b"),

@@ -123,7 +123,8 @@ def whitening_rows(
     """
     if not files:
         return {}
-    found = [(sha256_file(file), open_vectors(file)[0]) for file in files]
+    rows_of = [open_vectors(file)[0] for file in files]  # it says what is wrong with a file
+    found = [(sha256_file(file), rows) for file, rows in zip(files, rows_of, strict=True)]
     out = {label: found[-1 if label == roles.alone else 0] for label in models}
     for label, (_, rows) in out.items():
         if rows.shape[1] != models[label].width:
