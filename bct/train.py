@@ -32,7 +32,13 @@ from bct.old_model import OldModel
 from bct.signals import StopRequest
 from bct.streams import generator, seed_of
 from bct.training.checkpoint import load_checkpoint, save_checkpoint
-from bct.training.feasible import check_batch_norm, check_steps, check_trained, read_counts
+from bct.training.feasible import (
+    check_batch_norm,
+    check_head,
+    check_steps,
+    check_trained,
+    read_counts,
+)
 from bct.training.finite import FiniteCheck, Outcome
 from bct.training.frozen import freeze, train_mode
 from bct.training.heads import make_head
@@ -125,6 +131,7 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
     job = build(cfg, method_class, dataset, old, device, goes_on(cfg, identity))
 
     dtype = amp_dtype(cfg.amp, device, cfg.fp16)
+    check_head(cfg, method_class.classifies(cfg))
     check_steps(cfg, len(job.loader))
     check_batch_norm(cfg, job.backbone, job.method, job.loader.blank(1))
     with prepared_output(cfg, identity) as (start, record):
