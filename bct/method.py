@@ -77,6 +77,11 @@ class Method(nn.Module):
             )
 
     @classmethod
+    def classifies(cls, cfg: EasyDict) -> bool:
+        """Whether it asks a head for its loss."""
+        return True
+
+    @classmethod
     def backbone(cls, cfg: EasyDict, old: OldModel, dtype: torch.dtype | None) -> nn.Module:
         """The network to train: a batch's images -> (B, D), or a NamedTuple with the field
         `embedding`, which forward then gets in place of the embeddings.

@@ -31,8 +31,8 @@ from bct.models.embed import embedded
 from bct.old_model import OldModel
 from bct.signals import StopRequest
 from bct.streams import generator, seed_of
+from bct.training import feasible
 from bct.training.checkpoint import load_checkpoint, save_checkpoint
-from bct.training.feasible import check_batch_norm, check_steps, check_trained, read_counts
 from bct.training.finite import FiniteCheck, Outcome
 from bct.training.frozen import freeze, train_mode
 from bct.training.heads import make_head
@@ -116,7 +116,7 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
     require(cfg, "num_epoch")
     check_wandb(cfg)
     dataset = method_class.data(cfg)
-    read_counts(cfg, dataset)
+    feasible.read_counts(cfg, dataset)
     old = OldModel(cfg, dataset, method_class.needs(cfg))
     if old.dim is not None:
         method_class.check_dimensions(cfg, old.dim)
@@ -125,8 +125,9 @@ def train(cfg: EasyDict, method_class: type[Method], device: torch.device) -> in
     job = build(cfg, method_class, dataset, old, device, goes_on(cfg, identity))
 
     dtype = amp_dtype(cfg.amp, device, cfg.fp16)
-    check_steps(cfg, len(job.loader))
-    check_batch_norm(cfg, job.backbone, job.method, job.loader.blank(1))
+    feasible.check_head(cfg, method_class.classifies(cfg))
+    feasible.check_steps(cfg, len(job.loader))
+    feasible.check_batch_norm(cfg, job.backbone, job.method, job.loader.blank(1))
     with prepared_output(cfg, identity) as (start, record):
         if start == "finished":
             distributed.say(f"{cfg.output} holds this run, finished: reusing it")
@@ -194,7 +195,7 @@ def build(
     start = start_from(cfg, dataset, backbone, head) if cfg.init_from and not resumed else None
     freeze(backbone, cfg.freeze)
     method = method_class(cfg, old).to(device)
-    check_trained(backbone, method, head)
+    feasible.check_trained(backbone, method, head)
     scaler = make_scaler(dtype, device)
     optimizer = make_optimizer(cfg, backbone, method, head, fused=not scaler.is_enabled())
     bad = BadRecords(cfg) if cfg.on_bad_record == "skip" else None

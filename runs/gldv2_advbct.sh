@@ -29,6 +29,7 @@ NEW_EXTRA="${INIT:+init_from=$(realpath -m "${INIT:-}")} ${NEW_EXTRA:-} resume=T
 [[ $ALLOCATION =~ ^(EX|OP)(class|data)$ ]] || fail "there is no ALLOCATION $ALLOCATION" \
     "EXclass, EXdata, OPclass or OPdata"
 [[ $NEW == r18 || $NEW == r50 ]] || fail "NEW=$NEW is no network of this table" "NEW=r18 or NEW=r50"
+begin_with "${INIT_OLD:-}" "${INIT:-}"
 cd "$(dirname "$0")/.."
 LISTS=$OUT/lists
 case $ALLOCATION in
@@ -50,6 +51,9 @@ done
 for name in $SETS; do
     $PYTHON tools/check_upgrade.py --landmarks "$name" "$(where "$name")"
 done
+$PYTHON tools/check_upgrade.py $METHODS --old $OLD num_classes=None $OLD_EXTRA \
+    --new "configs/gldv2_${NEW}_alone.py" num_classes=None $NEW_EXTRA \
+    --set rec="$LISTS/$LIST" num_classes=None old_model="$OUT/old_$KIND" $NEW_EXTRA
 
 # 1. the old model's 30 % and the lists of the new ones
 $PYTHON tools/split_dataset.py "$GLDV2/label_81313.txt" --split advbct --by "$KIND" --ratio 30 --out "$LISTS"

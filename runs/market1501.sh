@@ -16,6 +16,7 @@ DATA=$(realpath -m "${DATA:-$here/dataset/Market-1501}")
 export OUT=$(realpath -m "${OUT:-work_dirs/market1501}")
 export OLD_EXTRA="${INIT_OLD:+init_from=$(realpath -m "$INIT_OLD")} ${OLD_EXTRA:-}"
 export NEW_EXTRA="${INIT:+init_from=$(realpath -m "$INIT")} ${NEW_EXTRA:-}"
+begin_with "${INIT_OLD:-}" "${INIT:-}"
 cd "$(dirname "$0")/.."
 $PYTHON tools/split_dataset.py "$DATA/bounding_box_train" --by class --ratio 50 --out "$OUT"
 TRAIN=$OUT/bounding_box_train.txt TEST=$DATA PROTOCOL=people \

@@ -459,3 +459,11 @@ def test_without_the_adversary_no_old_embedding_is_read():
     assert [name for name, _ in method.named_parameters()] == ["loss.boundary"]
     assert method.takes_a_part(EasyDict(method.cfg | {"parity": "published"}))
     assert not AdvBCT.takes_a_part(make("published").cfg)
+
+
+def test_more_negatives_than_images_are_refused_before_the_training_as_published():
+    settings = {"boundary": "old_distance", "topk": 13, "batch_size": 12}
+    make(**settings)
+    with pytest.raises(BctError, match="topk = 13, and the batch of all ranks has 12 images"):
+        make("published", **settings)
+    make("published", **settings | {"boundary": "fixed"})

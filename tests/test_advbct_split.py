@@ -206,6 +206,7 @@ def test_records_are_listed(tmp_path, split):
         (["--split", "advbct", "--classes", "2"], "its own order"),
         (["--split", "advbct", "--order", "numeric"], "its own order"),
         (["--split", "advbct", "--stem", "a/b"], "no start of a name"),
+        (["--split", "advbct", "--stem", "a\nb"], "no start of a name"),
         (["--split", "advbct", "--ratio", "1"], "leaves a part empty"),
         (["--parity", "published"], "are about --split advbct"),
         (["--stem", "x"], "are about --split advbct"),
@@ -236,3 +237,16 @@ def test_a_part_that_is_missing_says_how_it_is_made(tmp_path, name, asked):
     with pytest.raises(BctError, match="there is no data set") as error:
         open_images(tmp_path / name)
     assert error.value.do.endswith(f"split_dataset.py {asked.format(tmp_path)}")
+
+
+def test_another_ratio_beside_the_first_leaves_nothing(tmp_path, split):
+    """The list of all classes has one name, and another content."""
+    for label in range(8):
+        (tmp_path / "set" / str(label)).mkdir(parents=True)
+        Image.fromarray(picture(label, 0, 8)).save(tmp_path / "set" / str(label) / "0.png")
+    words = "--split", "advbct", "--by", "class", "--out", tmp_path / "lists"
+    split(tmp_path / "set", *words, "--ratio", "30")
+    before = {file: file.read_bytes() for file in (tmp_path / "lists").iterdir()}
+    with pytest.raises(BctError, match=r"new_100percent_class\.txt exists and was not made"):
+        split(tmp_path / "set", *words, "--ratio", "51")
+    assert {file: file.read_bytes() for file in (tmp_path / "lists").iterdir()} == before

@@ -3,6 +3,7 @@
 import csv
 import os
 import pickle
+import re
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
@@ -248,7 +249,9 @@ def drawing(folder):
     return {"files": 1}
 
 
-@pytest.mark.parametrize("damage", ["changed", "missing", "no list", "no counts", "no json"])
+@pytest.mark.parametrize(
+    "damage", ["changed", "missing", "no list", "no counts", "no hash", "no json"]
+)
 def test_damage_is_found(tmp_path, damage):
     out, settings = tmp_path / "set", {"seed": 1}
     (out).mkdir()  # an empty folder is as good as none
@@ -263,9 +266,12 @@ def test_damage_is_found(tmp_path, damage):
         broken = {
             "no list": about.replace('"a.txt"', "3"),
             "no counts": about.replace('"counts"', '"count"'),
+            "no hash": re.sub('"sha256": "[0-9a-f]+"', '"sha256": null', about),
             "no json": about[:-3],
         }[damage]
         (out / "set.json").write_text(broken)
+    if damage == "no hash":
+        (out / "a.txt").unlink()
     with pytest.raises(BctError, match=r"damaged|not valid JSON"):
         make(out, "set.json", settings, drawing)
 

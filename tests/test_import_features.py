@@ -492,7 +492,7 @@ def test_advbcts_pair_of_arrays(house, kind):
 
 def test_a_large_file_is_read_in_pieces(tmp_path, monkeypatch):
     """Not more than a few classes of its text are in memory at once."""
-    file, numbers = tmp_path / "meta_radius.json", [k / 700 for k in range(256)]
+    file, numbers = tmp_path / "meta_radius.json", [k / 7000 for k in range(256)]
     one = json.dumps({"center": numbers, "radius": numbers[1:40]})
     file.write_text("{" + ", ".join(f'"{c}": {one}' for c in range(2000)) + "}")
     monkeypatch.setattr("bct.stored.foreign_files._PIECE", 1 << 12)
@@ -509,21 +509,23 @@ def test_a_large_file_is_read_in_pieces(tmp_path, monkeypatch):
     [
         ("{", "it ends early"),
         ("{}", "is no class"),
-        ('{"0": {"center": [1, 2], "radius": [1]}', "it ends early"),
-        ('{"0": {"center": [1, 2], "radius": [1]}} 1', "something follows"),
-        ('{"0": {"center": [1, 2], "radius": [1]}, "0": {"center": [1, 2], "radius": [1]}}',
-         "twice"),
+        ('{"0": {"center": [0.6, 0.8], "radius": [1]}', "it ends early"),
+        ('{"0": {"center": [0.6, 0.8], "radius": [1]}} 1', "something follows"),
+        ('{"0": {"center": [0.6], "radius": [1]}, "0": {"center": [0.8], "radius": [1]}}', "twice"),
         ('{"0": {"center": [1, NaN], "radius": [1]}}', "'center'"),
-        ('{"0": {"center": [1, 2], "radius": []}}', "not sorted"),
-        ('{"0": {"center": [1, 2], "radius": [2, 1]}}', "not sorted"),
+        ('{"0": {"center": [0.6, 0.8], "radius": []}}', "not sorted"),
+        ('{"0": {"center": [0.6, 0.8], "radius": [2, 1]}}', "not sorted"),
         ('{"0": {"center": [1, 2]}}', "'radius'"),
         ('{"0": {"center": [[1, 2]], "radius": [1]}}', "'center'"),
-        ('{"x": {"center": [1, 2], "radius": [1]}}', "is no class"),
-        ('{"0": {"center": [1], "radius": [1]}, "1": {"center": [1, 2], "radius": [1]}}',
+        ('{"x": {"center": [0.6, 0.8], "radius": [1]}}', "is no class"),
+        ('{"0": {"center": [1], "radius": [1]}, "1": {"center": [0.6, 0.8], "radius": [1]}}',
          "2 numbers"),
         ('{"0": [1, 2]}', "is no class"),
-        ('{"0": {"center": [1, 2], "radius": [1, 2.5]}}', "2.5, of class 0, is no distance"),
-        ('{"0": {"center": [1, 2], "radius": [__import__("os")]}}', "is no class"),
+        ('{"0": {"center": [0, 0], "radius": [1]}}', "of class 0 has the length 0"),
+        ('{"0": {"center": [1, 2], "radius": [1]}}', "of class 0 has the length 2.24"),
+        ('{"0": {"center": [1e-99, 0], "radius": [1]}}', "of class 0 has the length 0"),
+        ('{"0": {"center": [0.6, 0.8], "radius": [1, 2.5]}}', "2.5, of class 0, is no distance"),
+        ('{"0": {"center": [0.6, 0.8], "radius": [__import__("os")]}}', "is no class"),
     ],
 )  # fmt: skip
 def test_json_of_something_else(house, text, word):

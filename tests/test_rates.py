@@ -137,3 +137,14 @@ def test_a_longer_run_begins_anew_at_its_floor(job, caplog):
     more = [*words, "num_epoch=4", "resume=True"]
     assert train(job(*more), Method, torch.device("cpu")) == 0
     assert "0.001 by the shorter schedule, it is 0.0023" in caplog.text
+
+
+@pytest.mark.parametrize(("warmup", "said"), [(1, "0.01"), (2, "0.005")])
+def test_a_run_that_was_all_warm_up_can_be_made_longer(job, caplog, warmup, said):
+    """Its shorter schedule has no slope to be on: it ends with the warm-up, or within it."""
+    words = ["num_epoch=1", f"warmup_epoch={warmup}", "lr=0.01", "head=softmax"]
+    assert train(job(*words), Method, torch.device("cpu")) == 0
+    caplog.set_level("INFO")
+    more = [*words, "num_epoch=3", "resume=True"]
+    assert train(job(*more), Method, torch.device("cpu")) == 0
+    assert f"learning rate: it goes on at {said}" in caplog.text

@@ -285,6 +285,10 @@ WRONG = [  # script, changed names, what is said
     ("gldv2_advbct.sh", {"ALLOCATION": "EX"}, "there is no ALLOCATION EX"),
     ("gldv2_advbct.sh", {"NEW": "r101"}, "NEW=r101"),
     ("gldv2_advbct.sh", {"SETS": "rparis6k"}, "gnd_rparis6k.pkl"),
+    ("gldv2_advbct.sh", {"NEW_EXTRA": "lrr=1"}, "unknown config key 'lrr'"),
+    ("gldv2_advbct.sh", {"NEW_EXTRA": "embedding_size=16"}, "old ones 256"),
+    ("gldv2_advbct.sh", {"INIT": "{out}/none.pth"}, "there are no weights {out}/none.pth"),
+    ("market1501.sh", {"INIT_OLD": "{out}/none.pth"}, "there are no weights {out}/none.pth"),
     ("ms1mv3_opclass.sh", {"IJB": "{out}/none"}, "{out}/none"),
     ("ms1mv3_opclass.sh", {"NEW_EXTRA": "lrr=1"}, "unknown config key 'lrr'"),
 ]

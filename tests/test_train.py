@@ -20,7 +20,7 @@ from bct.config import load_config
 from bct.data.loader import Batch
 from bct.errors import BctError
 from bct.files import ROOT
-from bct.method import Method
+from bct.method import Method, load_method
 from bct.train import replicate, share_statistics, train, train_step
 from bct.training.checkpoint import checkpoints, load_checkpoint, save_checkpoint
 from bct.training.heads import PartialFC, SoftmaxHead
@@ -287,3 +287,11 @@ def test_torchrun_and_plain_python_are_the_same_command(job, tmp_path):
     assert weights(tmp_path / "two").keys() == weights(tmp_path / "one").keys()
     centres = torch.load(checkpoints(tmp_path / "two")[0], weights_only=True)["head"]["weight"]
     assert centres.shape == (5, 16)
+
+
+def test_a_method_that_classifies_is_refused_without_a_head(job):
+    with pytest.raises(BctError, match="has a classification term"):
+        train(job("head=none"), Method, torch.device("cpu"))
+    assert not job.output.exists()
+    assert not load_method("FCT").classifies(EasyDict())
+    assert not load_method("OpenBCT").classifies(EasyDict(terms=["l2"]))

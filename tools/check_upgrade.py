@@ -81,7 +81,8 @@ def check_method(method: type[Method], cfg: EasyDict, alone: dict[str, EasyDict]
     needs = method.needs(cfg)
     for role, key in (("old", "old_config"), ("new", "new_config")):
         wanted = role == "old" or "new_embedding" in needs
-        if role not in alone or not wanted:
+        in_folder = cfg.get(f"{role}_model")  # whatever the config of its run
+        if role not in alone or not wanted or in_folder:
             continue
         if cfg[key] is None or Path(cfg[key]).stem != alone[role].name:
             raise BctError(

@@ -141,7 +141,8 @@ def split_as_advbct(args: argparse.Namespace) -> None:
     """Writes AdvBCT's lists by classes, by images or both."""
     if args.classes is not None or args.order:
         raise BctError("--split advbct has its own order and number of classes", "give --ratio")
-    if args.stem and ("/" in args.stem or args.stem in (".", "..")):
+    odd = args.stem and ("/" in args.stem or not args.stem.isprintable())
+    if odd or args.stem in (".", ".."):
         raise BctError(f"--stem {args.stem!r} is no start of a name", "give the folder as --out")
     dataset, path, out = opened(args)
     if isinstance(dataset, RecordSet):
@@ -153,9 +154,15 @@ def split_as_advbct(args: argparse.Namespace) -> None:
     for way in ways if args.by in (None, "both") else (args.by,):
         lists += ways[way](dataset.labels, args.ratio or 30, published)
     names = dataset.class_names or [str(label) for label in range(dataset.num_classes)]
-    for part in lists:  # once it is known that all of them can be
-        file = out / f"{stem}_{part.name}.txt"
-        write_list_part(dataset, (part.images, part.labels), part.classes, file, names)
+    wanted = [
+        ((part.images, part.labels), part.classes, out / f"{stem}_{part.name}.txt", names)
+        for part in lists
+    ]
+    for one in wanted:  # before any is written: a list of all classes differs between ratios
+        if os.path.lexists(one[2]):
+            is_there(dataset, one[2], *list_of(dataset, *one))
+    for one in wanted:
+        write_list_part(dataset, *one)
 
 
 def class_order(dataset: RecordSet | Listable, order: str | None, split: str | None) -> np.ndarray:
@@ -236,6 +243,19 @@ def write_list_part(
         classes: the labels in `dataset` of the part's labels 0, 1, ...
         names: of the classes; default: the set's.
     """
+    text, about = list_of(dataset, part, classes, path, names)
+    if is_there(dataset, path, text, about):
+        return print(f"{path} is up to date: reusing it")
+    claim(path, {path.with_suffix(".json"): about})
+    with atomic(path) as temporary:
+        temporary.write_bytes(text)
+    print(f"{path}: {len(part[0])} images, {len(classes)} classes")
+
+
+def list_of(
+    dataset: Listable, part: Part, classes: np.ndarray, path: Path, names: list[str] | None
+) -> tuple[bytes, str]:
+    """The list of one part and its manifest, as they are written; see write_list_part."""
     indices, labels = part
     text = list_text(path, dataset.root, dataset.names[indices].tolist(), labels)
     names = dataset.class_names if names is None else names
@@ -246,16 +266,16 @@ def write_list_part(
         "images": len(indices),
         "classes": len(classes),
     }
-    side = path.with_suffix(".json")
-    about = json.dumps(manifest, indent=2) + "\n"
-    if os.path.lexists(path):
-        if is_file_of(path, text) and is_file_of(side, about.encode()):
-            return print(f"{path} is up to date: reusing it")
-        raise other(path, dataset.path)
-    claim(path, {side: about})
-    with atomic(path) as temporary:
-        temporary.write_bytes(text)
-    print(f"{path}: {len(indices)} images, {len(classes)} classes")
+    return text, json.dumps(manifest, indent=2) + "\n"
+
+
+def is_there(dataset: Listable, path: Path, text: bytes, about: str) -> bool:
+    """Whether a list and its manifest lie there. BctError for another file in its place."""
+    if not os.path.lexists(path):
+        return False
+    if is_file_of(path, text) and is_file_of(path.with_suffix(".json"), about.encode()):
+        return True
+    raise other(path, dataset.path)
 
 
 def write_part(dataset: RecordSet, part: Part, path: Path) -> None:

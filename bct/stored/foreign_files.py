@@ -160,6 +160,9 @@ def read_centres(file: Path) -> tuple[np.ndarray, np.ndarray]:
         if radii[-1] > largest + 1e-3:
             word = "angle" if angles else "distance of unit vectors"
             raise _no_centres(file, f"{radii[-1]:g}, of class {label}, is no {word}")
+        if not 0 < (length := np.linalg.norm(centre.astype(np.float32))) <= 1 + 1e-3:
+            why = f"the center of class {label} has the length {length:.3g}"
+            raise _no_centres(file, f"{why}, no mean of unit vectors")
         labels.append(label)
         centres.append(centre.astype(np.float32))
         numbers.append((radii[-1], radii[0], len(radii)))

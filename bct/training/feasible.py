@@ -9,6 +9,7 @@ from torch import nn
 from bct.data.image_set import ImageSet
 from bct.errors import BctError
 from bct.training.frozen import train_mode
+from bct.training.heads import no_head
 
 
 def read_counts(cfg: EasyDict, dataset: ImageSet) -> None:
@@ -30,6 +31,12 @@ def check_steps(cfg: EasyDict, batches: int) -> None:
             f"there are {batches}",
             "give a smaller gradient_acc or batch_size, or a larger data set",
         )
+
+
+def check_head(cfg: EasyDict, classifies: bool) -> None:
+    """Raises BctError for a method that classifies, without a head."""
+    if classifies and cfg.head == "none":
+        raise no_head()
 
 
 def check_trained(*modules: nn.Module) -> None:

@@ -188,10 +188,15 @@ class NoHead(nn.Module):
         return rows
 
     def forward(self, embeddings: torch.Tensor, labels: torch.Tensor, rng: object = None) -> None:
-        raise BctError(
-            'this method has a classification term, and the config says head="none"',
-            'set head="softmax" or head="margin"',
-        )
+        raise no_head()
+
+
+def no_head() -> BctError:
+    """The error of a method that classifies without one."""
+    return BctError(
+        'this method has a classification term, and the config says head="none"',
+        'set head="softmax" or head="margin"',
+    )
 
 
 def make_head(cfg: EasyDict) -> nn.Module:

@@ -50,7 +50,8 @@ def say_longer(record: RunRecord, cfg: EasyDict, step: int, steps_per_epoch: int
     record.write()
     before = EasyDict(cfg, num_epoch=last["before"])
     rates = [learning_rate(said, step, steps_per_epoch) for said in (before, cfg)]
-    if step >= steps_per_epoch * before.num_epoch and not cfg.decay_epoch:
+    warmed = cfg.warmup_epoch < before.num_epoch
+    if step >= steps_per_epoch * before.num_epoch and not cfg.decay_epoch and warmed:
         ends = 1.0 if cfg.lr_policy == "constant" else cfg.lr_floor
         rates[0] = cfg.lr * ends
     jump = f"it goes on at {rates[1]:g}"

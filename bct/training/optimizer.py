@@ -154,7 +154,7 @@ def lr_at(
     """
     if step < warmup:
         return _warming(step, warmup, base, start)
-    if policy == "constant":
+    if policy == "constant" or total <= warmup:  # a run that is longer by now was warm-up alone
         return base
     progress = (step - warmup) / (total - warmup)
     if policy == "cosine":

@@ -37,12 +37,19 @@ def nearest(cosines: torch.Tensor, other: torch.Tensor, topk: int, published: bo
     """The topk largest of each row of cosines (B, N) where `other`, bool (B, N): (B, K), filled up
     with -inf."""
     cosines = cosines.masked_fill(~other, -torch.inf)
-    if topk > cosines.shape[1] and published:
+    if published:
+        refuse_few(topk, cosines.shape[1])
+    return cosines if topk <= 0 else cosines.topk(min(topk, cosines.shape[1])).values
+
+
+def refuse_few(topk: int, images: int) -> None:
+    """Raises BctError where a batch of so many images, of all ranks, is too small for the published
+    code to take topk of them."""
+    if topk > images:
         raise BctError(
-            f"topk = {topk}, and the batch of all ranks has {cosines.shape[1]} images",
+            f"topk = {topk}, and the batch of all ranks has {images} images",
             'give a larger batch_size, a smaller topk or parity="corrected"',
         )
-    return cosines if topk <= 0 else cosines.topk(min(topk, cosines.shape[1])).values
 
 
 def contrast(

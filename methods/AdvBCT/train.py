@@ -8,11 +8,12 @@ part like the others (unseen = "synthesise") or have no ball ("ignore"), as in A
 Needs of the old model: embeddings and class statistics of the new model's training set.
 """
 
-from bct.distributed import say
+from bct.distributed import say, world_size
 from bct.errors import BctError
 from bct.keys import choice, flag, number, text, whole
 from bct.method import Method, present
 from bct.train import main
+from bct.training.pairwise import refuse_few
 from methods.AdvBCT.loss import AdvBCTLoss
 
 SETTINGS = {"mixbct": (0.4, 4.0), "advbct": (1.0, 1.0)}  # threshold, weight
@@ -53,6 +54,8 @@ class AdvBCT(Method):
             )
         if cfg.boundary == "old_distance":
             kept, least = table["count"], 1
+            if published:
+                refuse_few(cfg.topk, cfg.batch_size * world_size())
         if cfg.unseen == "ignore":
             kept = kept.where(old.new_to_old() >= 0, 0)
         undefined = int((kept < least).sum())

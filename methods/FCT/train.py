@@ -45,6 +45,10 @@ class FCT(Method):
     }
 
     @classmethod
+    def classifies(cls, cfg):
+        return False
+
+    @classmethod
     def needs(cls, cfg):
         return ("old_embedding", "new_embedding")
 

@@ -10,6 +10,7 @@ from bct.errors import BctError
 from bct.keys import choice, number, text, whole
 from bct.method import Method, present
 from bct.train import main
+from bct.training.pairwise import refuse_few
 from methods.HotRefresh.loss import LOSSES, hot_refresh
 
 
@@ -59,12 +60,7 @@ def check(cfg) -> None:
     """Raises BctError for settings with which the published code would end."""
     if cfg.parity != "published":
         return
-    images = cfg.batch_size * world_size()
-    if cfg.topk > images:
-        raise BctError(
-            f"topk = {cfg.topk}, and the batch of all ranks has {images} images",
-            'give a larger batch_size, a smaller topk or parity="corrected"',
-        )
+    refuse_few(cfg.topk, cfg.batch_size * world_size())
     if cfg.topk <= 0 and cfg.loss.startswith("triplet"):
         raise BctError(
             "the published triplets need the number of negatives",

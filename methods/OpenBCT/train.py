@@ -59,6 +59,10 @@ class OpenBCT(Method):
     }
 
     @classmethod
+    def classifies(cls, cfg):
+        return "cls" in cfg.terms
+
+    @classmethod
     def needs(cls, cfg):
         check(cfg)
         made = JUDGED & set(cfg.terms) and cfg.fill != "off"

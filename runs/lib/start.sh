@@ -44,3 +44,11 @@ whole_numbers() {  # names of variables that hold some
             "see the head of $script"
     done
 }
+
+begin_with() {  # files of weights, or ""; runs that there are in OUT may have lost theirs
+    local file
+    for file in "$@"; do
+        [[ -z $file || -e $file || -e $OUT ]] || fail "there are no weights $file" \
+            "check the path; nothing is downloaded"
+    done
+}

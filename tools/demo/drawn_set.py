@@ -67,7 +67,8 @@ def _found(out: Path, manifest: str, settings: dict[str, Any]) -> dict[str, int]
             )
     files, counts = about.get("files"), about.get("counts")
     names = isinstance(files, list) and all(isinstance(name, str) for name in files)
-    if not names or not isinstance(counts, dict) or digest(out, files) != about.get("sha256", ""):
+    there = digest(out, files) if names and isinstance(counts, dict) else None
+    if there is None or there != about.get("sha256"):
         raise BctError(
             f"{out} is damaged: a file of the set is missing or changed",
             "move the folder away, and draw the set again",
