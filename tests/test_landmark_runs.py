@@ -17,6 +17,7 @@ from bct.errors import BctError
 from bct.metrics.backfill import refreshed, refreshed_in_batches
 from bct.protocols.compare import compare
 from bct.protocols.landmarks import open_landmarks
+from bct.protocols.market import open_market
 from bct.protocols.search_backfill import PUBLISHED, read_orders
 from bct.search.orders import UNCERTAINTIES, uncertainty
 
@@ -499,3 +500,52 @@ def test_the_page_of_a_report(monkeypatch, small, tmp_path):
     line[1:4] = ["--reid", folder]
     monkeypatch.setattr(sys, "argv", [*map(str, line), "--overwrite"])
     refused("has neither query/", program("report").main)
+
+
+def test_results_of_another_ground_truth_are_not_replaced(monkeypatch, small, tmp_path):
+    """The same names, other lists: images and models have not changed."""
+    folder, models, _, entries = small
+
+    def call(*more):
+        line = ["x", folder, "--data", "small", "-m", models["new"], "-o", tmp_path / "out", *more]
+        monkeypatch.setattr(sys, "argv", list(map(str, line)))
+        program("landmarks").main()
+
+    call("--resamples", "20")
+    page = next((tmp_path / "out").glob("*.json"))
+    before = page.read_bytes()
+    said = pickle.loads((folder / "gnd_small.pkl").read_bytes())
+    said["gnd"] = [dict(entry, junk=[]) for entry in entries]
+    (folder / "gnd_small.pkl").write_bytes(pickle.dumps(said, protocol=2))
+    refused("holds the results of other models, data or settings", call)
+    assert page.read_bytes() == before
+    call("--overwrite")
+    assert page.read_bytes() != before
+
+
+def test_refinements_that_cannot_be_are_refused_before_the_work(run, small, tmp_path):
+    folder, models, _, _ = small
+    both = ("landmarks", folder, "--data", "small", "-m", models["new"])
+    refused("weight is 1.3", run, *both, "--rerank", 5, 2, 1.3)
+    refused("among 74 items", run, *both, "--rerank", 74, 2, 0.3)
+    assert not (tmp_path / "out").exists()
+
+
+def test_uncertainties_may_be_of_the_whole_list(tmp_path):
+    """As embeddings may, of which an order is made: boxes of nobody are in the list, too."""
+    names = {
+        "query": ["0001_c1s1_1.jpg", "0002_c1s1_1.jpg"],
+        "test": ["-1_c1s1_1.jpg", "0001_c2s1_1.jpg", "0002_c2s1_1.jpg", "0002_c3s1_1.jpg"],
+    }
+    for part, listed in names.items():
+        lines = [f"{name.split('_')[0]},{name}" for name in listed]
+        (tmp_path / f"market_{part}.csv").write_text("\n".join(lines))
+    protocol = open_market(tmp_path, stored=True)
+    np.save(tmp_path / "whole.npy", np.float32([9, 1, 3, 2]))
+    np.save(tmp_path / "left.npy", np.float32([[1], [3], [2]]))
+    np.save(tmp_path / "two.npy", np.float32([3, 2]))
+    for name in ("whole", "left"):
+        file = str(tmp_path / f"{name}.npy")
+        course = read_orders([file], protocol, None)[file](np.zeros((3, 1)), None)
+        assert course.ways[0][4].tolist() == [False, True, True]  # ceil(0.4 * 3) of them
+    refused("has 2 rows for 3 images", read_orders, [str(tmp_path / "two.npy")], protocol, None)

@@ -14,10 +14,11 @@ from bct.files import sha256_file
 from bct.metrics.expansion import expanded
 from bct.metrics.positions import Positions, Readings
 from bct.metrics.relevance import Relevance, unopposed
-from bct.metrics.reranking import reranked
+from bct.metrics.reranking import check_reranking, reranked
 from bct.metrics.retrieval import Retrieval, of_positions, retrieve_readings
 from bct.metrics.whitening import Whitening, fit_whitening
 from bct.models.model import Model
+from bct.protocols.protocol import Search
 from bct.protocols.roles import Roles
 from bct.stored.vector_files import open_vectors
 
@@ -59,8 +60,8 @@ class Refine(NamedTuple):
         return "; ".join(said)
 
 
-def check_refined(refine: Refine, relevance: Relevance, metric: str) -> None:
-    """Raises BctError for a search that can't be refined."""
+def check_refined(refine: Refine, asked: Search, metric: str) -> None:
+    """Raises BctError for a search that can't be refined so."""
     if not refine.ranks:
         return
     if metric != "cosine":
@@ -68,11 +69,13 @@ def check_refined(refine: Refine, relevance: Relevance, metric: str) -> None:
             f"--expand and --rerank are of cosine similarity, not of {metric}",
             "leave --metric out, or them",
         )
-    if getattr(relevance, "leave_one_out", False):
+    if getattr(asked.relevance, "leave_one_out", False):
         raise BctError(
             "--expand and --rerank want queries that are not in the gallery",
             "give a gallery of its own, --gallery",
         )
+    if refine.rerank is not None:
+        check_reranking(len(asked.queries) + len(asked.gallery), *refine.rerank, refine.parity)
 
 
 def refined_readings(

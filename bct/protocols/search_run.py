@@ -147,7 +147,7 @@ def _evaluate(
     models = open_models(files, dtype, size=args.size, crop=args.crop, pixels=args.pixels)
     protocol = opened(all(model.view is None for model in models.values()))
     how = how_of(args, protocol)
-    check_refined(how.refine, protocol.search.relevance, how.metric)
+    check_refined(how.refine, protocol.search, how.metric)
     old, why_not = None, []
     if "old_classes" in args:
         oldest = args.model_file_old or (args.matrix or [None])[0]

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bct.metrics.relevance import ByItem
 from bct.metrics.retrieval import Retrieval
 from bct.metrics.whitening import Whitening, whitened
 from bct.models.model import Model
@@ -14,7 +15,7 @@ from bct.outputs import short_name
 from bct.protocols.evidence import few
 from bct.protocols.image_search import sets_of
 from bct.protocols.overlap import equal_vectors
-from bct.protocols.protocol import Protocol
+from bct.protocols.protocol import Protocol, fingerprint_of
 from bct.protocols.roles import Roles
 from bct.protocols.search_backfill import Order, backfills
 from bct.protocols.search_tables import heading, tables
@@ -56,12 +57,14 @@ def made_from(
 ) -> dict[str, Any]:
     """What results depend on, as plain values: models, images and how they are compared."""
     readings = protocol.search.readings
+    listed = isinstance(protocol.search.relevance, ByItem)  # else labels say it, or names
     return {
         "models": {
             label: {"sha256": model.sha256, "view": model.view and model.view.entries}
             for label, model in models.items()
         },
         "data": [images.fingerprint for images in sets_of(protocol)],
+        **({"asked": fingerprint_of(protocol)} if listed else {}),
         "metric": how.metric,
         "dimensions": how.dimensions,
         **({"average_precision": how.way} if how.way != "steps" else {}),
