@@ -531,6 +531,24 @@ def test_refinements_that_cannot_be_are_refused_before_the_work(run, small, monk
     refused("among 74 items", run, *both, "--rerank", 74, 2, 0.3)
 
 
+def test_what_tests_would_refuse_is_refused_before_the_work(run, small, monkeypatch, tmp_path):
+    """Widths that do not meet, in a page or a report; a k beyond what GLDv2 looks at."""
+    folder, models, arrays, _ = small
+    for module in ("bct.protocols.search_run", "bct.report.write"):
+        monkeypatch.setattr(f"{module}.embed_models", None)  # not called
+    narrow = saved(tmp_path / "m", "narrow", *(rows[:, :9] for rows in arrays["old"]))
+    two = ("-m", models["new"], "-m_old", narrow)
+    line = ["report", "--landmarks", "small", folder, *two, "-o", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", list(map(str, line)))
+    refused("9 and 12 dim", program("report").main)
+    refused("12 and 9 dim", run, "landmarks", folder, "--data", "small", *two)
+    (tmp_path / "index.csv").write_text("id\naaaa\nbbbb\n")
+    solution = "id,images,Usage\ncccc,aaaa,Private\n"
+    (tmp_path / "retrieval_solution_v2.1.csv").write_text(solution)
+    gldv2 = ("landmarks", tmp_path, "--data", "gldv2", "-m", models["new"])
+    refused("top-200 is asked for of the first 100", run, *gldv2, "--ks", 1, 200)
+
+
 def test_uncertainties_may_be_of_the_whole_list(tmp_path):
     """As embeddings may, of which an order is made: boxes of nobody are in the list, too."""
     names = {

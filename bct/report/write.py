@@ -13,7 +13,7 @@ from bct.errors import BctError
 from bct.files import model_name
 from bct.models.embed import embed_models
 from bct.models.model import Model, described
-from bct.models.widths import same_width
+from bct.models.widths import check_meet, same_width
 from bct.outputs import check_outputs
 from bct.protocols.compare import check_resamples
 from bct.protocols.protocol import Protocol, fingerprint_of
@@ -91,6 +91,7 @@ def write_report(
         refuse_to_replace(Path(folder) / "report", made_from)
     check_outputs(*page.files_of(Path(folder)))
     if embeddings is None:
+        check_meet(dimensions, *(model.width for model in models.values()))
         embeddings = embed_models(
             models, protocol.images, cache, device=device,
             batch_size=batch_size, num_workers=num_workers,
