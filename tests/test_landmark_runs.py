@@ -567,3 +567,26 @@ def test_uncertainties_may_be_of_the_whole_list(tmp_path):
         course = read_orders([file], protocol, None)[file](np.zeros((3, 1)), None)
         assert course.ways[0][4].tolist() == [False, True, True]  # ceil(0.4 * 3) of them
     refused("has 2 rows for 3 images", read_orders, [str(tmp_path / "two.npy")], protocol, None)
+
+
+def test_a_mapped_gallery_with_distractors_is_one_file_or_two(run, small, tmp_path):
+    folder, models, arrays, _ = small
+    (tmp_path / "more.txt").write_text("d1\nd2\nd3\n")
+    rng = np.random.default_rng(5)
+    more, mapped = (rng.standard_normal((n, 12)).astype(np.float32) for n in (3, 63))
+    np.save(tmp_path / "more.npy", more)
+    np.save(tmp_path / "mapped.npy", mapped)
+    np.save(tmp_path / "first.npy", mapped[:60])
+    np.save(tmp_path / "last.npy", mapped[60:])
+    two = (
+        "landmarks", folder, "--data", "small", "--distractors", tmp_path / "more.txt",
+        "-m", f"{models['new']},{tmp_path / 'more.npy'}",
+        "-m_old", f"{models['old']},{tmp_path / 'more.npy'}", "--backfill", "random",
+    )  # fmt: skip
+    one = run(*two, "--old-gallery", tmp_path / "mapped.npy")[0]
+    parts = run(*two, "--old-gallery", f"{tmp_path / 'first.npy'},{tmp_path / 'last.npy'}")[0]
+    assert one["tests"] == parts["tests"] and one["backfill"] == parts["backfill"]
+    query = unit(arrays["new"][0].astype(float))
+    ap = plain(query @ unit(mapped.astype(float)).T, small[3], "all queries")[0]
+    assert one["tests"]["new / transformed"]["all queries"]["map"] == pytest.approx(ap.mean())
+    refused("has 60 rows for 63", run, *two, "--old-gallery", tmp_path / "first.npy")

@@ -9,7 +9,7 @@ import numpy as np
 from bct.metrics.relevance import ByItem
 from bct.metrics.retrieval import Retrieval
 from bct.metrics.whitening import Whitening, whitened
-from bct.models.model import Model
+from bct.models.model import Model, rows_of
 from bct.models.whole_images import Whole
 from bct.outputs import short_name
 from bct.protocols.evidence import few
@@ -135,10 +135,12 @@ def _all_sides(
         key = models[label].sha256, models[label].view
         sides[label] = once.setdefault(key, sides_of(protocol.search, rows))
     if roles.mapped is not None:
-        gallery = models[roles.mapped].rows(sets_of(protocol)[-1])
-        zeros = check_rows(gallery, models[roles.mapped].file)
+        mapped, images = models[roles.mapped], sets_of(protocol)[-1]
+        # a gallery with distractors is of two sets, which may lie in one file or in two
+        gallery = mapped.rows(images) if "," in mapped.file else rows_of(mapped.file, images)
+        zeros = check_rows(gallery, mapped.file, images.describe)
         if len(zeros):
-            remarks.append(zeros_remark(models[roles.mapped].file, zeros, len(gallery)))
+            remarks.append(zeros_remark(mapped.file, zeros, len(gallery)))
         sides[roles.mapped] = Sides(gallery[:0], gallery)
     return sides
 
