@@ -42,6 +42,9 @@ def read_results(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
     Raises BctError for a folder without results, and for files of other models.
     """
     found: dict[str, dict[str, dict[str, float]]] = {}
+    weights: dict[
+        str, tuple[str | None, Path]
+    ] = {}  # label -> SHA-256, and the first file that has it
     for file in sorted(folder.glob("*.json")):
         said = read_json(file)
         if not isinstance(said, dict) or "tests" not in said:
@@ -54,6 +57,13 @@ def read_results(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
                 f"{file} lacks a test of old model, new one and new one alone ({str(error)[:80]})",
                 "make it with -m, -m_old and -m_alone: eval/landmarks.py --help",
             ) from None
+        for label, digest in networks(said).items():
+            known, first = weights.setdefault(label, (digest, file))
+            if known != digest:
+                raise BctError(
+                    f"{label} is one network in {first}, another one in {file}",
+                    "evaluate the same models on every data set, into a folder of their own",
+                )
     if not found:
         raise BctError(f"{folder} holds no results", "let eval/landmarks.py write them there: -o")
     models = {tuple(models) for models in found.values()}
@@ -63,6 +73,12 @@ def read_results(folder: Path) -> dict[str, dict[str, dict[str, float]]]:
             "evaluate the same new models on every data set",
         )
     return found
+
+
+def networks(said: dict) -> dict[str, str | None]:
+    """Label -> SHA-256 of each network of results; stored embeddings are others in each set."""
+    models = said.get("models", {})
+    return {label: model.get("sha256") for label, model in models.items() if model.get("view")}
 
 
 def qualities(roles: Roles, label: str, said: dict) -> dict[str, float]:

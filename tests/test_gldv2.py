@@ -168,6 +168,7 @@ def test_a_query_without_images_counts_in_no_mean(tmp_path):
     [
         (INDEX, [*SOLUTION, "q009,aa00 ffff eeee,Private"], "2 of its images are not in the index"),
         (INDEX, [*SOLUTION, "q001,aa00,Private"], "has 1 images twice, first q001"),
+        (INDEX, [*SOLUTION, "q001,aa00,Ignored"], "has 1 images twice, first q001"),
         (INDEX, [*SOLUTION, "q009,aa00 bb03 aa00,Private"], "query q009 names an image twice"),
         (INDEX, [*SOLUTION, "q009,aa00,Hidden"], "line 6 is not"),
         (INDEX, [*SOLUTION, "q009,aa00"], "line 6 is not"),

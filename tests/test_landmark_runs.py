@@ -19,6 +19,7 @@ from bct.errors import BctError
 from bct.metrics.backfill import refreshed, refreshed_in_batches
 from bct.protocols.compare import compare
 from bct.protocols.landmarks import open_landmarks
+from bct.protocols.market import open_market
 from bct.protocols.search_backfill import PUBLISHED, read_orders
 from bct.search.orders import UNCERTAINTIES, uncertainty
 
@@ -568,3 +569,93 @@ def test_the_page_of_a_report(monkeypatch, small, tmp_path):
     line[1:4] = ["--reid", folder]
     monkeypatch.setattr(sys, "argv", [*map(str, line), "--overwrite"])
     refused("has neither query/", program("report").main)
+
+
+def test_results_of_another_ground_truth_are_not_replaced(monkeypatch, small, tmp_path):
+    """The same names, other lists: images and models have not changed."""
+    folder, models, _, entries = small
+
+    def call(*more):
+        line = ["x", folder, "--data", "small", "-m", models["new"], "-o", tmp_path / "out", *more]
+        monkeypatch.setattr(sys, "argv", list(map(str, line)))
+        program("landmarks").main()
+
+    call("--resamples", "20")
+    page = next((tmp_path / "out").glob("*.json"))
+    before = page.read_bytes()
+    said = pickle.loads((folder / "gnd_small.pkl").read_bytes())
+    said["gnd"] = [dict(entry, junk=[]) for entry in entries]
+    (folder / "gnd_small.pkl").write_bytes(pickle.dumps(said, protocol=2))
+    refused("holds the results of other models, data or settings", call)
+    assert page.read_bytes() == before
+    call("--overwrite")
+    assert page.read_bytes() != before
+
+
+def test_refinements_that_cannot_be_are_refused_before_the_work(run, small, monkeypatch):
+    folder, models, _, _ = small
+    monkeypatch.setattr("bct.protocols.search_run.embed_models", None)  # not called
+    both = ("landmarks", folder, "--data", "small", "-m", models["new"])
+    refused("weight is 1.3", run, *both, "--rerank", 5, 2, 1.3)
+    refused("among 74 items", run, *both, "--rerank", 74, 2, 0.3)
+
+
+def test_what_tests_would_refuse_is_refused_before_the_work(run, small, monkeypatch, tmp_path):
+    """Widths that do not meet, in a page or a report; a k beyond what GLDv2 looks at."""
+    folder, models, arrays, _ = small
+    for module in ("bct.protocols.search_run", "bct.report.write"):
+        monkeypatch.setattr(f"{module}.embed_models", None)  # not called
+    narrow = saved(tmp_path / "m", "narrow", *(rows[:, :9] for rows in arrays["old"]))
+    two = ("-m", models["new"], "-m_old", narrow)
+    line = ["report", "--landmarks", "small", folder, *two, "-o", tmp_path / "out"]
+    monkeypatch.setattr(sys, "argv", list(map(str, line)))
+    refused("9 and 12 dim", program("report").main)
+    refused("12 and 9 dim", run, "landmarks", folder, "--data", "small", *two)
+    (tmp_path / "index.csv").write_text("id\naaaa\nbbbb\n")
+    solution = "id,images,Usage\ncccc,aaaa,Private\n"
+    (tmp_path / "retrieval_solution_v2.1.csv").write_text(solution)
+    gldv2 = ("landmarks", tmp_path, "--data", "gldv2", "-m", models["new"])
+    refused("top-200 is asked for of the first 100", run, *gldv2, "--ks", 1, 200)
+
+
+def test_uncertainties_may_be_of_the_whole_list(tmp_path):
+    """As embeddings may, of which an order is made: boxes of nobody are in the list, too."""
+    names = {
+        "query": ["0001_c1s1_1.jpg", "0002_c1s1_1.jpg"],
+        "test": ["-1_c1s1_1.jpg", "0001_c2s1_1.jpg", "0002_c2s1_1.jpg", "0002_c3s1_1.jpg"],
+    }
+    for part, listed in names.items():
+        lines = [f"{name.split('_')[0]},{name}" for name in listed]
+        (tmp_path / f"market_{part}.csv").write_text("\n".join(lines))
+    protocol = open_market(tmp_path, stored=True)
+    np.save(tmp_path / "whole.npy", np.float32([9, 1, 3, 2]))
+    np.save(tmp_path / "left.npy", np.float32([[1], [3], [2]]))
+    np.save(tmp_path / "two.npy", np.float32([3, 2]))
+    for name in ("whole", "left"):
+        file = str(tmp_path / f"{name}.npy")
+        course = read_orders([file], protocol, None)[file](np.zeros((3, 1)), None)
+        assert course.ways[0][4].tolist() == [False, True, True]  # ceil(0.4 * 3) of them
+    refused("has 2 rows for 3 images", read_orders, [str(tmp_path / "two.npy")], protocol, None)
+
+
+def test_a_mapped_gallery_with_distractors_is_one_file_or_two(run, small, tmp_path):
+    folder, models, arrays, _ = small
+    (tmp_path / "more.txt").write_text("d1\nd2\nd3\n")
+    rng = np.random.default_rng(5)
+    more, mapped = (rng.standard_normal((n, 12)).astype(np.float32) for n in (3, 63))
+    np.save(tmp_path / "more.npy", more)
+    np.save(tmp_path / "mapped.npy", mapped)
+    np.save(tmp_path / "first.npy", mapped[:60])
+    np.save(tmp_path / "last.npy", mapped[60:])
+    two = (
+        "landmarks", folder, "--data", "small", "--distractors", tmp_path / "more.txt",
+        "-m", f"{models['new']},{tmp_path / 'more.npy'}",
+        "-m_old", f"{models['old']},{tmp_path / 'more.npy'}", "--backfill", "random",
+    )  # fmt: skip
+    one = run(*two, "--old-gallery", tmp_path / "mapped.npy")[0]
+    parts = run(*two, "--old-gallery", f"{tmp_path / 'first.npy'},{tmp_path / 'last.npy'}")[0]
+    assert one["tests"] == parts["tests"] and one["backfill"] == parts["backfill"]
+    query = unit(arrays["new"][0].astype(float))
+    ap = plain(query @ unit(mapped.astype(float)).T, small[3], "all queries")[0]
+    assert one["tests"]["new / transformed"]["all queries"]["map"] == pytest.approx(ap.mean())
+    refused("has 60 rows for 63", run, *two, "--old-gallery", tmp_path / "first.npy")

@@ -57,6 +57,25 @@ def test_what_an_old_model_as_good_as_the_new_one_leaves_open(results):
     assert line.replace(" ", "").endswith("|-|-|") and "nan" not in line
 
 
+def test_models_of_one_name_that_are_not_the_same_are_told_apart(results):
+    """A single new model is always called "new": its name does not say which one it is."""
+    for name, digest in zip(SETS, "aab", strict=True):
+        said = json.loads((results / f"{name}.json").read_text())
+        said["models"] = {
+            "old": {"sha256": "o", "view": {"size": 112}},
+            "BCT": {"sha256": digest, "view": {"size": 112}},
+            "AdvBCT": {"sha256": name, "view": None},  # stored embeddings, of each set their own
+        }
+        (results / f"{name}.json").write_text(json.dumps(said))
+    done = table(results)
+    lines = done.stderr.strip().splitlines()
+    assert done.returncode == 1 and len(lines) == 2 and "BCT is one network in" in lines[0]
+    assert not (results / "out/table.json").exists()
+    said["models"]["BCT"]["sha256"] = "a"
+    (results / f"{name}.json").write_text(json.dumps(said))
+    assert table(results).returncode == 0
+
+
 @pytest.mark.parametrize("wrong", ["empty", "other", "alone"])
 def test_what_can_not_be_read_is_said_in_two_lines(results, wrong):
     if wrong == "empty":

@@ -77,6 +77,7 @@ def _of_csv(index: Path, solution: Path, split: str) -> Landmarks:
     ids = [line.partition(b",")[0].strip(b'" ') for _, line in _lines(index, b"id")]
     _check_ids(index, ids)
     gallery, order = _sorted(index, ids)
+    every: list[bytes] = []
     queries: list[bytes] = []
     named: list[list[bytes]] = []
     ignored = 0
@@ -86,14 +87,15 @@ def _of_csv(index: Path, solution: Path, split: str) -> Landmarks:
         if len(fields) != 3 or usage not in (*SPLITS, _LEFT_OUT):
             form = "<id>,<ids of images>,<Private, Public or Ignored>"
             raise bad_line(solution, number, line, form, _COPY)
+        every.append(fields[0].strip())
         if usage == _LEFT_OUT:
             ignored += 1
         elif usage == split:
-            queries.append(fields[0].strip())
+            queries.append(every[-1])
             images = fields[1].split()
             named.append([] if images == [b"None"] else images)
-    _check_ids(solution, queries)
-    _sorted(solution, queries)
+    _check_ids(solution, every)
+    _sorted(solution, every)  # in two splits, or in one and ignored: it would be in doubt
     if not queries:
         raise BctError(f"{solution} has no {split} query", f"give the other split, or {_COPY}")
     positive = _rows(solution, queries, named, gallery, order)

@@ -104,7 +104,7 @@ def _sizes(root: Path, names: Sequence[bytes]) -> np.ndarray:
 
 def _missing(path: Path, root: Path, missing: list[bytes], there: np.ndarray) -> str:
     named = ", ".join(printable(as_text(name)) for name in missing[:NAMED])
-    more = ", ..." if len(missing) > NAMED else ""
+    more = " and others" if len(missing) > NAMED else ""
     return (
         f"{len(missing):,} of the {len(there):,} images that {path} names are not in {root}: "
         f"{named}{more}."

@@ -67,7 +67,7 @@ def reranked(
 
     Raises BctError for neighbourhoods or a weight that can't be, and rows that are not finite.
     """
-    _check(len(query) + len(gallery), k1, k2, weight, parity)
+    check_reranking(len(query) + len(gallery), k1, k2, weight, parity)
     x = _unit(query, gallery)
     nearest, largest = _nearest(x, max(k1 + 1, k2))
     v = _weights(x, nearest, largest, k1)
@@ -185,7 +185,8 @@ def _shared(mine: sparse.csr_array, i: int, by_item: sparse.csr_array, half: boo
     return out
 
 
-def _check(items: int, k1: int, k2: int, weight: float, parity: str) -> None:
+def check_reranking(items: int, k1: int, k2: int, weight: float, parity: str) -> None:
+    """Raises BctError for what reranked does not take. Args: items: queries and gallery."""
     if not (1 <= k1 < items and 1 <= k2 <= items):
         raise BctError(
             f"re-ranking has neighbourhoods of {k1} and {k2} among {items} items",

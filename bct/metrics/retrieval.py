@@ -297,6 +297,14 @@ def summary(
     return Retrieval(top, float(ap[found].mean()), ap, rank, queries, without, free, at)
 
 
+def check_ks(ks: tuple[int, ...], way: str = "steps") -> None:
+    """Raises BctError for a k that retrieve does not take."""
+    if not ks or min(ks) < 1:
+        raise BctError(f"top-k is asked for k of {ks}", "name at least one k, from 1")
+    if way == "first100" and max(ks) > FIRST:
+        raise BctError(f"top-{max(ks)} is asked for of the first {FIRST}", "name smaller ks")
+
+
 def check_searched(
     query: np.ndarray,
     gallery: np.ndarray,
@@ -308,10 +316,7 @@ def check_searched(
     """Raises BctError for what retrieve does not take."""
     if metric not in METRICS:
         raise BctError(f"the metric is {metric!r}", f"choose from {', '.join(METRICS)}")
-    if not ks or min(ks) < 1:
-        raise BctError(f"top-k is asked for k of {ks}", "name at least one k, from 1")
-    if way == "first100" and max(ks) > FIRST:
-        raise BctError(f"top-{max(ks)} is asked for of the first {FIRST}", "name smaller ks")
+    check_ks(ks, way)
     for name, features in (("query", query), ("gallery", gallery)):
         if features.ndim != 2 or not len(features):
             raise BctError(

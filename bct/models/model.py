@@ -92,7 +92,7 @@ class Model:
             )
         parts = []
         for file, of in zip(files, sets, strict=True):
-            parts.append(_rows_of(file, of))
+            parts.append(rows_of(file, of))
             check_rows(parts[-1], file, lambda row, of=of: of.describe(row), alike=False)
         if len(parts) == 1:
             return parts[0]
@@ -103,12 +103,18 @@ class Model:
         return Stacked(parts) if large else np.concatenate(parts)
 
 
-def _rows_of(file: str, images: ImageSet) -> np.ndarray:
-    """Stored embeddings of a set, or those of them that are left of its whole list."""
+def rows_of(file: str, images: ImageSet, column: bool = False) -> np.ndarray:
+    """Stored embeddings of a set, or those of them that are left of its whole list.
+
+    Args:
+        column: there is a number per image, not a vector; all have to be finite.
+
+    Raises BctError for another number of rows; like open_vectors.
+    """
     if images.listed is None:
-        return open_vectors(file, len(images), finite=False)[0]
+        return open_vectors(file, len(images), column, finite=column)[0]
     total, kept = images.listed
-    found = open_vectors(file, finite=False)[0]
+    found = open_vectors(file, column=column, finite=column)[0]
     if len(found) == total:
         return found[kept]
     if len(found) != len(images):

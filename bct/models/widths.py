@@ -33,6 +33,15 @@ def fit(new: torch.Tensor, old: int, policy: str) -> torch.Tensor:
     return new[:, :old] if new.shape[1] >= old else F.pad(new, (0, old - new.shape[1]))
 
 
+def check_meet(policy: str, *widths: int) -> None:
+    """Raises BctError for widths that differ where the policy is "equal"."""
+    if policy == "equal" and len(set(widths)) > 1:
+        raise BctError(
+            f"embeddings to be compared have {' and '.join(map(str, widths))} dimensions",
+            "say how they meet: --dimensions leading or zero_pad",
+        )
+
+
 def same_width(policy: str, *sides: np.ndarray) -> list[np.ndarray]:
     """Embeddings (n, D), cut ("leading") or filled with zeros ("zero_pad") to one D.
 
@@ -40,13 +49,9 @@ def same_width(policy: str, *sides: np.ndarray) -> list[np.ndarray]:
     "equal" if they differ.
     """
     widths = [x.shape[1] for x in sides]
+    check_meet(policy, *widths)
     if len(set(widths)) == 1:
         return list(sides)
-    if policy == "equal":
-        raise BctError(
-            f"embeddings to be compared have {' and '.join(map(str, widths))} dimensions",
-            "say how they meet: --dimensions leading or zero_pad",
-        )
     if policy == "leading":
         return [x[:, : min(widths)] for x in sides]
     return [np.pad(x, ((0, 0), (0, max(widths) - x.shape[1]))) for x in sides]

@@ -32,7 +32,7 @@ def open_landmarks(
         if standard or distractors is not None:
             raise BctError(
                 "gldv2 has neither boxes of its queries nor distractors",
-                "leave out --standard and --distractors, or give roxford5k or rparis6k",
+                "leave out --standard, --boxes and --distractors, or give roxford5k or rparis6k",
             )
         return open_gldv2(root, split or "private", stored=stored, lacking=lacking)
     if split is not None:

@@ -55,7 +55,7 @@ def listed_protocol(
             named = ", ".join(
                 os.path.basename(queries.describe(int(row))) for row in without[:_NAMED]
             )
-            more = ", ..." if len(without) > _NAMED else ""
+            more = " and others" if len(without) > _NAMED else ""
             remarks.append(
                 f"{len(without):,} of {len(queries):,} queries have no positive image{of} and "
                 f"count in no mean: {named}{more}."

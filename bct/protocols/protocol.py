@@ -14,6 +14,7 @@ itself. Pairs, probes, galleries and searches speak of items by their row, 0..T-
 A new protocol is one file whose reader returns a Protocol.
 """
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -131,3 +132,26 @@ class Protocol:
                 "compute the embeddings for this protocol",
             )
         return unit_rows(embeddings)
+
+
+def fingerprint_of(protocol: Protocol) -> str:
+    """SHA-256 of what is asked of the images: their templates, pairs, probes, galleries, search."""
+    found = hashlib.sha256(protocol.name.encode(errors="surrogateescape"))
+
+    def add(value: object) -> None:
+        if isinstance(value, np.ndarray):
+            found.update(f"{value.dtype} {value.shape}".encode())
+            found.update(np.ascontiguousarray(value))
+        elif isinstance(value, Mapping):
+            add(list(value.items()))
+        elif isinstance(value, list | tuple):
+            found.update(f"{len(value)}".encode())
+            for part in value:
+                add(part)
+        else:
+            found.update(repr(value).encode())
+
+    layout = protocol.templates
+    add(None if layout is None else (layout.ids, layout.row, layout.medium, layout.weight))
+    add((protocol.pairs, protocol.probes, protocol.galleries, protocol.search))
+    return found.hexdigest()

@@ -14,7 +14,7 @@ from bct.files import sha256_file
 from bct.metrics.expansion import expanded
 from bct.metrics.positions import Positions, Readings
 from bct.metrics.relevance import Relevance, unopposed
-from bct.metrics.reranking import reranked
+from bct.metrics.reranking import check_reranking, reranked
 from bct.metrics.retrieval import Retrieval, of_positions, retrieve_readings
 from bct.metrics.whitening import Whitening, fit_whitening
 from bct.models.model import Model
@@ -69,17 +69,13 @@ def check_refined(refine: Refine, asked: Search, metric: str) -> None:
             f"--expand and --rerank are of cosine similarity, not of {metric}",
             "leave --metric out, or them",
         )
-    items = len(asked.queries) + len(asked.gallery)
-    if refine.rerank is not None and max(refine.rerank[:2]) >= items:
-        raise BctError(
-            f"--rerank wants {max(refine.rerank[:2])} neighbours, there are {items} items",
-            "give fewer, such as 20 6 0.3 for some thousand items",
-        )
     if getattr(asked.relevance, "leave_one_out", False):
         raise BctError(
             "--expand and --rerank want queries that are not in the gallery",
             "give a gallery of its own, --gallery",
         )
+    if refine.rerank is not None:
+        check_reranking(len(asked.queries) + len(asked.gallery), *refine.rerank, refine.parity)
 
 
 def refined_readings(

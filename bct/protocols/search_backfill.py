@@ -13,9 +13,10 @@ from bct.metrics import backfill
 from bct.metrics.mixed import retrieve_mixed
 from bct.metrics.retrieval import Retrieval
 from bct.models.about import said_beside
-from bct.models.model import Model
+from bct.models.model import Model, rows_of
 from bct.models.reference_checkpoints import reference_classifier
 from bct.models.widths import same_width
+from bct.protocols.image_search import sets_of
 from bct.protocols.protocol import Protocol, Search
 from bct.protocols.roles import Roles, Test
 from bct.protocols.search_tests import (
@@ -35,7 +36,6 @@ from bct.search.orders import (
     orders_by_distance,
     uncertainty,
 )
-from bct.stored.vector_files import open_vectors
 
 ORDERS = ("random", "distance", *UNCERTAINTIES)
 SHARES = np.linspace(0, 1, 11)  # of the gallery, refreshed
@@ -62,8 +62,9 @@ def read_orders(
     """The orders by their names; whatever they need is looked for now.
 
     Args:
-        names: of ORDERS, or files with a number for each gallery item, the highest of which come
-            first. old: the old model, whose classifier an uncertainty is of.
+        names: of ORDERS, or files with a number for each gallery item, or for each of the list that
+            they are left of, the highest of which come first.
+        old: the old model, whose classifier an uncertainty is of.
         parity: "published": "random" refreshes as AdvBCT's code does, whole batches of 16.
 
     Raises BctError for an order that is neither known nor an .npy of (G,) or (G, 1); distances of a
@@ -93,7 +94,7 @@ def _order(name: str, protocol: Protocol, old: Model | None, parity: str) -> Ord
             f"--backfill {name} is no order",
             f"choose {', '.join(ORDERS)}, or give an .npy of uncertainties",
         )
-    given = open_vectors(name, rows, column=True)[0]
+    given = rows_of(name, sets_of(protocol)[-1], column=True)
     return lambda gallery, _: _course(orders_by_distance(given))
 
 

@@ -44,7 +44,7 @@ from bct.protocols.search_study import (
     save_embeddings,
     study,
 )
-from bct.protocols.search_tests import How
+from bct.protocols.search_tests import How, check_tests
 from bct.stored.vector_files import is_stored
 
 
@@ -167,6 +167,7 @@ def _evaluate(
         summary["whiten"] = {label: digest for label, (digest, _) in whiten.items()}
     if args.parity != "corrected":
         summary["parity"] = args.parity
+    check_tests({label: model.width for label, model in models.items()}, roles, how)
     if not args.overwrite:
         refuse_to_replace(target, summary)
     check_outputs(*results_files(target), *(file for two in files.values() for file in two))

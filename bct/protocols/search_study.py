@@ -6,15 +6,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from bct.metrics.relevance import ByItem
 from bct.metrics.retrieval import Retrieval
 from bct.metrics.whitening import Whitening, whitened
-from bct.models.model import Model
+from bct.models.model import Model, rows_of
 from bct.models.whole_images import Whole
 from bct.outputs import short_name
 from bct.protocols.evidence import few
 from bct.protocols.image_search import sets_of
 from bct.protocols.overlap import equal_vectors
-from bct.protocols.protocol import Protocol
+from bct.protocols.protocol import Protocol, fingerprint_of
 from bct.protocols.roles import Roles
 from bct.protocols.search_backfill import Order, backfills
 from bct.protocols.search_tables import heading, tables
@@ -56,12 +57,14 @@ def made_from(
 ) -> dict[str, Any]:
     """What results depend on, as plain values: models, images and how they are compared."""
     readings = protocol.search.readings
+    listed = isinstance(protocol.search.relevance, ByItem)  # else labels say it, or names
     return {
         "models": {
             label: {"sha256": model.sha256, "view": model.view and model.view.entries}
             for label, model in models.items()
         },
         "data": [images.fingerprint for images in sets_of(protocol)],
+        **({"asked": fingerprint_of(protocol)} if listed else {}),
         "metric": how.metric,
         "dimensions": how.dimensions,
         **({"average_precision": how.way} if how.way != "steps" else {}),
@@ -132,10 +135,12 @@ def _all_sides(
         key = models[label].sha256, models[label].view
         sides[label] = once.setdefault(key, sides_of(protocol.search, rows))
     if roles.mapped is not None:
-        gallery = models[roles.mapped].rows(sets_of(protocol)[-1])
-        zeros = check_rows(gallery, models[roles.mapped].file)
+        mapped, images = models[roles.mapped], sets_of(protocol)[-1]
+        # a gallery with distractors is of two sets, which may lie in one file or in two
+        gallery = mapped.rows(images) if "," in mapped.file else rows_of(mapped.file, images)
+        zeros = check_rows(gallery, mapped.file, images.describe)
         if len(zeros):
-            remarks.append(zeros_remark(models[roles.mapped].file, zeros, len(gallery)))
+            remarks.append(zeros_remark(mapped.file, zeros, len(gallery)))
         sides[roles.mapped] = Sides(gallery[:0], gallery)
     return sides
 

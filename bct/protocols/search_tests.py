@@ -15,11 +15,12 @@ from bct.metrics.retrieval import (
     Retrieval,
     bootstrap_means,
     by_class,
+    check_ks,
     cmc,
     of_queries,
     retrieve_readings,
 )
-from bct.models.widths import same_width
+from bct.models.widths import check_meet, same_width
 from bct.protocols.protocol import Protocol, Search
 from bct.protocols.refined import Refine, refined_readings
 from bct.protocols.roles import Roles, Test, test_name
@@ -75,6 +76,18 @@ class How(NamedTuple):
     def ranked(self) -> list[str]:
         """The qualities of a backfill's curves."""
         return [*(f"top{k}" for k in self.ks), "map"]
+
+
+def check_tests(widths: Mapping[str, int], roles: Roles, how: How) -> None:
+    """Raises BctError for what run_tests would refuse once everything is embedded.
+
+    Args:
+        widths: of each model's embeddings, by label.
+    """
+    check_ks(how.ks, how.way)
+    for test in roles.tests():
+        if test != (roles.alone, roles.old):
+            check_meet(how.dimensions, *(widths[label] for label in test))
 
 
 def run_tests(

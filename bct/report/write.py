@@ -1,7 +1,6 @@
 """The upgrade report of any protocol, written: report.html, report.md, report.json."""
 
 import datetime
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,10 +13,10 @@ from bct.errors import BctError
 from bct.files import model_name
 from bct.models.embed import embed_models
 from bct.models.model import Model, described
-from bct.models.widths import same_width
+from bct.models.widths import check_meet, same_width
 from bct.outputs import check_outputs
 from bct.protocols.compare import check_resamples
-from bct.protocols.protocol import Protocol
+from bct.protocols.protocol import Protocol, fingerprint_of
 from bct.report import page
 from bct.report.analysis import analyse, check_protocol
 from bct.report.cost import Cost, check_cost, re_extraction
@@ -92,6 +91,7 @@ def write_report(
         refuse_to_replace(Path(folder) / "report", made_from)
     check_outputs(*page.files_of(Path(folder)))
     if embeddings is None:
+        check_meet(dimensions, *(model.width for model in models.values()))
         embeddings = embed_models(
             models, protocol.images, cache, device=device,
             batch_size=batch_size, num_workers=num_workers,
@@ -117,29 +117,6 @@ def write_report(
     }
     page.write(Path(folder), report, drawings, protocol if thumbnails else None)
     return report
-
-
-def fingerprint_of(protocol: Protocol) -> str:
-    """SHA-256 of what is asked of the images: their templates, pairs, probes, galleries, search."""
-    found = hashlib.sha256(protocol.name.encode(errors="surrogateescape"))
-
-    def add(value: object) -> None:
-        if isinstance(value, np.ndarray):
-            found.update(f"{value.dtype} {value.shape}".encode())
-            found.update(np.ascontiguousarray(value))
-        elif isinstance(value, Mapping):
-            add(list(value.items()))
-        elif isinstance(value, list | tuple):
-            found.update(f"{len(value)}".encode())
-            for part in value:
-                add(part)
-        else:
-            found.update(repr(value).encode())
-
-    layout = protocol.templates
-    add(None if layout is None else (layout.ids, layout.row, layout.medium, layout.weight))
-    add((protocol.pairs, protocol.probes, protocol.galleries, protocol.search))
-    return found.hexdigest()
 
 
 def _check_roles(models: Mapping, embeddings: Mapping | None) -> None:
