@@ -514,7 +514,7 @@ def test_what_is_refused(run, small, tmp_path):
     both = ("landmarks", folder, "--data", "small", "-m", models["new"])
     short = saved(tmp_path / "m", "short", arrays["new"][0][1:], arrays["new"][1])
     refused("13 rows", run, *both[:4], "-m", short)
-    refused("there are 74 items", run, *both, "--rerank", 74, 6, 0.3)
+    refused("of 74 and 6 among 74 items", run, *both, "--rerank", 74, 6, 0.3)
     refused("has no splits", run, *both, "--split", "public")
     refused("--expand and --rerank", run, *both, "--metric", "l2", "--rerank", 5, 2, 0.3)
     refused("gldv2 has neither", run, "landmarks", folder, "--data", "gldv2", "--standard",
@@ -592,11 +592,13 @@ def test_results_of_another_ground_truth_are_not_replaced(monkeypatch, small, tm
     assert page.read_bytes() != before
 
 
-def test_refinements_that_cannot_be_are_refused_before_the_work(run, small, monkeypatch):
+def test_refinements_that_cannot_be_are_refused_before_the_work(run, small, monkeypatch, capsys):
     folder, models, _, _ = small
     monkeypatch.setattr("bct.protocols.search_run.embed_models", None)  # not called
     both = ("landmarks", folder, "--data", "small", "-m", models["new"])
-    refused("weight is 1.3", run, *both, "--rerank", 5, 2, 1.3)
+    with pytest.raises(SystemExit, match="2"):
+        run(*both, "--rerank", 5, 2, 1.3)
+    assert "--rerank takes a LAMBDA from 0 to 1" in capsys.readouterr().err
     refused("among 74 items", run, *both, "--rerank", 74, 2, 0.3)
 
 
