@@ -90,6 +90,8 @@ def trainer(kind: type[Method], options: list[str], dataset: SyntheticSet) -> Ca
     dtype = amp_dtype(cfg.amp, device, cfg.fp16)
     allow_fast_matmul(dtype, device)
     backbone, head = get_model(cfg.network, cfg.embedding_size, dtype), make_head(cfg)
+    if "influence" in cfg:  # there is no old network, whose own classifier might judge
+        cfg.influence = "prototype"
     old = OldModel(cfg, dataset, kind.needs(cfg))
     method = kind(cfg, old)
     if isinstance(method, NCCL):

@@ -1,0 +1,11 @@
+"""Tiny-ImageNet, half of the classes -> all: the old classifier judges, with new negatives.
+
+See runs/tiny_imagenet.sh.
+"""
+
+from bct.config import execute
+from bct.files import ROOT
+
+config = execute(ROOT / "configs" / "tiny_imagenet_new_class100.py")  # the same network
+config.scenario = "EXclass"
+config.old_config = "tiny_imagenet_old_class50"

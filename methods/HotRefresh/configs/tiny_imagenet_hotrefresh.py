@@ -1,0 +1,12 @@
+"""Tiny-ImageNet, half of the classes -> all: contrast with old and new embeddings.
+
+See runs/tiny_imagenet.sh.
+"""
+
+from bct.config import execute
+from bct.files import ROOT
+
+config = execute(ROOT / "configs" / "tiny_imagenet_new_class100.py")  # the same network
+config.scenario = "EXclass"
+config.old_config = "tiny_imagenet_old_class50"
+config.temperature = 0.1
