@@ -268,7 +268,7 @@ WRONG = [  # script, changed names, what is said
     ("images.sh", {"TEST": "{out}/none"}, "{out}/none"),
     ("images.sh", {"NEW_EXTRA": "lrr=1"}, "unknown config key 'lrr'"),
     ("images.sh", {"MAP_EXTRA": "hidden_size=0"}, "hidden_size can't be 0"),
-    ("images.sh", {"OLD_EXTRA": "embedding_size=300"}, "old embeddings of 300"),
+    ("images.sh", {"OLD_EXTRA": "embedding_size=300"}, "old ones 300"),
     ("images.sh", {"OLD": "configs/tiny_imagenet_old_class50.py"}, "is not for these models"),
     ("images.sh", {"METHODS": f"{ALONE[0]} {ALONE[0]}"}, "more than one"),
     ("cifar100_bt2.sh", {"FCT": "yes"}, "FCT=yes is neither 0 nor 1"),
