@@ -251,6 +251,14 @@ def sum_over_ranks(local: torch.Tensor) -> torch.Tensor:
     return _SumOverRanks.apply(local) if world_size() > 1 else local
 
 
+def joined_parts(part: torch.Tensor) -> torch.Tensor:
+    """Sum of all ranks' parts of one loss, the same on all of them, with the gradient of this
+    rank's part: for rows that each rank has for itself, or that gather_rows gives."""
+    if world_size() == 1:
+        return part
+    return part + (all_reduce(part.detach().clone()) - part.detach())
+
+
 def mean_of_chosen(values: torch.Tensor, chosen: torch.Tensor) -> torch.Tensor:
     """Mean of the chosen values of all ranks, in the sense that DDP's mean over ranks of the result
     and its gradient is the mean over the global batch. 0 when no rank has chosen any.

@@ -26,6 +26,7 @@ from bct.models.about import (
     view_of_config,
     view_of_model,
 )
+from bct.models.classifiers import CLASSIFIER, classifier_file
 from bct.models.reference_checkpoints import reference_classifier
 from bct.models.weights import load_backbone
 from bct.rows import present_rows, refuse_not_finite
@@ -37,7 +38,6 @@ from bct.stored.artefacts import (
 from bct.stored.places import place_of, side_of, unnamed
 
 _CLASSES = ("num_classes", "class_names", "head_unit")  # what a model.json says of them
-CLASSIFIER = "classifier.pt"  # in the folder of an imported model, see bct.models.classifiers
 
 
 class OldModel:
@@ -192,13 +192,13 @@ class OldModel:
         when its rows are not its classes.
         """
         network, weights = self.about(kind).get("network"), self._weights(kind)
-        apart = weights.with_name(CLASSIFIER)
-        if weights.suffix == ".onnx" and not apart.is_file():
+        file = classifier_file(weights)
+        if file.suffix == ".onnx":
             raise BctError(
                 f"{weights} comes without its classifier",
                 "import it with --classifier, or use class means of its embeddings",
             )
-        weight, bias = reference_classifier(apart if apart.is_file() else weights, network)
+        weight, bias = reference_classifier(file, network)
         if len(weight) != self.num_classes(kind):
             raise BctError(
                 f"{weights} has a classifier of {len(weight)} rows, its model.json says "

@@ -308,7 +308,7 @@ def reranking(args, size: tuple[int, int, int], plain: bool) -> Row:
     found, times = {}, {}
 
     def ours() -> None:
-        found["ours"] = retrieve_reranked(query, gallery, relevance, ks=KS)
+        found["ours"] = retrieve_reranked(query, gallery, {"": relevance}, ks=KS)[""]
 
     def classic() -> None:
         found["classic"] = plain_reranked(query, gallery)

@@ -228,11 +228,13 @@ def test_market_reranked(expected, inputs):
     query, gallery = inputs["mkt_query"], inputs["mkt_gallery"][kept]
     for case in expected["rerank"].values():
         how = {"k1": case["k1"], "k2": case["k2"], "weight": case["lam"]}
-        result = retrieve_reranked(query, gallery, relevance, **how)
+        result = retrieve_reranked(query, gallery, {"": relevance}, **how)[""]
         assert result.top[1] == pytest.approx(case["rank1"], abs=1e-7)
         if "mAP" in case:
             assert result.mean_ap == pytest.approx(case["mAP"], abs=1e-6)
-            published = retrieve_reranked(query, gallery, relevance, **how, parity="published")
+            published = retrieve_reranked(
+                query, gallery, {"": relevance}, **how, parity="published"
+            )[""]
             assert published.mean_ap == pytest.approx(case["mAP_as_published_float16"], abs=1e-6)
 
 

@@ -75,14 +75,14 @@ def test_the_distance_alone_is_plain_retrieval():
     query, gallery = (centres[of] + 2 * rng.standard_normal((len(of), 8)) for of in labels)
     relevance = ByClass(*labels)
     alone = retrieve(query, gallery, relevance)
-    weighed = retrieve_reranked(query, gallery, relevance, weight=1.0)
+    weighed = retrieve_reranked(query, gallery, {"": relevance}, weight=1.0)[""]
     np.testing.assert_allclose(weighed.ap, alone.ap, rtol=0, atol=1e-9)
     np.testing.assert_array_equal(weighed.rank, alone.rank)
-    better = retrieve_reranked(query, gallery, relevance, way="trapezoid", ks=(1, 10))
+    better = retrieve_reranked(query, gallery, {"": relevance}, way="trapezoid", ks=(1, 10))[""]
     assert better.precision[10].shape == (30,)
-    published = retrieve_reranked(query, gallery, relevance, parity="published")
+    published = retrieve_reranked(query, gallery, {"": relevance}, parity="published")[""]
     assert published.mean_ap == pytest.approx(
-        retrieve_reranked(query, gallery, relevance).mean_ap, abs=0.01
+        retrieve_reranked(query, gallery, {"": relevance})[""].mean_ap, abs=0.01
     )
 
 

@@ -38,7 +38,7 @@ from bct.errors import BctError
 from bct.files import atomic, read_json, sha256_file, without_mark, write_json
 from bct.keys import image_size, number
 from bct.models.about import described_in, said_beside, view_of_model
-from bct.models.classifiers import Classifier, is_of_rank, read_classifier
+from bct.models.classifiers import CLASSIFIER, Classifier, is_of_rank, read_classifier
 from bct.models.onnx_model import OnnxBackbone, size_in
 from bct.models.reference_checkpoints import TORCHSCRIPT, Script, said_in
 from bct.models.weights import CLASSIFIERS, HEADS, load_backbone, network_of
@@ -46,7 +46,7 @@ from bct.safe.tensors import fill_tensors, read_state
 from bct.streams import generator
 
 RECORD = "import.json"
-_FILES = ("model.pt", "model.onnx", "model.json", "classifier.pt")
+_FILES = ("model.pt", "model.onnx", "model.json", CLASSIFIER)
 _OTHERS = View(224, *AUGMENT["resized_crop"], "imagenet")  # of networks that are not for faces
 _SQUASHED = {  # of AdvBCT's and OpenCompatible's; the latter crop in training alone
     "timm:": View(224, *AUGMENT["none"], "imagenet"),
@@ -354,7 +354,7 @@ def write(
     """
     output = args.output
     output.mkdir(parents=True, exist_ok=True)
-    files = [name, "model.json", *(["classifier.pt"] if classifier else [])]
+    files = [name, "model.json", *([CLASSIFIER] if classifier else [])]
     before = _imported(output)
     record = {
         "source": str(args.weights.absolute()),
@@ -365,10 +365,10 @@ def write(
     }
     write_json(output / RECORD, record)
     with ExitStack() as written:
-        apart = written.enter_context(atomic(output / "classifier.pt")) if classifier else None
+        apart = written.enter_context(atomic(output / CLASSIFIER)) if classifier else None
         weights = written.enter_context(atomic(output / name))
         if apart is not None:
-            fill_tensors(apart, classifier.tensors(), output / "classifier.pt")
+            fill_tensors(apart, classifier.tensors(), output / CLASSIFIER)
         if copied:
             shutil.copyfile(args.weights, weights)
         else:

@@ -15,7 +15,7 @@ published code does: distances are off by up to 4e-3, mAP by up to half a point.
 and sparse; distances are made in blocks and forgotten.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 import torch
@@ -36,18 +36,25 @@ _PAIRS = 1 << 13  # pairs whose distance is computed one by one
 def retrieve_reranked(
     query: np.ndarray,
     gallery: np.ndarray,
-    relevance: Relevance,
+    readings: Mapping[str, Relevance],
     ks: tuple[int, ...] = (1, 5),
     way: str = "steps",
     **how: object,
-) -> Retrieval:
-    """What retrieve gives, by the distances of `reranked`, which takes `how`."""
-    check_searched(query, gallery, relevance, "cosine", ks, way)
-    readings, found = Readings({"": relevance}, len(query)), []
+) -> dict[str, Retrieval]:
+    """What retrieve_readings gives, by the distances of `reranked`, which takes `how`."""
+    for relevance in readings.values():
+        check_searched(query, gallery, relevance, "cosine", ks, way)
+    places, parts = Readings(readings, len(query)), []
     for rows, distances in reranked(query, gallery, **how):
         scores = np.negative(distances, out=distances)
-        found.append(readings.of_scores(scores, np.arange(rows.start, rows.stop))[""])
-    return of_positions(Positions.joined(found), ks, way, unopposed(relevance, len(gallery)))
+        parts.append(places.of_scores(scores, np.arange(rows.start, rows.stop)))
+    return {
+        name: of_positions(
+            Positions.joined([part[name] for part in parts]),
+            ks, way, unopposed(relevance, len(gallery)),
+        )
+        for name, relevance in readings.items()
+    }  # fmt: skip
 
 
 def reranked(

@@ -18,6 +18,7 @@ from bct.errors import BctError
 from bct.models.reference_checkpoints import is_torchscript, reference_classifier, said_by
 from bct.safe.tensors import read_tensors, unwrapped
 
+CLASSIFIER = "classifier.pt"  # beside the weights of an imported model
 SCALE = 64.0  # of insightface's and MixBCT's margin softmax; theirs is not in their files
 _KERNEL = 30.0  # of openBCT's
 _RANK = re.compile(r"(?:rank_(\d+)_softmax_weight|(?:softmax_fc|checkpoint)_gpu_(\d+))\.(?:pt|pth)")
@@ -70,6 +71,13 @@ def read_classifier(
     kernel = getattr(state.get("kernel"), "ndim", 0) == 2
     own = _KERNEL if kernel else said_by(saved).scale
     return _linear(*reference_classifier(path, network), scale or own)
+
+
+def classifier_file(weights: Path) -> Path:
+    """Where the classifier of a model is: in a file of its own beside the weights, else in theirs,
+    if they have one."""
+    apart = weights.with_name(CLASSIFIER)
+    return apart if apart.is_file() else weights
 
 
 def is_of_rank(file: Path) -> bool:

@@ -12,10 +12,9 @@ import numpy as np
 from bct.errors import BctError
 from bct.files import sha256_file
 from bct.metrics.expansion import expanded
-from bct.metrics.positions import Positions, Readings
-from bct.metrics.relevance import Relevance, unopposed
-from bct.metrics.reranking import check_reranking, reranked
-from bct.metrics.retrieval import Retrieval, of_positions, retrieve_readings
+from bct.metrics.relevance import Relevance
+from bct.metrics.reranking import check_reranking, retrieve_reranked
+from bct.metrics.retrieval import Retrieval, retrieve_readings
 from bct.metrics.whitening import Whitening, fit_whitening
 from bct.models.model import Model
 from bct.protocols.protocol import Search
@@ -92,18 +91,9 @@ def refined_readings(
         query = expanded(query, gallery, n=k, alpha=alpha)
     if refine.rerank is None:
         return retrieve_readings(query, gallery, readings, "cosine", ks, way)
-    places = Readings(readings, len(query))
-    parts = [
-        places.of_scores(np.negative(distances), np.arange(rows.start, rows.stop))
-        for rows, distances in reranked(query, gallery, *refine.rerank, parity=refine.parity)
-    ]
-    return {
-        name: of_positions(
-            Positions.joined([part[name] for part in parts]),
-            ks, way, unopposed(relevance, len(gallery)),
-        )
-        for name, relevance in readings.items()
-    }  # fmt: skip
+    k1, k2, weight = refine.rerank
+    how = {"k1": k1, "k2": k2, "weight": weight, "parity": refine.parity}
+    return retrieve_reranked(query, gallery, readings, ks, way, **how)
 
 
 def whitening_rows(

@@ -13,6 +13,7 @@ from bct.metrics import backfill
 from bct.metrics.mixed import retrieve_mixed
 from bct.metrics.retrieval import Retrieval
 from bct.models.about import said_beside
+from bct.models.classifiers import classifier_file
 from bct.models.model import Model, rows_of
 from bct.models.reference_checkpoints import reference_classifier
 from bct.models.widths import same_width
@@ -40,7 +41,6 @@ from bct.search.orders import (
 ORDERS = ("random", "distance", *UNCERTAINTIES)
 SHARES = np.linspace(0, 1, 11)  # of the gallery, refreshed
 PUBLISHED = np.linspace(0, 1, 5)  # AdvBCT's
-CLASSIFIER = "classifier.pt"  # beside an imported model, see bct.models.classifiers
 _SEEDS = 3  # random orders that a curve is the mean of
 
 
@@ -121,17 +121,16 @@ def old_classifier(model: Model, order: str) -> tuple[torch.Tensor, torch.Tensor
 
     Raises BctError if it has none.
     """
-    file = Path(model.file.split(",")[0])
-    apart = file.with_name(CLASSIFIER)
-    stored = model.view is None or file.suffix.lower() == ".onnx"
-    if stored and not (model.view is not None and apart.is_file()):
+    weights = Path(model.file)
+    file = classifier_file(weights)
+    if model.view is None or file.suffix.lower() == ".onnx":  # stored embeddings have none
         raise BctError(
-            f"--backfill {order} asks the old model's classifier, and {file} comes without one",
+            f"--backfill {order} asks the old model's classifier, and {weights} comes without one",
             "give the model.pt of a softmax model, or a folder of tools/import_model.py "
             "--classifier; or choose random",
         )
-    found = reference_classifier(apart if apart.is_file() else file, model.network)
-    return *found, bool(said_beside(file).get("head_unit"))
+    found = reference_classifier(file, model.network)
+    return *found, bool(said_beside(weights).get("head_unit"))
 
 
 def backfills(

@@ -3,7 +3,7 @@ PartialFC does, those of its classes."""
 
 import torch
 
-from bct.distributed import all_gather, all_reduce, world_size
+from bct.distributed import all_gather, joined_parts, world_size
 from bct.training.class_shards import own_columns
 from bct.training.heads import PartialFC, SoftmaxHead
 
@@ -41,6 +41,4 @@ def all_rows(head: Head) -> tuple[torch.Tensor, slice]:
 def over_ranks(head: Head, part: torch.Tensor) -> torch.Tensor:
     """A scalar made of this rank's rows -> what to add to the loss: where rows are cut over ranks
     the sum of all ranks' parts, with the gradient by this rank's, of which no mean is taken."""
-    if not isinstance(head, PartialFC) or world_size() == 1:
-        return part
-    return part + (all_reduce(part.detach().clone()) - part.detach())
+    return joined_parts(part) if isinstance(head, PartialFC) else part

@@ -17,7 +17,7 @@ from bct.data.image_set import ImageSet
 from bct.errors import BctError
 from bct.files import sha256_file
 from bct.models.about import holds_model, said_beside
-from bct.models.classifiers import Classifier, read_classifier
+from bct.models.classifiers import Classifier, classifier_file, read_classifier
 from bct.models.reference_checkpoints import is_torchscript
 from bct.models.weights import HEADS
 from bct.safe.tensors import read_state
@@ -206,14 +206,13 @@ def _start_head(dataset: ImageSet, file: Path, head: nn.Module) -> str:
     said = said_beside(file)
     if file.parent.name == "checkpoints":  # of a run
         said = said_beside(file.parent.parent / "model.pt")
-    apart = file.with_name("classifier.pt")  # of an imported model
-    if apart.is_file():
-        given = read_classifier([apart])  # raises where it is damaged
-    else:
-        try:
-            given = read_classifier([file])
-        except BctError:
-            return "drawn, the file holds none"
+    held = classifier_file(file)
+    try:
+        given = read_classifier([held])
+    except BctError:
+        if held != file:  # it is damaged
+            raise
+        return "drawn, the file holds none"
     given = given._replace(unit=given.unit or bool(said.get("head_unit")))
     theirs, ours = said.get("class_names"), dataset.class_names
     problem = _unlike(given, head) or _unnamed(theirs, ours, len(given.weight))

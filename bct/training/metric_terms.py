@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from bct.distributed import all_gather, all_reduce, gather_rows, rank, world_size
+from bct.distributed import all_gather, gather_rows, joined_parts, rank, world_size
 from bct.streams import generator
 
 _LEAST = 1e-12  # of a squared distance: the root has a finite gradient
@@ -65,8 +65,10 @@ class MetricTerms(nn.Module):
         super().__init__()
         self.triplet_weight, self.margin, self.published = triplet_weight, margin, published
         self.centre_weight, self.centre_rate = centre_weight, centre_rate
-        drawn = torch.randn(shape, generator=generator("cpu", seed, "centre loss"))
-        self.register_buffer("centres", drawn if centre_weight else None)
+        drawn = None
+        if centre_weight:
+            drawn = torch.randn(shape, generator=generator("cpu", seed, "centre loss"))
+        self.register_buffer("centres", drawn)
 
     def forward(self, embeddings: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         embeddings = embeddings.float()
@@ -110,8 +112,7 @@ def triplet_loss_of_all(
         return triplet_loss(rows, labels, margin)
     everyone, theirs = gather_rows(rows), all_gather(labels)
     own = everyone.chunk(world_size())[rank()]
-    part = _of_anchors(own, labels, everyone, theirs, margin).sum() / len(everyone)
-    return part + (all_reduce(part.detach().clone()) - part.detach())
+    return joined_parts(_of_anchors(own, labels, everyone, theirs, margin).sum() / len(everyone))
 
 
 def _of_anchors(
